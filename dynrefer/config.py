@@ -200,10 +200,10 @@ def save_config(config: Any, path: str | os.PathLike) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
     if isinstance(value, _CommandLineValue):
         return _plain(value.value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -243,7 +243,9 @@ def _convert(value: Any, hint: Any, where: str, key: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
 
     def wrong() -> ValueError:
-        return ValueError(f"{where}: {key}: expected {_type_name(hint)}, got {value!r} ({type(value).__name__})")
+        return ValueError(
+            f"{where}: {key}: expected {_type_name(hint)}, got {_plain(value)!r} ({type(value).__name__})"
+        )
 
     if hint is Any:
         return _plain(value)
