@@ -1,0 +1,38 @@
+"""Region-level vision-language models: image + boxes or masks in, captions, tags, attributes and categories out.
+
+    import dynrefer
+
+    model = dynrefer.load("runs/quickstart")
+    results = dynrefer.RegionPredictor(model)("photo.jpg", boxes=[[40, 30, 180, 200]])
+    print(results[0].caption)
+
+Public names are imported when they are first used, so that `import dynrefer` costs milliseconds.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load": "dynrefer.models.auto",
+    "RegionPredictor": "dynrefer.predictor",
+    "Region": "dynrefer.data.schema",
+    "RegionResult": "dynrefer.data.schema",
+    "DynReferConfig": "dynrefer.models.dynrefer.config",
+    "DynReferModel": "dynrefer.models.dynrefer.model",
+    "DynReferProcessor": "dynrefer.models.dynrefer.processor",
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'dynrefer' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])
