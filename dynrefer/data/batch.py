@@ -1,0 +1,76 @@
+"""RegionBatch: what the loader hands to a model. One row a region, whatever image it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class RegionBatch:
+    """R regions, ready for a model. T counts text tokens (padded), each with a 0/1 mask of the same shape.
+
+    ids                R names; boxes (R, 4) float, the described boxes in image pixels
+    views              (R, V, 3, S, S) uint8; the model scales and normalizes them on its own device
+    scales             (R, V) t of every view; view_boxes (R, V, 4) image pixels; region_boxes (R, V, 4) view pixels
+    prompt_ids         (R, T) control words (None until known: inference with predicted tags), prompt_mask
+    caption_ids        (R, T) target captions, caption_mask: 0 also where a region has no caption
+    text_ids           (R, T) the same captions for the text encoder, text_mask
+    tags               (R, K) 0/1 float; tags_known (R,) bool: regions whose tags are annotated
+    attributes         (R, A) int8: 1, -1, or 0 for unknown; categories (R,) long, -1 for unknown
+    """
+
+    ids: list[str]
+    boxes: Tensor
+    views: Tensor
+    scales: Tensor
+    view_boxes: Tensor
+    region_boxes: Tensor
+    prompt_ids: Tensor | None = None
+    prompt_mask: Tensor | None = None
+    caption_ids: Tensor | None = None
+    caption_mask: Tensor | None = None
+    text_ids: Tensor | None = None
+    text_mask: Tensor | None = None
+    tags: Tensor | None = None
+    tags_known: Tensor | None = None
+    attributes: Tensor | None = None
+    categories: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> RegionBatch:
+        """The same batch with its tensors on a device."""
+        moved = {
+            field.name: getattr(self, field.name).to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def counts(self) -> dict[str, float]:
+        """The denominator of every task's loss: target tokens for captions, annotated regions for the others."""
+        counts = {}
+        if self.caption_mask is not None:
+            captioned = self.caption_mask.any(-1).sum().item()
+            counts |= {"captions": self.caption_mask.sum().item(), "region_text": captioned}
+        if self.tags_known is not None:
+            counts["tags"] = self.tags_known.sum().item()
+        if self.attributes is not None:
+            counts["attributes"] = (self.attributes != 0).any(-1).sum().item()
+        if self.categories is not None:
+            counts["categories"] = (self.categories >= 0).sum().item()
+        return {task: float(count) for task, count in counts.items()}
+
+    @classmethod
+    def concat(cls, batches: Sequence[RegionBatch]) -> RegionBatch:
+        """One batch of all the regions, in order. Only what inference needs is kept: no texts, no labels."""
+        kept = ("boxes", "views", "scales", "view_boxes", "region_boxes")
+        return cls(
+            ids=[name for batch in batches for name in batch.ids],
+            **{name: torch.cat([getattr(batch, name) for batch in batches]) for name in kept},
+        )

@@ -1,0 +1,245 @@
+"""Views: nested crops around a region, and the choice of how far each of them grows.
+
+A view at scale t in [0, 1] is the box b(t) = b0 + t * (b1 - b0), where b0 is the region's box and b1 the whole image
+(DynRefer, section 3.1). t = 0 is the region alone, t = 1 the image. View 0 is always t = 0.
+
+Shape letters: R regions, V views, S view size in pixels, C candidate scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CANDIDATE_SCALES = tuple(round(0.1 * i, 1) for i in range(1, 11))
+HASH_SIZE = 224  # side of the grey crop that the hash looks at
+HASH_BITS = 8  # the hash keeps the top-left 8 x 8 block of the transform
+
+# How many of the best scales a task wants, measured in the paper's figure 4: attributes live in the region itself,
+# captions want some context, too much of it hurts everything.
+TASK_SCALES = {"attributes": 0.1, "tags": 0.3, "categories": 0.3, "captions": 0.4}
+
+
+def view_boxes(boxes: Tensor, image_hw: tuple[int, int], scales: Tensor) -> Tensor:
+    """Boxes of the views in image pixels: b(t) = b0 + t * (b1 - b0).
+
+    boxes: (R, 4) or (4,) float xyxy pixels; scales: (R, V) or (V,) in [0, 1]. Returns (R, V, 4), or (V, 4) for one box.
+
+    >>> view_boxes(torch.tensor([40.0, 30, 80, 90]), (100, 200), torch.tensor([0.0, 0.5, 1.0])).tolist()
+    [[40.0, 30.0, 80.0, 90.0], [20.0, 15.0, 140.0, 95.0], [0.0, 0.0, 200.0, 100.0]]
+    """
+    height, width = image_hw
+    whole = boxes.new_tensor([0, 0, width, height])
+    return boxes[..., None, :] + scales[..., :, None].to(boxes) * (whole - boxes)[..., None, :]
+
+
+def pixel_boxes(boxes: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
+    """Float boxes -> the whole pixels that are cropped: clipped to the image, truncated, at least one pixel wide.
+
+    boxes: (..., 4) float xyxy. Returns (..., 4) int64. The arithmetic is float32, as in the released program: at
+    t = 1 float64 could truncate 239.99999 to another pixel.
+    """
+    height, width = image_hw
+    boxes = np.asarray(boxes, np.float32)
+    low = np.maximum(boxes[..., :2], 0).astype(np.int64)
+    high = np.minimum(boxes[..., 2:], np.array([width, height], np.float32)).astype(np.int64)
+    low = np.minimum(low, np.array([width - 1, height - 1]))
+    return np.concatenate([low, np.maximum(high, low + 1)], -1)
+
+
+def widen_boxes(boxes: np.ndarray) -> np.ndarray:
+    """Boxes thinner than a pixel become one pixel wide, before their views are made. boxes (R, 4) float."""
+    boxes = np.array(boxes, np.float32)
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+    return boxes
+
+
+def crop_views(
+    image: np.ndarray, boxes: np.ndarray, scales: np.ndarray, size: int, *, truncate_region_boxes: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut and resize the views of every region of one image.
+
+    image: (H, W, 3) uint8; boxes: (R, 4) float xyxy pixels; scales: (R, V). Each crop is resized to size x size, bicubic,
+    its aspect ratio squashed. truncate_region_boxes: round the region's box in the view down to whole view pixels, as
+    the released program does.
+    Returns views (R, V, 3, S, S) uint8, the cropped boxes (R, V, 4) in image pixels, and the region's box in each view
+    (R, V, 4) float32 in view pixels.
+    """
+    from PIL import Image
+
+    image_hw = image.shape[:2]
+    boxes = widen_boxes(boxes)
+    cropped = pixel_boxes(view_boxes(torch.from_numpy(boxes), image_hw, torch.as_tensor(scales)).numpy(), image_hw)
+    own = pixel_boxes(boxes, image_hw)  # (R, 4)
+    views = np.empty((*cropped.shape[:2], 3, size, size), np.uint8)
+    picture = Image.fromarray(image)
+    done: dict[tuple[int, ...], np.ndarray] = {}  # the whole image is one view of many regions
+    for r, v in np.ndindex(cropped.shape[:2]):
+        box = tuple(int(side) for side in cropped[r, v])
+        if box not in done:
+            # `box=` would let the filter read past the crop's edge: cut first, as a crop of its own
+            crop = picture.crop(box).resize((size, size), Image.Resampling.BICUBIC)
+            done[box] = np.asarray(crop).transpose(2, 0, 1)
+        views[r, v] = done[box]
+    origin = np.tile(cropped[..., :2], 2)  # (R, V, 4)
+    extent = np.tile(cropped[..., 2:] - cropped[..., :2], 2)  # (R, V, 4)
+    region_boxes = (own[:, None] - origin).astype(np.float32) * (size / extent).astype(np.float32)
+    if truncate_region_boxes:
+        region_boxes = np.trunc(region_boxes)
+    return views, cropped, region_boxes.astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------- perceptual hash
+
+
+def _resize_weights(source: int, target: int) -> np.ndarray:
+    """(target, source) matrix of OpenCV's bilinear resize: half-pixel centres, no antialiasing, clamped edges."""
+    centre = (np.arange(target, dtype=np.float64) + 0.5) * (source / target) - 0.5
+    low = np.floor(centre).astype(np.int64)
+    fraction = (centre - low).astype(np.float32)
+    weights = np.zeros((target, source), np.float32)
+    rows = np.arange(target)
+    np.add.at(weights, (rows, np.clip(low, 0, source - 1)), 1 - fraction)
+    np.add.at(weights, (rows, np.clip(low + 1, 0, source - 1)), fraction)
+    return weights
+
+
+def _dct_rows(size: int, count: int) -> np.ndarray:
+    """First `count` rows of the orthonormal DCT-II matrix of a given size. (count, size)"""
+    k, x = np.arange(count)[:, None], np.arange(size)[None]
+    rows = np.cos(np.pi * (2 * x + 1) * k / (2 * size)) * np.sqrt(2 / size)
+    rows[0] /= np.sqrt(2)
+    return rows.astype(np.float64)
+
+
+_DCT = _dct_rows(HASH_SIZE, HASH_BITS)  # (8, 224)
+_SIDE_WEIGHTS: dict[int, np.ndarray] = {}
+
+
+def _side_weights(side: int) -> np.ndarray:
+    """(8, side): resize to 224 and transform in one matrix, for a crop side in pixels. Both are linear and separable."""
+    if side not in _SIDE_WEIGHTS:
+        if len(_SIDE_WEIGHTS) > 4096:
+            _SIDE_WEIGHTS.clear()
+        _SIDE_WEIGHTS[side] = (_DCT @ _resize_weights(side, HASH_SIZE)).astype(np.float32)
+    return _SIDE_WEIGHTS[side]
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (H, W) float32 in 0..255 with the fixed-point weights of OpenCV's RGB2GRAY."""
+    r, g, b = (image[..., i].astype(np.int32) for i in range(3))
+    return ((r * 9798 + g * 19235 + b * 3735 + (1 << 14)) >> 15).astype(np.float32)
+
+
+def perceptual_hash(grey_image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """64 hash bits of each crop of a grey image.
+
+    grey_image: (H, W) float32; boxes: (N, 4) float xyxy, truncated to whole pixels. Returns (N, 64) bool.
+    A bit is "this low-frequency coefficient of the 224 x 224 crop lies above the mean of the 8 x 8 block".
+    Only 8 x 8 of the 224 x 224 coefficients are needed, and resizing and the transform are both linear and separable:
+    two small matrix products a crop replace the resize and the full transform.
+    """
+    image_hw = grey_image.shape
+    cropped = pixel_boxes(boxes, image_hw)
+    block = np.empty((len(cropped), HASH_BITS, HASH_BITS), np.float32)
+    for n, (x1, y1, x2, y2) in enumerate(cropped):
+        rows = _side_weights(int(y2 - y1)) @ grey_image[y1:y2, x1:x2]  # (8, w)
+        block[n] = rows @ _side_weights(int(x2 - x1)).T
+    block = block.reshape(len(cropped), -1)
+    return block > block.mean(-1, keepdims=True)
+
+
+# ---------------------------------------------------------------------------------------------- choice of scales
+
+
+def phash_scales(hashes: np.ndarray, num_extra: int) -> np.ndarray:
+    """Released choice: the extra scales that differ most from view 0, divided by t to hold context back.
+
+    hashes: (R, 1 + C, 64) bool at t = 0 and at every candidate. Returns (R, num_extra), best first; ties go to the
+    smaller t (DynRefer, section 3.3).
+    """
+    candidates = np.array(CANDIDATE_SCALES)
+    score = (hashes[:, 1:] != hashes[:, :1]).sum(-1) / candidates  # (R, C)
+    best = np.argsort(-score, axis=1, kind="stable")[:, :num_extra]
+    return candidates[best]
+
+
+def joint_scales(hashes: np.ndarray, num_extra: int) -> np.ndarray:
+    """Extra scales that differ from view 0 and from each other: the set with the largest sum of pairwise distances,
+    each divided by the larger t of the pair. Same shapes as phash_scales."""
+    from itertools import combinations
+
+    scales = np.array((0.0, *CANDIDATE_SCALES))
+    distance = (hashes[:, :, None] != hashes[:, None]).sum(-1) / np.maximum(
+        np.maximum(scales[:, None], scales[None]), CANDIDATE_SCALES[0]
+    )  # (R, 1 + C, 1 + C)
+    sets = np.array(list(combinations(range(1, len(scales)), num_extra)))  # (N, num_extra), in order of t
+    with_zero = np.concatenate([np.zeros((len(sets), 1), int), sets], 1)
+    pairs = list(combinations(range(with_zero.shape[1]), 2))
+    score = sum(distance[:, with_zero[:, a], with_zero[:, b]] for a, b in pairs)  # (R, N)
+    return scales[sets[np.argmax(score, axis=1)]]
+
+
+HASH_STRATEGIES = {"phash": phash_scales, "joint": joint_scales}
+VIEW_STRATEGIES = ("phash", "joint", "task", "random", "fixed")
+
+
+def choose_scales(
+    strategy: str,
+    image: np.ndarray,
+    boxes: np.ndarray,
+    num_views: int,
+    generators: Sequence[np.random.Generator],
+    *,
+    task: str = "captions",
+) -> np.ndarray:
+    """Scales of the views of every region of one image.
+
+    strategy: "phash" (released, image prior), "joint" (views also differ from each other), "task" (the scale the task
+    likes, spread around it), "random" (training: distinct candidates, uniform) or "fixed:0,0.3,1" (exactly these).
+    image: (H, W, 3) uint8; boxes: (R, 4); generators: one a region, read by "random" only.
+    Returns (R, V) float32, except for "fixed" the first column is 0. Raises ValueError on an unknown strategy.
+    """
+    num_regions, num_extra = len(boxes), num_views - 1
+    name, _, values = strategy.partition(":")
+    if name == "fixed":
+        return np.tile(fixed_scales(values, num_views), (num_regions, 1))
+    if values or name not in VIEW_STRATEGIES:
+        raise ValueError(f"view strategy {strategy!r}: expected one of {', '.join(VIEW_STRATEGIES)} (fixed:0,0.3,1)")
+    if num_extra > len(CANDIDATE_SCALES):
+        raise ValueError(f"num_views {num_views}: at most {len(CANDIDATE_SCALES) + 1}; view 0 and ten candidates")
+    scales = np.zeros((num_regions, num_views), np.float32)
+    if not num_extra or not num_regions:
+        return scales
+    if name == "random":
+        for r, generator in enumerate(generators):
+            scales[r, 1:] = generator.choice(CANDIDATE_SCALES, num_extra, replace=False)
+    elif name == "task":
+        if task not in TASK_SCALES:
+            raise ValueError(f"task {task!r}: expected one of {', '.join(TASK_SCALES)}")
+        nearest = sorted(CANDIDATE_SCALES, key=lambda t: (abs(t - TASK_SCALES[task]), t))[:num_extra]
+        scales[:, 1:] = np.sort(nearest)
+    else:
+        candidates = np.array((0.0, *CANDIDATE_SCALES), np.float32)
+        image_hw = image.shape[:2]
+        grown = view_boxes(torch.from_numpy(widen_boxes(boxes)), image_hw, torch.from_numpy(candidates)).numpy()
+        hashes = perceptual_hash(grey(image), grown.reshape(-1, 4)).reshape(num_regions, len(candidates), -1)
+        scales[:, 1:] = HASH_STRATEGIES[name](hashes, num_extra)
+    return scales
+
+
+def fixed_scales(text: str, num_views: int) -> np.ndarray:
+    """ "0,0.3,1" -> (V,) float32; ValueError unless there are num_views numbers in [0, 1]."""
+    try:
+        scales = np.array([float(part) for part in text.split(",")], np.float32)
+    except ValueError:
+        scales = np.array([], np.float32)
+    if len(scales) != num_views or not ((scales >= 0) & (scales <= 1)).all():
+        raise ValueError(
+            f"view strategy 'fixed:{text}': expected {num_views} comma-separated scales in [0, 1], one a view of "
+            f"this model, such as fixed:{','.join(['0', '0.3', '1', '0.6'][:num_views])}"
+        )
+    return scales

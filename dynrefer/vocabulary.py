@@ -1,0 +1,131 @@
+"""Word lists: tags, attributes and categories, their texts for the text encoder, and their hashes."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+# Synonyms that the attribute list itself does not spell out (OVAD's evaluation adds them).
+EXTRA_SYNONYMS = {
+    "young/baby": ("kid", "kids", "child", "toddler", "boy", "girl"),
+    "adult/old/aged": ("teen", "elder"),
+}
+ATTRIBUTE_TEMPLATES = {
+    "is": ("the {attribute} {noun}", "the {noun} is {attribute}"),
+    "has": ("the {attribute} {type} {noun}", "the {noun} has {attribute} {type}"),
+}
+
+
+class Vocabulary:
+    """Names <-> ids of one word list. `hash` changes whenever a word or the order does.
+
+    >>> Vocabulary(["cup", "lamp"]).ids(["lamp"])
+    [1]
+    """
+
+    def __init__(self, words: Sequence[str], kind: str = "word"):
+        self.words, self.kind = tuple(words), kind
+        repeated = [word for word, count in Counter(self.words).items() if count > 1]
+        if repeated:
+            raise ValueError(f"{kind} list: {repeated[0]!r} stands in it {Counter(words)[repeated[0]]} times; once each")
+        self.index = {word: i for i, word in enumerate(self.words)}
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def ids(self, words: Iterable[str]) -> list[int]:
+        """Ids in the order given; ValueError with the nearest word for an unknown one."""
+        ids = []
+        for word in words:
+            if word not in self.index:
+                near = difflib.get_close_matches(word, self.words, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"unknown {self.kind} {word!r}: not among the {len(self)} of this list{hint}")
+            ids.append(self.index[word])
+        return ids
+
+    @property
+    def hash(self) -> str:
+        return text_hash(self.words)
+
+
+def text_hash(texts: Sequence[str]) -> str:
+    """Sixteen hex digits of the texts in their order."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def read_words(source: str | Path | Sequence[str]) -> list[str]:
+    """A list of names: a text file with one a line, a JSON list (of names or of {"name"}), or the list itself."""
+    if not isinstance(source, str | Path):
+        return [str(word) for word in source]
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"word list {str(path)!r}: no such file; expected one name a line, or a JSON list of names")
+    if path.suffix == ".json":
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = entries.get("categories", entries) if isinstance(entries, dict) else entries
+        return [entry["name"] if isinstance(entry, dict) else str(entry) for entry in entries]
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def read_attributes(source: str | Path | Sequence) -> list[dict]:
+    """Attributes in OVAD's format: {"attributes": [{"name": "color:red", "type", "is_has_att"}]} or the bare list.
+
+    A plain list of names, "type:word" or just "word", is read too. Returns dicts with name, type, is_has_att.
+    """
+    entries = source
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not path.is_file():
+            raise ValueError(f"attribute list {str(path)!r}: no such file; expected OVAD's JSON or one name a line")
+        if path.suffix == ".json":
+            entries = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            entries = read_words(path)
+    if isinstance(entries, dict):
+        entries = entries["attributes"]
+    attributes = []
+    for entry in entries:
+        entry = {"name": entry} if isinstance(entry, str) else dict(entry)
+        kind = entry.get("type") or (entry["name"].split(":")[0] if ":" in entry["name"] else "")
+        how = entry.get("is_has_att", "is")
+        if how not in ATTRIBUTE_TEMPLATES:
+            raise ValueError(f"attribute {entry['name']!r}: is_has_att is {how!r}, expected 'is' or 'has'")
+        attributes.append({"name": entry["name"], "type": kind, "is_has_att": how})
+    Vocabulary([entry["name"] for entry in attributes], "attribute")
+    return attributes
+
+
+def attribute_texts(attributes: Sequence[dict]) -> tuple[list[str], list[int]]:
+    """Texts of every attribute, and the attribute that each text belongs to.
+
+    "color:red/reddish" of the has-type gives "the red color", "the has red color", "the reddish color", ...: attributes,
+    then synonyms, then templates (DynRefer's released templates; the noun is empty).
+    """
+    texts, owners = [], []
+    for i, attribute in enumerate(attributes):
+        words = attribute["name"].split(":", 1)[-1]
+        kind = attribute["type"].replace(" tone", "")
+        for word in (*words.split("/"), *EXTRA_SYNONYMS.get(words, ())):
+            for template in ATTRIBUTE_TEMPLATES[attribute["is_has_att"]]:
+                texts.append(template.format(attribute=word, type=kind, noun="").strip())
+                owners.append(i)
+    return texts, owners
+
+
+def category_texts(categories: Sequence[str]) -> list[str]:
+    """ "the {name}" in lower case, one a category."""
+    return [f"the {name}".lower() for name in categories]
+
+
+def words_of_records(records: Iterable, field: str, min_count: int = 1) -> list[str]:
+    """The words of a field of the records ("tags", "category", "attributes") that occur often enough, sorted."""
+    counts: Counter[str] = Counter()
+    for record in records:
+        value = getattr(record, field)
+        counts.update([value] if isinstance(value, str) else value or ())
+    return sorted(word for word, count in counts.items() if count >= min_count)
