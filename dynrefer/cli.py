@@ -1,0 +1,252 @@
+"""The `dynrefer` command. Only what a command needs is imported, and only when it runs: `--help` answers at once."""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import dynrefer
+
+DTYPES = ("float32", "bfloat16", "float16")
+USER_ERROR = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"dynrefer: error: {message}; `{self.prog} --help` shows the options\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit status: 0, 2 after a user's mistake, 130 when interrupted.
+
+    Mistakes in input and settings print one line; DYNREFER_DEBUG=1 in the environment shows where they were found.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["convert"] and argv[1:2] and argv[1] in _converters():
+            return importlib.import_module(f"dynrefer.models.{argv[1]}.convert").main(argv[2:]) or 0
+        args = _parser().parse_args(argv)
+        return args.run(args)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `dynrefer ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("DYNREFER_DEBUG"):
+            raise
+        print(f"dynrefer: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="dynrefer", description="Describes regions of images: captions, tags, attributes, categories."
+    )
+    parser.add_argument("--version", action="version", version=f"dynrefer {dynrefer.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    caption = commands.add_parser(
+        "caption",
+        help="describe boxes or masks of a picture",
+        description="Describes regions of a picture, one result a box or mask, in the order given.",
+    )
+    caption.add_argument("photo", help="path of the picture")
+    _model_options(caption, "--model")
+    caption.add_argument(
+        "--box",
+        nargs=4,
+        type=float,
+        action="append",
+        metavar="N",
+        help="one region's box; again for each further region",
+    )
+    caption.add_argument(
+        "--mask", nargs="+", action="extend", metavar="PNG", help="one region's mask, non-zero inside; gives the box"
+    )
+    caption.add_argument(
+        "--box-format", default="xyxy", help="xyxy, xywh or cxcywh; with -unit 0..1, with -1000 0..1000"
+    )
+    caption.add_argument("--control", metavar="WORDS", help="words for the caption to build on; '' for none")
+    caption.add_argument("--tag-threshold", type=float, metavar="P", help="least probability of a tag that is reported")
+    caption.add_argument("--attributes", metavar="NAMES", help="attributes to score: a,b,c or a file with one a line")
+    caption.add_argument(
+        "--categories", metavar="NAMES", help="categories to choose from: a,b,c or a file with one a line"
+    )
+    caption.add_argument("--view-strategy", metavar="NAME", help="how the views are chosen, for instance phash")
+    caption.add_argument(
+        "--generation",
+        nargs="+",
+        action="extend",
+        metavar="KEY=VALUE",
+        help="text generation, for instance num_beams=5",
+    )
+    caption.add_argument("--json", action="store_true", help="one JSON object a region and line")
+    caption.set_defaults(run=_caption)
+
+    info = commands.add_parser(
+        "info", help="sizes, vocabularies and licence of a model", description="Describes a model."
+    )
+    _model_options(info, "model")
+    info.add_argument("--json", action="store_true", help="one JSON object")
+    info.set_defaults(run=_info)
+
+    families = _converters()
+    if families:
+        convert = commands.add_parser("convert", help="released weights -> a model folder")
+        convert.add_argument(
+            "family", choices=families, help="model family; `dynrefer convert FAMILY --help` says more"
+        )
+    return parser
+
+
+def _model_options(parser: argparse.ArgumentParser, name: str) -> None:
+    required = {"required": True} if name.startswith("-") else {}
+    parser.add_argument(name, **required, metavar="MODEL", help="run folder, model folder or hub id")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--dtype", choices=DTYPES, help="number type of the weights, as saved where not given")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+
+
+def _converters() -> list[str]:
+    """Names of the model families that can read released weights."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob("models/*/convert.py"))
+
+
+def _load(args: argparse.Namespace) -> Any:
+    dtype = None
+    if args.dtype is not None:
+        import torch
+
+        dtype = getattr(torch, args.dtype)
+    return dynrefer.load(args.model, device=args.device, dtype=dtype, revision=args.revision)
+
+
+def _caption(args: argparse.Namespace) -> int:
+    if not args.box and not args.mask:
+        raise ValueError("no region; give --box X1 Y1 X2 Y2 or --mask FILE.png, each as often as there are regions")
+    # everything that can be wrong with the user's input is looked at before the model is loaded
+    from dynrefer.boxes import check_boxes, to_xyxy
+    from dynrefer.images import open_image
+
+    image = open_image(args.photo)
+    if args.box:
+        check_boxes(to_xyxy(args.box, args.box_format, image.shape[:2]), image.shape[:2])
+    options = {
+        "box_format": args.box_format,
+        "masks": args.mask,
+        "control": args.control,
+        "tag_threshold": args.tag_threshold,
+        "attributes": args.attributes and _names(args.attributes, "--attributes"),
+        "categories": args.categories and _names(args.categories, "--categories"),
+        "view_strategy": args.view_strategy,
+        "generation": args.generation and _settings(args.generation),
+    }
+    results = dynrefer.RegionPredictor(_load(args))(image, args.box, **options)
+    for index, result in enumerate(results):
+        print(json.dumps(result.to_dict(), ensure_ascii=False) if args.json else _result_text(index, result))
+    sys.stdout.flush()
+    return 0
+
+
+def _names(text: str, option: str) -> list[str]:
+    """Names from `a,b,c` or from a file with one name a line."""
+    if Path(text).is_file():
+        names = Path(text).read_text(encoding="utf-8").splitlines()
+    elif text.endswith((".txt", ".csv", ".json")):
+        raise ValueError(f"{option}: no file {text!r}; give names as a,b,c or the path of a file with one name a line")
+    else:
+        names = text.split(",")
+    names = [name.strip() for name in names if name.strip()]
+    if not names:
+        raise ValueError(f"{option}: {text!r} holds no name; give a,b,c or a file with one name a line")
+    return names
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    from dynrefer.config import parse_value
+
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--generation: {pair!r} is no setting; write KEY=VALUE, for instance num_beams=5")
+        settings[key] = parse_value(value)
+    return settings
+
+
+def _result_text(index: int, result: Any) -> str:
+    box = ", ".join(f"{number:.6g}" for number in result.box)
+    lines = [f"{index}: {result.caption}  (score {result.score:.3f}, box {box})"]
+    for title, scored in (("tags", result.tags), ("attributes", result.attributes[:5])):
+        if scored:
+            lines.append(f"   {title}: " + ", ".join(f"{item['name']} {item['score']:.2f}" for item in scored))
+    if result.category is not None:
+        lines.append(f"   category: {result.category['name']} {result.category['score']:.2f}")
+    lines.append("   views: " + ", ".join(f"{scale:.3g}" for scale in result.scales))
+    return "\n".join(lines)
+
+
+def _info(args: argparse.Namespace) -> int:
+    facts = _facts(_load(args), args.model)
+    if args.json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return 0
+    width = max(len(part) for part in facts["parameters"])
+    print(f"{facts['model']}: family {facts['family']}, {facts['dtype']} on {facts['device']}")
+    print(f"licence: {facts['licence'] or 'not stated'}")
+    print("parameters:" + " " * width + "   trainable         frozen")
+    for part, count in facts["parameters"].items():
+        print(f"  {part:<{width + 2}} {count['trainable']:>14,} {count['frozen']:>14,}")
+    print("vocabularies: " + (", ".join(f"{size:,} {name}" for name, size in facts["vocabularies"].items()) or "none"))
+    print("settings:")
+    for name, value in facts["settings"].items():
+        print(f"  {name}: {value}")
+    print("versions: " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
+    return 0
+
+
+def _facts(model: Any, name: str) -> dict[str, Any]:
+    import platform
+    from importlib.metadata import version
+
+    from dynrefer.vocabulary import Vocabulary
+
+    def count(parameters: Any) -> dict[str, int]:
+        sizes = {"trainable": 0, "frozen": 0}
+        for parameter in parameters:
+            sizes["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
+        return sizes
+
+    parameters = {part: count(module.parameters()) for part, module in model.named_children()}
+    loose = count(
+        model.parameters(recurse=False)
+    )  # tensors of the model itself, for instance the learned prompt vector
+    if any(loose.values()):
+        parameters["own tensors"] = loose
+    parameters["total"] = count(model.parameters())
+    settings = {key: value for key, value in model.config.to_diff_dict().items() if not key.startswith("_")}
+    lists = {**vars(model.config), **vars(model.processor)}
+    return {
+        "model": name,
+        "family": model.config.model_type,
+        "licence": getattr(model.config, "licence", None),
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "parameters": {part: sizes for part, sizes in parameters.items() if any(sizes.values())},
+        "vocabularies": {key: len(value) for key, value in lists.items() if isinstance(value, Vocabulary)},
+        "settings": settings,
+        "versions": {
+            "dynrefer": dynrefer.__version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("torch", "transformers")},
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
