@@ -1,0 +1,146 @@
+"""One way to open an image: whatever comes in, RGB uint8 as a viewer would show it goes out."""
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+EXIF_ORIENTATION = 0x0112
+# what Pillow's decoders raise on damaged files, one kind a format
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    EOFError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
+
+
+def open_image(source: ImageSource) -> np.ndarray:
+    """The picture as RGB uint8, (H, W, 3), the way a viewer shows it.
+
+    source: a path, an encoded file's bytes, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of
+    uint8 or uint16. EXIF rotation is applied (so boxes count in the upright picture), an animation gives its first
+    frame (a PIL image its current one), 16-bit values become value // 257, transparent pixels are laid over white.
+    Raises ValueError that names the file or the array for anything missing, truncated or of another kind.
+    """
+    if isinstance(source, Image.Image):
+        return _from_pil(source, "the PIL image")
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _from_file(io.BytesIO(bytes(source)), f"image of {len(source)} bytes", len(source))
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if not path.is_file():
+            kind = "is a folder" if path.is_dir() else "no such file"
+            raise ValueError(f"image {source}: {kind}; give the path of a JPEG, PNG, WebP, GIF, BMP or TIFF file")
+        try:
+            with open(path, "rb") as file:
+                return _from_file(file, f"image {source}", path.stat().st_size)
+        except OSError as error:
+            raise ValueError(f"image {source}: cannot be read ({error})") from error
+    if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
+        return _from_array(np.asarray(source))
+    raise ValueError(
+        f"image of type {type(source).__name__}: expected a path, bytes, a PIL image or a uint8 array (H, W, 3)"
+    )
+
+
+def _from_file(file: io.BufferedIOBase, name: str, num_bytes: int) -> np.ndarray:
+    if num_bytes == 0:
+        raise ValueError(f"{name}: the file is empty (0 bytes); download or write it again")
+    try:
+        with Image.open(file) as image:
+            return _from_pil(image, name)
+    except UnidentifiedImageError:
+        raise ValueError(f"{name}: not an image that Pillow can read (damaged, or another kind of file)") from None
+
+
+def _from_pil(image: Image.Image, name: str) -> np.ndarray:
+    try:
+        image.load()
+        if image.mode == "F":
+            raise ValueError("floating-point pixels have no agreed range; save it as 8 or 16 bit")
+        pixels = _to_rgb(image)
+    except DECODE_ERRORS as error:
+        raise ValueError(f"{name}: cannot be decoded, truncated or damaged or unsupported ({error})") from error
+    if 0 in pixels.shape:
+        raise ValueError(f"{name}: no pixels, size {pixels.shape[1]} x {pixels.shape[0]}")
+    return np.ascontiguousarray(_upright(pixels, _orientation(image)))
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of a loaded PIL image."""
+    if image.mode.startswith("I"):  # "I;16", "I;16B", "I" (16 bits in 32): Pillow's own conversion would clip at 255
+        return _from_array(_sixteen_bits(np.asarray(image)))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        if image.mode in ("RGBa", "La"):  # premultiplied
+            image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
+        return _over_white(np.asarray(image.convert("RGBA")))
+    return np.asarray(image.convert("RGB"))
+
+
+def _sixteen_bits(values: np.ndarray) -> np.ndarray:
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise ValueError(f"pixel values {values.min()}..{values.max()}; expected 16 bits, 0..65535; save it as 8 bit")
+    return values.astype(np.uint16)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1-8; 1 where the picture has none, or a damaged EXIF block, which viewers ignore too."""
+    try:
+        value = image.getexif().get(EXIF_ORIENTATION, 1)
+    except DECODE_ERRORS:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undoes the EXIF orientation: 1 as it is, 2-4 mirrored or upside down, 5-8 with height and width exchanged."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def _from_array(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        raise ValueError(f"image array of shape {array.shape}: channels come last, (H, W, 3); transpose it (1, 2, 0)")
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
+        raise ValueError(
+            f"image array of shape {array.shape}: expected (H, W), (H, W, 3) or (H, W, 4) with pixels in it"
+        )
+    if array.dtype == np.uint16:
+        array = (array // 257).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise ValueError(
+            f"image array of type {array.dtype}: expected uint8 in 0..255; scale, round and convert it first"
+        )
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.shape[2] == 4:
+        return _over_white(array)
+    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+def _over_white(rgba: np.ndarray) -> np.ndarray:
+    """RGBA (H, W, 4) -> RGB (H, W, 3): opaque pixels as they are, others mixed with white by their alpha."""
+    rgb, alpha = rgba[:, :, :3], rgba[:, :, 3:]
+    if (alpha == 255).all():
+        return np.ascontiguousarray(rgb)
+    mixed = rgb.astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16))  # at most 255 * 255
+    return ((mixed + 127) // 255).astype(np.uint8)

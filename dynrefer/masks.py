@@ -1,0 +1,203 @@
+"""Masks: arrays, PNG files, COCO run lengths and polygons -> bool (H, W); mask -> box; mask -> run lengths."""
+
+import os
+
+import numpy as np
+from PIL import Image
+
+from dynrefer.boxes import check_image_hw
+from dynrefer.images import DECODE_ERRORS
+
+LOSSLESS = ("PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+
+
+def to_mask(mask: object, image_hw: tuple[int, int]) -> np.ndarray:
+    """The region's pixels, bool (H, W), where (H, W) = image_hw.
+
+    mask: an array (H, W) of bool or integers (non-zero is inside), a PIL image or the path of a PNG (non-zero is
+    inside; where its alpha varies, alpha > 0), a COCO run-length dict {"size": [H, W], "counts": str, bytes or list},
+    or polygons [[x1, y1, x2, y2, ...], ...] in pixels (also one flat polygon).
+    Raises ValueError for another size than the image's, an empty mask, or a damaged one.
+    """
+    image_hw = check_image_hw(image_hw)
+    if isinstance(mask, dict):
+        result = _from_rle(mask, image_hw)
+    elif isinstance(mask, (list, tuple)) and not (len(mask) and isinstance(mask[0], np.ndarray) and mask[0].ndim > 1):
+        result = _from_polygons(mask, image_hw)
+    elif isinstance(mask, (str, os.PathLike, Image.Image)):
+        result = _from_picture(mask)
+    elif isinstance(mask, np.ndarray) or hasattr(mask, "__array__"):
+        result = _from_array(np.asarray(mask))
+    else:
+        raise ValueError(
+            f"mask of type {type(mask).__name__}: expected a bool array (H, W), a PNG path, a COCO run-length dict "
+            "or a list of polygons"
+        )
+    if result.shape != image_hw:
+        raise ValueError(_other_size(result.shape, image_hw))
+    if not result.any():
+        raise ValueError("empty mask: no pixel is inside; a region has at least one")
+    return result
+
+
+def mask_to_box(mask: np.ndarray) -> np.ndarray:
+    """Tight box (4,) float64 xyxy of a bool mask (H, W): (min x, min y, max x + 1, max y + 1). ValueError if empty.
+
+    >>> mask_to_box(np.array([[False, False, False], [False, True, True]])).tolist()
+    [1.0, 1.0, 3.0, 2.0]
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2:
+        raise ValueError(f"mask of shape {mask.shape}: expected (H, W)")
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        raise ValueError("empty mask: no pixel is inside; a region has at least one")
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float64)
+
+
+def mask_to_rle(mask: np.ndarray) -> dict:
+    """COCO's compressed run lengths {"size": [H, W], "counts": str} of a bool mask (H, W); fit for JSON."""
+    from pycocotools import mask as coco
+
+    rle = coco.encode(np.asfortranarray(np.asarray(mask, dtype=bool).astype(np.uint8)))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def check_mask_record(mask: object, image_hw: tuple[int, int]) -> None:
+    """Form of a mask in a record (run lengths or polygons) without decoding it; ValueError says what is wrong."""
+    if isinstance(mask, dict):
+        _check_rle_form(mask, image_hw)
+    elif isinstance(mask, (list, tuple)):
+        _check_polygons(mask, image_hw)
+    else:
+        raise ValueError(f"mask of type {type(mask).__name__}: a record holds a COCO run-length dict or polygons")
+
+
+def _other_size(mask_hw: tuple[int, ...], image_hw: tuple[int, int]) -> str:
+    return (
+        f"mask of size {tuple(int(side) for side in mask_hw)} for an image of size {image_hw}, both (height, width); "
+        "they must be equal: resize the mask (nearest neighbour) or give the image it was drawn on"
+    )
+
+
+def _from_array(array: np.ndarray) -> np.ndarray:
+    if array.ndim != 2:
+        raise ValueError(f"mask array of shape {array.shape}: expected one mask, (H, W)")
+    if array.dtype != bool and not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"mask array of type {array.dtype}: expected bool or uint8; threshold it first, as in mask > 0.5"
+        )
+    return array != 0
+
+
+def _from_picture(source: str | os.PathLike | Image.Image) -> np.ndarray:
+    """Non-zero pixels of a mask file. Palette masks count by index, not by colour: index 0 is the background."""
+    name = "mask image" if isinstance(source, Image.Image) else f"mask {source}"
+    if not isinstance(source, Image.Image) and not os.path.isfile(source):
+        raise ValueError(f"{name}: no such file; give the path of a PNG")
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(source)
+        image.load()
+        if image.format not in (*LOSSLESS, None):
+            raise ValueError(f"{image.format} blurs the edge of a mask; save it as PNG")
+        values = np.asarray(image.convert("RGBA") if image.mode in ("PA", "RGBa", "La") else image)
+    except DECODE_ERRORS as error:
+        raise ValueError(f"{name}: cannot be read as a mask ({error})") from error
+    if values.ndim == 2:
+        return values != 0
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        alpha = values[:, :, -1]
+        if (alpha != alpha.flat[0]).any():
+            return alpha > 0
+        values = values[:, :, :-1]
+    return (values != 0).any(axis=2)
+
+
+def _check_rle_form(rle: dict, image_hw: tuple[int, int]) -> None:
+    if set(rle) != {"size", "counts"}:
+        raise ValueError(f"mask with keys {sorted(map(str, rle))}: run lengths have exactly 'size' and 'counts'")
+    size = check_image_hw(rle["size"])
+    if size != tuple(image_hw):
+        raise ValueError(_other_size(size, tuple(image_hw)))
+    if not isinstance(rle["counts"], (str, bytes, list, tuple, np.ndarray)):
+        raise ValueError(f"mask counts of type {type(rle['counts']).__name__}: expected a string, bytes or a list")
+
+
+def _from_rle(rle: dict, image_hw: tuple[int, int]) -> np.ndarray:
+    """Run lengths to a mask, decoded here: the C decoder trusts the counts, and a damaged file must not crash a run."""
+    _check_rle_form(rle, image_hw)
+    counts = rle["counts"]
+    if isinstance(counts, (str, bytes)):
+        counts = _uncompress(counts)
+    else:
+        try:
+            numbers = np.asarray(counts, dtype=np.float64).reshape(-1)
+        except (TypeError, ValueError):
+            raise ValueError("mask counts: expected whole numbers, the lengths of runs outside, inside, ...") from None
+        if not (np.isfinite(numbers) & (numbers == np.floor(numbers))).all():
+            raise ValueError("mask counts: expected whole numbers, the lengths of runs outside, inside, ...")
+        counts = numbers.astype(np.int64)
+    height, width = image_hw
+    if (counts < 0).any() or (counts > height * width).any() or counts.sum() != height * width:
+        raise ValueError(
+            f"mask counts add up to {counts.sum()}, expected {height * width} = {height} x {width} "
+            "(no run negative); the run lengths are damaged or of another image"
+        )
+    inside = np.arange(counts.size) % 2 == 1
+    return np.repeat(inside, counts).reshape(width, height).T.copy()  # runs go down the columns
+
+
+def _uncompress(text: str | bytes) -> np.ndarray:
+    """COCO's compressed counts -> run lengths (N,): 5 bits a character, low first, from the third on as differences."""
+    try:
+        codes = (
+            np.frombuffer(text.encode("ascii") if isinstance(text, str) else text, dtype=np.uint8).astype(np.int64) - 48
+        )
+    except UnicodeEncodeError:
+        raise ValueError("mask counts: not COCO's compressed run lengths (a character outside ASCII)") from None
+    if not codes.size:
+        return np.zeros(0, dtype=np.int64)
+    last = (codes & 0x20) == 0  # no continuation bit
+    if (codes < 0).any() or (codes > 63).any() or not last[-1]:
+        raise ValueError("mask counts: not COCO's compressed run lengths (cut off, or a character outside '0'..'o')")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 8:
+        raise ValueError("mask counts: not COCO's compressed run lengths (a number of more than 40 bits)")
+    position = np.arange(codes.size) - np.repeat(starts, lengths)
+    values = np.add.reduceat((codes & 0x1F) << (5 * position), starts)
+    values -= np.where(codes[ends] & 0x10, np.int64(1) << (5 * lengths), 0)  # sign bit of the last character
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])  # counts[2] stands alone: differences begin with counts[3] - counts[1]
+    return values
+
+
+def _check_polygons(polygons: list | tuple, image_hw: tuple[int, int]) -> list[list[float]]:
+    if not len(polygons):
+        raise ValueError("mask without a polygon: expected [[x1, y1, x2, y2, x3, y3, ...], ...]")
+    if all(isinstance(value, (int, float, np.number)) for value in polygons):
+        polygons = [polygons]
+    reach = 10 * max(image_hw)  # far-off corners cost the rasteriser memory by their distance
+    result = []
+    for index, polygon in enumerate(polygons):
+        try:
+            numbers = np.asarray(polygon, dtype=np.float64)
+        except (TypeError, ValueError):
+            numbers = np.zeros((0, 0))
+        if numbers.ndim != 1 or numbers.size % 2 or numbers.size < 6:
+            count = f"{numbers.size} numbers" if numbers.ndim == 1 else "something else"
+            raise ValueError(
+                f"mask polygon {index}: {count}; expected an even number of at least 6, [x1, y1, x2, y2, x3, y3, ...]"
+            )
+        if not np.isfinite(numbers).all() or np.abs(numbers).max() > reach:
+            raise ValueError(f"mask polygon {index}: a corner is not finite or over {reach} pixels away from the image")
+        result.append(numbers.tolist())
+    return result
+
+
+def _from_polygons(polygons: list | tuple, image_hw: tuple[int, int]) -> np.ndarray:
+    polygons = _check_polygons(polygons, image_hw)
+    from pycocotools import mask as coco
+
+    return coco.decode(coco.merge(coco.frPyObjects(polygons, *image_hw))).astype(bool)
