@@ -1,0 +1,1 @@
+"""Evaluation: predictions file -> scores -> report. `python -m eval.run --model RUN_OR_HUB_ID --task NAME`."""

