@@ -130,12 +130,11 @@ def _caption(args: argparse.Namespace) -> int:
     if not args.box and not args.mask:
         raise ValueError("no region; give --box X1 Y1 X2 Y2 or --mask FILE.png, each as often as there are regions")
     # everything that can be wrong with the user's input is looked at before the model is loaded
-    from dynrefer.boxes import check_boxes, to_xyxy
     from dynrefer.images import open_image
+    from dynrefer.predictor import RegionPredictor, check_regions
 
     image = open_image(args.photo)
-    if args.box:
-        check_boxes(to_xyxy(args.box, args.box_format, image.shape[:2]), image.shape[:2])
+    check_regions(args.box, args.box_format, args.mask, None, image.shape[:2])
     options = {
         "box_format": args.box_format,
         "masks": args.mask,
@@ -146,7 +145,7 @@ def _caption(args: argparse.Namespace) -> int:
         "view_strategy": args.view_strategy,
         "generation": args.generation and _settings(args.generation),
     }
-    results = dynrefer.RegionPredictor(_load(args))(image, args.box, **options)
+    results = RegionPredictor(_load(args))(image, args.box, **options)
     for index, result in enumerate(results):
         print(json.dumps(result.to_dict(), ensure_ascii=False) if args.json else _result_text(index, result))
     sys.stdout.flush()

@@ -97,7 +97,7 @@ class RegionPredictor:
             except ValueError as error:
                 raise ValueError(f"image {index}: {error}" if several else str(error)) from error
             try:
-                image_boxes, image_masks = _check_regions(
+                image_boxes, image_masks = check_regions(
                     boxes[index], box_format, masks[index], ids[index], pixels.shape[:2]
                 )
             except ValueError as error:
@@ -148,10 +148,12 @@ def _one_per_image(value: Any, name: str, num_images: int) -> list:
     return list(value)
 
 
-def _check_regions(
+def check_regions(
     boxes: Any, box_format: str, masks: Any, ids: Any, image_hw: tuple[int, int]
 ) -> tuple[np.ndarray, list | None]:
     """Valid xyxy boxes (N, 4) of one image, and its N masks as given, each of which `to_mask` accepts.
+
+    Arguments as for `RegionPredictor`, for one image of size image_hw; ValueError names the box or mask at fault.
 
     Masks are decoded one at a time here and again when their chunk's turn comes: N masks of a large image decoded
     at once would not fit into memory.

@@ -1,0 +1,239 @@
+"""RegionPredictor against a stand-in model: what is asked of it, in which chunks, and where each answer goes."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dynrefer.data.schema import RegionResult
+from dynrefer.predictor import RegionPredictor
+
+
+@dataclass
+class FakeBatch:
+    ids: list
+    boxes: list
+    masks: list
+    moved: bool = False
+
+    def __len__(self):
+        return len(self.ids)
+
+    def to(self, device):
+        assert device == "cpu"
+        return replace(self, moved=True)
+
+    @classmethod
+    def concat(cls, batches):
+        return cls(*(sum((getattr(batch, name) for batch in batches), []) for name in ("ids", "boxes", "masks")))
+
+
+class FakeProcessor:
+    def __init__(self):
+        self.view_strategies = []
+        self.sizes = []
+
+    def prepare(self, image, boxes, masks, *, view_strategy=None, seed=0, ids=None):
+        assert image.dtype == np.uint8 and image.ndim == 3 and boxes.dtype == np.float64
+        assert masks is None or all(mask.dtype == bool and mask.shape == image.shape[:2] for mask in masks)
+        self.view_strategies.append(view_strategy)
+        self.sizes.append(image.shape[:2])
+        return FakeBatch(ids, boxes.tolist(), [None] * len(ids) if masks is None else list(masks))
+
+
+class FakeModel:
+    """Says its region's box, and remembers the size and the options of every call."""
+
+    device = "cpu"
+
+    def __init__(self):
+        self.processor = FakeProcessor()
+        self.chunks, self.options = [], []
+
+    def predict(self, batch, **options):
+        assert batch.moved
+        self.chunks.append(len(batch))
+        self.options.append(options)
+        return [RegionResult(id, box, f"box {box}") for id, box in zip(batch.ids, batch.boxes, strict=True)]
+
+
+@pytest.fixture
+def model():
+    return FakeModel()
+
+
+def picture(height=100, width=200):
+    return np.zeros((height, width, 3), dtype=np.uint8)
+
+
+def boxes_of(results):
+    return [result.box for result in results]
+
+
+def test_one_image_gives_one_result_a_region_in_order(model):
+    results = RegionPredictor(model)(picture(), boxes=[[40, 30, 180, 100], [0, 0, 10, 10]])
+    assert boxes_of(results) == [[40, 30, 180, 100], [0, 0, 10, 10]]
+    assert [result.id for result in results] == ["0:0", "0:1"]
+    assert all(isinstance(result, RegionResult) for result in results)
+
+
+def test_several_images_give_a_list_of_lists_and_share_chunks(model):
+    predictor = RegionPredictor(model, max_regions=4)
+    results = predictor([picture()] * 4, boxes=[[[0, 0, i + 1, 1]] * i for i in (3, 0, 2, 5)])
+    assert [len(some) for some in results] == [3, 0, 2, 5]
+    assert model.chunks == [4, 4, 2]
+    assert [result.id for some in results for result in some] == [
+        f"{image}:{region}" for image, count in ((0, 3), (2, 2), (3, 5)) for region in range(count)
+    ]
+    assert [some[0].box[2] for some in results if some] == [4, 3, 6]
+
+
+def test_one_image_in_a_list_gives_a_list_of_one_list(model):
+    assert [boxes_of(some) for some in RegionPredictor(model)([picture()], boxes=[[[0, 0, 1, 1]]])] == [[[0, 0, 1, 1]]]
+
+
+def test_zero_regions_give_no_results_and_no_call(model):
+    predictor = RegionPredictor(model)
+    assert predictor(picture(), boxes=[]) == []
+    assert predictor(picture(), boxes=np.zeros((0, 4))) == []
+    assert predictor(picture(), masks=[]) == []
+    assert predictor([picture(), picture()], boxes=[[], []]) == [[], []]
+    assert predictor([], boxes=[]) == []
+    assert model.chunks == []
+
+
+def test_ten_thousand_regions_go_through_in_chunks(model):
+    boxes = np.stack([np.arange(10_000) % 150, np.zeros(10_000), np.arange(10_000) % 150 + 7, np.ones(10_000)], axis=1)
+    results = RegionPredictor(model)(picture(), boxes)
+    assert boxes_of(results) == boxes.tolist()
+    assert max(model.chunks) == 64 and sum(model.chunks) == 10_000 and len(model.chunks) == 157
+
+
+def test_boxes_may_come_in_other_formats_and_types(model):
+    torch = pytest.importorskip("torch")
+    predictor = RegionPredictor(model)
+    wanted = [[20.0, 10.0, 60.0, 40.0]]
+    assert boxes_of(predictor(picture(), [[20, 10, 40, 30]], "xywh")) == wanted
+    assert boxes_of(predictor(picture(), [[0.1, 0.1, 0.3, 0.4]], box_format="xyxy-unit")) == [pytest.approx(wanted[0])]
+    assert boxes_of(predictor(picture(), torch.tensor(wanted))) == wanted
+    assert boxes_of(predictor(picture(), np.array(wanted, dtype=np.float32))) == wanted
+
+
+def test_a_box_partly_outside_is_clipped(model):
+    assert boxes_of(RegionPredictor(model)(picture(), [[-5, 90, 300, 400]])) == [[0, 90, 200, 100]]
+
+
+def test_images_may_be_path_pil_or_array(model, tmp_path):
+    Image.fromarray(picture(50, 60)).save(tmp_path / "photo.png")
+    sources = [tmp_path / "photo.png", str(tmp_path / "photo.png"), Image.new("L", (60, 50)), picture(50, 60)]
+    RegionPredictor(model)(sources, boxes=[[[0, 0, 5, 5]]] * 4)
+    assert model.processor.sizes == [(50, 60)] * 4
+
+
+def test_boxes_count_in_the_upright_picture(model, tmp_path):
+    image = Image.new("RGB", (60, 20))
+    exif = image.getexif()
+    exif[0x0112] = 6  # rotate by 90 degrees to view
+    image.save(tmp_path / "rotated.jpg", exif=exif)
+    assert boxes_of(RegionPredictor(model)(tmp_path / "rotated.jpg", [[0, 40, 20, 60]])) == [[0, 40, 20, 60]]
+
+
+def test_a_mask_gives_the_box_and_a_box_beside_it_wins(model, tmp_path):
+    mask = np.zeros((100, 200), dtype=bool)
+    mask[10:20, 30:50] = True
+    Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "mask.png")
+    predictor = RegionPredictor(model)
+    polygon = [[30, 10, 50, 10, 50, 20, 30, 20]]
+    for masks in ([mask], mask[None], [tmp_path / "mask.png"], [str(tmp_path / "mask.png")], [polygon]):
+        assert boxes_of(predictor(picture(), masks=masks)) == [[30, 10, 50, 20]]
+    assert boxes_of(predictor(picture(), [[1, 2, 3, 4]], masks=[mask])) == [[1, 2, 3, 4]]
+    two = predictor([picture(), picture()], boxes=[None, [[1, 2, 3, 4]]], masks=[[mask], None])
+    assert [boxes_of(some) for some in two] == [[[30, 10, 50, 20]], [[1, 2, 3, 4]]]
+
+
+def test_masks_follow_their_regions_through_the_chunks(model):
+    masks = np.zeros((5, 100, 200), dtype=np.uint8)
+    for index in range(5):
+        masks[index, index : index + 2, 10] = 1
+    seen = []
+    model.predict = lambda batch, **_: (seen.extend(batch.masks), [RegionResult(i, [], "") for i in batch.ids])[1]
+    RegionPredictor(model, max_regions=2)(picture(), masks=masks)
+    assert np.array_equal(np.stack(seen), masks.astype(bool))
+
+
+def test_options_reach_the_model(model):
+    options = {
+        "control": "",
+        "tag_threshold": 1.5,
+        "attributes": ["red"],
+        "categories": ["cup", "lamp"],
+        "generation": {"num_beams": 5},
+    }
+    RegionPredictor(model)(picture(), [[0, 0, 1, 1]], view_strategy="phash", **options)
+    assert model.options == [options]
+    assert model.processor.view_strategies == ["phash"]
+    RegionPredictor(model)(picture(), [[0, 0, 1, 1]])
+    assert set(model.options[1].values()) == {None}
+
+
+def test_given_ids_name_the_results(model):
+    predictor = RegionPredictor(model)
+    assert predictor(picture(), [[0, 0, 1, 1]], ids=["cup"])[0].id == "cup"
+    assert predictor([picture()] * 2, [[[0, 0, 1, 1]]] * 2, ids=[["a"], ["b"]])[1][0].id == "b"
+
+
+def mask_of(height, width):
+    mask = np.zeros((height, width), dtype=bool)
+    mask[:1] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "image 0: no regions; give boxes or masks"),
+        ({"boxes": [[0, 0, 5, 5], [9, 0, 5, 5]]}, "image 0: box 1: inverted"),
+        ({"boxes": [[0, 0, 0, 5]]}, "image 0: box 0: empty"),
+        ({"boxes": [[0, 0, float("nan"), 5]]}, "image 0: box 0: non-finite"),
+        ({"boxes": [[0, 0, 5, 5], [300, 0, 400, 5]]}, "image 0: box 1: wholly outside"),
+        ({"boxes": [0, 0, 5, 5]}, "image 0: .*put one box in a list"),
+        ({"boxes": [[0, 0, 5]]}, "image 0: .*four"),
+        ({"boxes": [[0, 0, 5, 5]], "box_format": "yxyx"}, "image 0: unknown box format 'yxyx'"),
+        ({"masks": [mask_of(100, 200), mask_of(9, 9)]}, r"image 0: mask 1: mask of size \(9, 9\)"),
+        ({"masks": [np.zeros((100, 200), bool)]}, "image 0: mask 0: empty mask"),
+        ({"masks": mask_of(100, 200)}, r"image 0: masks: one ndarray; give a list of masks"),
+        ({"masks": "mask.png"}, "image 0: masks: one str; give a list"),
+        ({"masks": {"size": [1, 1], "counts": "1"}}, "image 0: masks: one dict; give a list"),
+        ({"masks": ["nowhere.png"]}, "image 0: mask 0: .*nowhere.png"),
+        ({"boxes": [[0, 0, 5, 5]] * 2, "masks": [mask_of(100, 200)]}, "image 0: 2 boxes but 1 masks"),
+        ({"boxes": [[0, 0, 5, 5]], "ids": ["a", "b"]}, "image 0: ids: .* for 1 regions"),
+        ({"boxes": [[0, 0, 5, 5]], "categories": "cup"}, "categories: 'cup' is one text"),
+        ({"boxes": [[0, 0, 5, 5]], "attributes": "red"}, "attributes: 'red' is one text"),
+        ({"boxes": [[0, 0, 5, 5]], "control": ["red"]}, r"control: \['red'\]; give words as one text"),
+    ],
+)
+def test_bad_input_is_named(model, arguments, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        RegionPredictor(model)(picture(), **arguments)
+    assert model.chunks == []
+
+
+def test_an_error_in_one_of_several_images_names_it(model, tmp_path):
+    predictor = RegionPredictor(model)
+    with pytest.raises(ValueError, match="^image 1: box 0: empty"):
+        predictor([picture(), picture()], [[[0, 0, 1, 1]], [[5, 5, 5, 9]]])
+    Image.fromarray(picture()).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"^image 1 \(.*b\.png\): box 0: empty"):
+        predictor([picture(), tmp_path / "b.png"], [[[0, 0, 1, 1]], [[5, 5, 5, 9]]])
+    with pytest.raises(ValueError, match=r"^image 1: image .*missing\.png: no such file"):
+        predictor([picture(), tmp_path / "missing.png"], [[[0, 0, 1, 1]]] * 2)
+    with pytest.raises(ValueError, match="^boxes: 1 entries for 2 images"):
+        predictor([picture(), picture()], [[[0, 0, 1, 1]]])
+    with pytest.raises(ValueError, match="^masks: a str for a list of images"):
+        predictor([picture()], masks="mask.png")
+
+
+def test_a_chunk_holds_at_least_one_region(model):
+    with pytest.raises(ValueError, match="max_regions: 0"):
+        RegionPredictor(model, max_regions=0)
