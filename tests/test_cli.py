@@ -1,0 +1,247 @@
+"""The `dynrefer` command: what it prints, its one-line errors, and that help comes at once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dynrefer
+from dynrefer import cli
+from dynrefer.data.schema import RegionResult
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class FakeBatch:
+    def __init__(self, ids, boxes):
+        self.ids, self.boxes = ids, boxes
+
+    def to(self, device):
+        return self
+
+
+class FakeModel:
+    device = "cpu"
+
+    def __init__(self):
+        self.processor = self
+        self.options = None
+
+    def prepare(self, image, boxes, masks, *, view_strategy=None, seed=0, ids=None):
+        self.view_strategy = view_strategy
+        return FakeBatch(ids, boxes.tolist())
+
+    def predict(self, batch, **options):
+        self.options = options
+        scored = [{"name": "cup", "score": 0.9}, {"name": "red", "score": 0.7}]
+        return [
+            RegionResult(id, box, "une tasse dorée", 0.5, scored, scored, {"name": "cup", "score": 0.8}, [0.0, 0.3])
+            for id, box in zip(batch.ids, batch.boxes, strict=True)
+        ]
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """A stand-in for every model; its `loaded` is what was asked for."""
+    fake = FakeModel()
+
+    def load(name, device="auto", dtype=None, revision=None):
+        fake.loaded = (name, device, dtype, revision)
+        return fake
+
+    monkeypatch.setitem(dynrefer.__dict__, "load", load)
+    return fake
+
+
+@pytest.fixture
+def photo(tmp_path):
+    Image.new("RGB", (200, 100)).save(tmp_path / "photo.jpg")
+    return str(tmp_path / "photo.jpg")
+
+
+def run(capsys, *argv):
+    """(status, stdout, stderr) of one command."""
+    try:
+        status = cli.main(argv)
+    except SystemExit as exit:
+        status = exit.code
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_json_prints_one_result_a_line(model, photo, capsys):
+    status, out, _ = run(
+        capsys,
+        "caption",
+        photo,
+        "--model",
+        "m",
+        "--box",
+        "40",
+        "30",
+        "180",
+        "90",
+        "--box",
+        "0",
+        "0",
+        "5",
+        "5",
+        "--json",
+    )
+    results = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert [result["box"] for result in results] == [[40, 30, 180, 90], [0, 0, 5, 5]]
+    assert set(results[0]) == {"id", "box", "caption", "score", "tags", "attributes", "category", "scales"}
+    assert "dorée" in out
+
+
+def test_text_shows_caption_tags_attributes_category_and_views(model, photo, capsys):
+    status, out, _ = run(capsys, "caption", photo, "--model", "m", "--box", "40", "30", "180", "90")
+    assert status == 0
+    assert out.splitlines() == [
+        "0: une tasse dorée  (score 0.500, box 40, 30, 180, 90)",
+        "   tags: cup 0.90, red 0.70",
+        "   attributes: cup 0.90, red 0.70",
+        "   category: cup 0.80",
+        "   views: 0, 0.3",
+    ]
+
+
+def test_every_option_arrives(model, photo, capsys, tmp_path):
+    torch = pytest.importorskip("torch")
+    (tmp_path / "names.txt").write_text("cup\n\nred lamp\n")
+    words = ["--control", "red", "--tag-threshold", "1.5", "--categories", str(tmp_path / "names.txt")]
+    words += [
+        "--attributes",
+        "red, shiny",
+        "--view-strategy",
+        "phash",
+        "--generation",
+        "num_beams=5",
+        "length_penalty=1e-1",
+    ]
+    loading = ["--device", "cpu", "--dtype", "bfloat16", "--revision", "v1"]
+    box = ["--box-format", "xywh", "--box", "40", "30", "10", "20"]
+    status, out, err = run(capsys, "caption", photo, "--model", "m", "--json", *words, *loading, *box)
+    assert (status, err) == (0, "")
+    assert json.loads(out)["box"] == [40, 30, 50, 50]
+    assert model.loaded == ("m", "cpu", torch.bfloat16, "v1")
+    assert model.view_strategy == "phash"
+    assert model.options == {
+        "control": "red",
+        "tag_threshold": 1.5,
+        "categories": ["cup", "red lamp"],
+        "attributes": ["red", "shiny"],
+        "generation": {"num_beams": 5, "length_penalty": 0.1},
+    }
+
+
+def test_a_mask_gives_the_box_and_an_empty_control_stays_empty(model, photo, capsys, tmp_path):
+    mask = np.zeros((100, 200), dtype=np.uint8)
+    mask[10:20, 30:50] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    mask_path = str(tmp_path / "mask.png")
+    status, out, _ = run(capsys, "caption", photo, "--model", "m", "--control", "", "--json", "--mask", mask_path)
+    assert status == 0 and json.loads(out)["box"] == [30, 10, 50, 20]
+    assert model.options["control"] == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["PHOTO", "--model", "m"], "no region; give --box"),
+        (["missing.jpg", "--model", "m", "--box", "0", "0", "5", "5"], "missing.jpg: no such file"),
+        (["PHOTO", "--model", "m", "--box", "9", "0", "5", "5"], "box 0: inverted"),
+        (["PHOTO", "--model", "m", "--box", "-9", "-9", "-5", "-5"], "box 0: wholly outside"),
+        (["PHOTO", "--model", "m", "--box", "nan", "0", "5", "5"], "box 0: non-finite"),
+        (["PHOTO", "--model", "m", "--box", "0", "0", "5"], "argument --box: expected 4 arguments"),
+        (["PHOTO", "--model", "m", "--box", "0", "0", "5", "x"], "argument --box: invalid float value: 'x'"),
+        (["PHOTO", "--box", "0", "0", "5", "5"], "required: --model"),
+        (["PHOTO", "--model", "m", "--box", "0", "0", "5", "5", "--box-format", "yx"], "unknown box format 'yx'"),
+        (
+            ["PHOTO", "--model", "m", "--box", "0", "0", "5", "5", "--mask", "no.png"],
+            "mask 0: mask no.png: no such file",
+        ),
+        (
+            ["PHOTO", "--model", "m", "--box", "0", "0", "5", "5", "--categories", "no.txt"],
+            "--categories: no file 'no.txt'",
+        ),
+        (
+            ["PHOTO", "--model", "m", "--box", "0", "0", "5", "5", "--attributes", " , "],
+            "--attributes: ' , ' holds no name",
+        ),
+        (
+            ["PHOTO", "--model", "m", "--box", "0", "0", "5", "5", "--generation", "5"],
+            "--generation: '5' is no setting",
+        ),
+        (["PHOTO", "--model", "m", "--box", "0", "0", "5", "5", "--bax"], "unrecognized arguments: --bax"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2_before_any_model_is_loaded(model, photo, capsys, argv, message):
+    status, out, err = run(capsys, "caption", *[photo if word == "PHOTO" else word for word in argv])
+    assert status == 2 and out == ""
+    assert err.startswith("dynrefer: error: ") and err.count("\n") == 1 and message in err
+    assert not hasattr(model, "loaded")
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line_too(monkeypatch, photo, capsys):
+    def load(name, **_):
+        raise ValueError(f"no model in {name!r};\n  give a run folder")
+
+    monkeypatch.setitem(dynrefer.__dict__, "load", load)
+    status, _, err = run(capsys, "caption", photo, "--model", "m", "--box", "0", "0", "5", "5")
+    assert (status, err) == (2, "dynrefer: error: no model in 'm'; give a run folder\n")
+    status, _, err = run(capsys, "info", "m")
+    assert (status, err) == (2, "dynrefer: error: no model in 'm'; give a run folder\n")
+
+
+def test_debug_shows_where_a_mistake_was_found(monkeypatch, photo):
+    monkeypatch.setenv("DYNREFER_DEBUG", "1")
+    with pytest.raises(ValueError, match="no region"):
+        cli.main(["caption", photo, "--model", "m"])
+
+
+def test_without_a_command_or_with_an_unknown_one_the_line_says_so(capsys):
+    assert run(capsys)[0] == 2
+    status, _, err = run(capsys, "describe")
+    assert status == 2 and "invalid choice: 'describe'" in err and err.count("\n") == 1
+
+
+def test_convert_is_offered_exactly_where_a_family_can_convert(capsys):
+    families = sorted(path.parent.name for path in (REPOSITORY / "dynrefer" / "models").glob("*/convert.py"))
+    assert ("convert" in run(capsys, "--help")[1]) == bool(families)
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["caption", "--help"], ["info", "--help"]])
+def test_help_comes_at_once_without_the_heavy_packages(argv):
+    heavy = ("torch", "transformers", "numpy", "PIL", "yaml", "datasets")
+    code = f"""
+import sys
+from dynrefer import cli
+try:
+    cli.main({argv!r})
+except SystemExit as exit:
+    assert exit.code == 0
+print("loaded:", sorted(set({heavy!r}) & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert "loaded: []" in done.stdout
+
+
+def test_version_is_the_packages(capsys):
+    assert run(capsys, "--version")[:2] == (0, f"dynrefer {dynrefer.__version__}\n")
+
+
+def test_the_module_runs_as_a_program():
+    env = {key: value for key, value in os.environ.items() if key != "DYNREFER_DEBUG"}
+    command = [sys.executable, "-m", "dynrefer.cli", "caption", "x.jpg", "--model", "m"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=env, check=False)
+    assert done.returncode == 2
+    assert (
+        done.stderr == "dynrefer: error: no region; " + done.stderr.split("; ", 1)[1] and done.stderr.count("\n") == 1
+    )

@@ -1,0 +1,81 @@
+"""The shape of the repository: imports point one way, public names exist, every setting file loads."""
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+import dynrefer
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ROOMS = ("train", "eval", "data_prep", "dynrefer", "bench", "tests")
+MAY_IMPORT = {
+    "dynrefer": {"dynrefer"},
+    "data_prep": {"data_prep", "dynrefer"},
+    "eval": {"eval", "dynrefer"},
+    "train": {"train", "eval", "dynrefer"},
+}
+SLOW_AT_HOME = ("transformers", "datasets", "pycocoevalcap", "matplotlib", "deepspeed", "open_clip", "timm")
+LIGHT = ("dynrefer/__init__.py", "dynrefer/cli.py", "dynrefer/config.py", "dynrefer/predictor.py")
+
+
+def python_files(room):
+    files = sorted((REPOSITORY / room).rglob("*.py"))
+    assert files, f"no Python file in {room}/: the test looks in the wrong place"
+    return files
+
+
+def imports(tree, top_level_only=False):
+    """(line, module) of every import statement; relative ones as they stand in their own package, so left out."""
+    nodes = ast.iter_child_nodes(tree) if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.lineno, node.module
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_imports_point_one_way(room):
+    if room != "dynrefer" and not (REPOSITORY / room).exists():
+        pytest.skip(f"{room}/ is not part of an installed package")
+    wrong = [
+        f"{path.relative_to(REPOSITORY)}:{line} imports {module}"
+        for path in python_files(room)
+        for line, module in imports(ast.parse(path.read_text(encoding="utf-8")))
+        if module.split(".")[0] in set(ROOMS) - MAY_IMPORT[room]
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_modules_import_nothing_slow(name):
+    tree = ast.parse((REPOSITORY / name).read_text(encoding="utf-8"))
+    assert not [module for _, module in imports(tree, top_level_only=True) if module.split(".")[0] in SLOW_AT_HOME]
+
+
+def test_every_public_name_exists():
+    for name in dynrefer.__all__:
+        assert getattr(dynrefer, name) is not None
+        assert name in dir(dynrefer)
+    with pytest.raises(AttributeError, match="has no attribute 'RegionPredicter'; public names: load, "):
+        dynrefer.RegionPredicter  # noqa: B018
+
+
+def test_the_package_installs_dynrefer_and_nothing_else(monkeypatch):
+    given = {}
+    import setuptools
+
+    monkeypatch.setattr(setuptools, "setup", lambda **arguments: given.update(arguments))
+    monkeypatch.chdir(REPOSITORY)
+    spec = importlib.util.spec_from_file_location("setup_script", REPOSITORY / "setup.py")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    folders = {path.parent.relative_to(REPOSITORY).as_posix().replace("/", ".") for path in python_files("dynrefer")}
+    assert set(given["packages"]) == folders  # a folder without __init__.py would be left out of the wheel
+    assert given["version"] == dynrefer.__version__
+    assert set(given["extras_require"]) == {"train", "data", "eval", "vision", "quant", "dev", "all"}
+
+
+def test_the_changelog_names_the_version():
+    assert f"## {dynrefer.__version__}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
