@@ -15,6 +15,7 @@ from dynrefer import cli
 from dynrefer.data.schema import RegionResult
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+BOX = ["--box", "0", "0", "5", "5"]
 
 
 class FakeBatch:
@@ -86,11 +87,7 @@ def test_json_prints_one_result_a_line(model, photo, capsys):
         "30",
         "180",
         "90",
-        "--box",
-        "0",
-        "0",
-        "5",
-        "5",
+        *BOX,
         "--json",
     )
     results = [json.loads(line) for line in out.splitlines()]
@@ -155,31 +152,19 @@ def test_a_mask_gives_the_box_and_an_empty_control_stays_empty(model, photo, cap
     ("argv", "message"),
     [
         (["PHOTO", "--model", "m"], "no region; give --box"),
-        (["missing.jpg", "--model", "m", "--box", "0", "0", "5", "5"], "missing.jpg: no such file"),
+        (["missing.jpg", "--model", "m", *BOX], "missing.jpg: no such file"),
         (["PHOTO", "--model", "m", "--box", "9", "0", "5", "5"], "box 0: inverted"),
         (["PHOTO", "--model", "m", "--box", "-9", "-9", "-5", "-5"], "box 0: wholly outside"),
         (["PHOTO", "--model", "m", "--box", "nan", "0", "5", "5"], "box 0: non-finite"),
         (["PHOTO", "--model", "m", "--box", "0", "0", "5"], "argument --box: expected 4 arguments"),
         (["PHOTO", "--model", "m", "--box", "0", "0", "5", "x"], "argument --box: invalid float value: 'x'"),
-        (["PHOTO", "--box", "0", "0", "5", "5"], "required: --model"),
-        (["PHOTO", "--model", "m", "--box", "0", "0", "5", "5", "--box-format", "yx"], "unknown box format 'yx'"),
-        (
-            ["PHOTO", "--model", "m", "--box", "0", "0", "5", "5", "--mask", "no.png"],
-            "mask 0: mask no.png: no such file",
-        ),
-        (
-            ["PHOTO", "--model", "m", "--box", "0", "0", "5", "5", "--categories", "no.txt"],
-            "--categories: no file 'no.txt'",
-        ),
-        (
-            ["PHOTO", "--model", "m", "--box", "0", "0", "5", "5", "--attributes", " , "],
-            "--attributes: ' , ' holds no name",
-        ),
-        (
-            ["PHOTO", "--model", "m", "--box", "0", "0", "5", "5", "--generation", "5"],
-            "--generation: '5' is no setting",
-        ),
-        (["PHOTO", "--model", "m", "--box", "0", "0", "5", "5", "--bax"], "unrecognized arguments: --bax"),
+        (["PHOTO", *BOX], "required: --model"),
+        (["PHOTO", "--model", "m", *BOX, "--box-format", "yx"], "unknown box format 'yx'"),
+        (["PHOTO", "--model", "m", *BOX, "--mask", "no.png"], "mask 0: mask no.png: no such file"),
+        (["PHOTO", "--model", "m", *BOX, "--categories", "no.txt"], "--categories: no file 'no.txt'"),
+        (["PHOTO", "--model", "m", *BOX, "--attributes", " , "], "--attributes: ' , ' holds no name"),
+        (["PHOTO", "--model", "m", *BOX, "--generation", "5"], "--generation: '5' is no setting"),
+        (["PHOTO", "--model", "m", *BOX, "--bax"], "unrecognized arguments: --bax"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2_before_any_model_is_loaded(model, photo, capsys, argv, message):
@@ -194,7 +179,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line_too(monkeypatch, photo, capsy
         raise ValueError(f"no model in {name!r};\n  give a run folder")
 
     monkeypatch.setitem(dynrefer.__dict__, "load", load)
-    status, _, err = run(capsys, "caption", photo, "--model", "m", "--box", "0", "0", "5", "5")
+    status, _, err = run(capsys, "caption", photo, "--model", "m", *BOX)
     assert (status, err) == (2, "dynrefer: error: no model in 'm'; give a run folder\n")
     status, _, err = run(capsys, "info", "m")
     assert (status, err) == (2, "dynrefer: error: no model in 'm'; give a run folder\n")
