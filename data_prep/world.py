@@ -1,0 +1,35 @@
+"""Draws the embedded world into a folder; nothing is downloaded.
+
+python -m data_prep.world --out data/world --train 2000 --val 200 --test 200 --seed 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+
+from dynrefer import world
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m data_prep.world", description="Draw the embedded world.")
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--train", type=int, default=2000, help="training scenes (about four regions each)")
+    parser.add_argument("--val", type=int, default=0, help="validation scenes, with combinations of their own")
+    parser.add_argument("--test", type=int, default=200, help="test scenes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes")
+    args = parser.parse_args(argv)
+    numbers = {"train": args.train, "val": args.val, "test": args.test}
+    start = time.perf_counter()
+    for split, number in numbers.items():
+        if number:
+            print(f"{number} scenes -> {world.write(args.out, number, split, args.seed, args.workers)}", flush=True)
+    seconds = time.perf_counter() - start
+    print(f"{sum(numbers.values())} scenes in {seconds:.1f} s ({60 * sum(numbers.values()) / seconds:,.0f} a minute)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Scenes -> a folder that training reads: images, records and word lists."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from dynrefer.data.schema import Region, write_records
+from dynrefer.world.grammar import ATTRIBUTE_LIST, CATEGORIES, TAGS
+from dynrefer.world.objects import SPLITS
+from dynrefer.world.scenes import IMAGE_HW, scene
+
+SCENES_PER_SEED = 1_000_000
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def _write_scene(number: int, folder: Path, split: str, image_hw: tuple[int, int]) -> list[Region]:
+    """Draws one scene, saves its picture and returns its records."""
+    drawn = scene(number, split, image_hw)
+    path = folder / "images" / f"{split}-{number:07d}.png"
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    Image.fromarray(drawn.image).save(part, format="PNG", compress_level=1)
+    os.replace(part, path)
+    return drawn.regions(f"images/{path.name}")
+
+
+def _records(folder: Path, numbers: range, split: str, image_hw: tuple[int, int], workers: int) -> Iterator[Region]:
+    one = partial(_write_scene, folder=folder, split=split, image_hw=image_hw)
+    if workers == 1:
+        for number in numbers:
+            yield from one(number)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        for regions in pool.map(one, numbers, chunksize=16):
+            yield from regions
+
+
+def write(
+    folder: str | os.PathLike,
+    num_scenes: int,
+    split: str,
+    seed: int = 0,
+    workers: int = 1,
+    image_hw: tuple[int, int] = IMAGE_HW,
+) -> Path:
+    """Writes folder/images/*.png, folder/{split}.jsonl, tags.txt, categories.txt and attributes.json.
+
+    Returns the path of the records, which appear last and whole: a run that is killed leaves none. The same seed
+    gives the same files for any number of workers. Raises ValueError for an unknown split or a bad number.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"world split {split!r}: choose one of {', '.join(SPLITS)}")
+    if not 1 <= num_scenes <= SCENES_PER_SEED:
+        raise ValueError(f"world num_scenes {num_scenes}: between 1 and {SCENES_PER_SEED} for one seed")
+    if workers < 1:
+        raise ValueError(f"world workers {workers}: must be 1 or more")
+    if seed < 0:
+        raise ValueError(f"world seed {seed}: must be 0 or more")
+    folder = Path(folder)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    _write_text(folder / "tags.txt", "\n".join(TAGS) + "\n")
+    _write_text(folder / "categories.txt", "\n".join(CATEGORIES) + "\n")
+    _write_text(folder / "attributes.json", json.dumps({"attributes": list(ATTRIBUTE_LIST)}, indent=1) + "\n")
+    first = seed * SCENES_PER_SEED
+    path = folder / f"{split}.jsonl"
+    write_records(path, list(_records(folder, range(first, first + num_scenes), split, image_hw, workers)))
+    return path
