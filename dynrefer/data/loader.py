@@ -40,7 +40,7 @@ class RegionLoader:
     """Batches of a dataset's regions.
 
     The global batches of an epoch depend only on records, seed, epoch and batch_size: images in random order, the
-    regions of each kept together, cut into batch_size regions. Process `rank` of `world_size` takes its contiguous share
+    regions of each kept together, cut into batch_size regions. Process `rank` of `world_size` takes its contiguous part
     of each; the shares of a short last batch differ by at most one region. Samples do not depend on num_workers.
 
     batch_size: regions of a global batch. drop_last: leave a short last batch out. max_regions_per_image: a random

@@ -1,0 +1,1 @@
+"""Converters: one dataset a file, raw data in, record files out; `check` tells what is wrong with a record file."""
