@@ -1,0 +1,72 @@
+# The two commands of the README: `make quickstart` and `make test`. Each makes its own environment first.
+#   make quickstart SMALL=1        the same in a minute or two: fewer scenes and steps
+#   make test PYTEST_ARGS="-m 'not slow'"
+#   make quickstart PYTHON=python3.12 VENV=/somewhere/else PIP_ARGS="--find-links wheels"
+
+PYTHON ?= python3
+VENV ?= .venv
+TEST_VENV ?= .venv-test
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+# programs of the environments; `PY=python` runs the steps in one that is there already
+PY = $(VENV)/bin/python
+TEST_PY = $(TEST_VENV)/bin/python
+
+ifdef SMALL
+NAME ?= quickstart-small
+WORLD ?= data/world-small
+SCENES ?= --train 64 --val 8 --test 12
+SETTINGS ?= loop.steps=12 loop.eval_every=0
+else
+NAME ?= quickstart
+WORLD ?= data/world
+SCENES ?= --train 2000 --val 100 --test 200
+SETTINGS ?=
+endif
+RUN = runs/$(NAME)
+
+.PHONY: help quickstart quickstart-steps test bench lint clean
+help:
+	@sed -n 's/^# \(.*\)/\1/p' Makefile | head -5
+	@echo "targets: quickstart test bench lint clean"
+
+quickstart: $(VENV)/.installed-all
+	$(MAKE) quickstart-steps
+
+# draw the world, train on it, evaluate on scenes of its own; eval.run writes the report beside the scores
+quickstart-steps:
+	$(PY) -m data_prep.world --out $(WORLD) $(SCENES)
+	$(PY) -m train.run --config configs/quickstart.yaml name=$(NAME) data.train=$(WORLD)/train.jsonl \
+		data.val=$(WORLD)/val.jsonl loop.overwrite=true $(SETTINGS)
+	$(PY) -m eval.run --model $(RUN) --task world --data $(WORLD)/test.jsonl --report $(RUN)/report.html
+	@echo "look at $(RUN)/report.html"
+
+test: $(TEST_VENV)/.installed-dev
+	$(TEST_PY) -m pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed-all
+	$(PY) -m bench.run
+
+lint: $(TEST_VENV)/.installed-dev
+	$(TEST_PY) -m ruff check .
+	$(TEST_PY) -m ruff format --check .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path "./.venv*" -prune -exec rm -rf {} +
+
+# A marker file says which extras an environment has; a changed setup.py installs again.
+$(VENV)/.installed-all: setup.py
+	$(call environment,$(VENV))
+	$(VENV)/bin/python -m pip install $(PIP_ARGS) --editable ".[all]"
+	touch $@
+
+$(TEST_VENV)/.installed-dev: setup.py
+	$(call environment,$(TEST_VENV))
+	$(TEST_VENV)/bin/python -m pip install $(PIP_ARGS) --editable ".[all,dev]"
+	touch $@ $(TEST_VENV)/.installed-all
+
+define environment
+@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, $(PYTHON) is %d.%d; make PYTHON=python3.12 ...' % sys.version_info[:2])"
+test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+endef
