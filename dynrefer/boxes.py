@@ -100,7 +100,7 @@ def _as_boxes(boxes: ArrayLike) -> np.ndarray:
     """(N, 4) float64, where an empty list is (0, 4)."""
     try:
         array = np.asarray(boxes, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"boxes {_short(boxes)}: expected N boxes of four numbers each ({error})") from None
     if array.size == 0 and array.ndim <= 2:
         return np.zeros((0, 4))

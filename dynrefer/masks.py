@@ -9,6 +9,7 @@ from dynrefer.boxes import check_image_hw
 from dynrefer.images import DECODE_ERRORS
 
 LOSSLESS = ("PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+MAX_PIXELS = 2**30  # a damaged size must not ask for all memory
 
 
 def to_mask(mask: object, image_hw: tuple[int, int]) -> np.ndarray:
@@ -20,6 +21,8 @@ def to_mask(mask: object, image_hw: tuple[int, int]) -> np.ndarray:
     Raises ValueError for another size than the image's, an empty mask, or a damaged one.
     """
     image_hw = check_image_hw(image_hw)
+    if image_hw[0] * image_hw[1] > MAX_PIXELS:
+        raise ValueError(f"image_hw {image_hw}: a mask of more than {MAX_PIXELS} pixels is not decoded; check the size")
     if isinstance(mask, dict):
         result = _from_rle(mask, image_hw)
     elif isinstance(mask, (list, tuple)) and not (len(mask) and isinstance(mask[0], np.ndarray) and mask[0].ndim > 1):

@@ -31,7 +31,9 @@ class Vocabulary:
         self.words, self.kind = tuple(words), kind
         repeated = [word for word, count in Counter(self.words).items() if count > 1]
         if repeated:
-            raise ValueError(f"{kind} list: {repeated[0]!r} stands in it {Counter(words)[repeated[0]]} times; once each")
+            raise ValueError(
+                f"{kind} list: {repeated[0]!r} stands in it {Counter(words)[repeated[0]]} times; once each"
+            )
         self.index = {word: i for i, word in enumerate(self.words)}
 
     def __len__(self) -> int:

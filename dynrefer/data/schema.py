@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import math
 import os
 import secrets
 import shutil
@@ -286,7 +285,7 @@ def open_records(path: str | os.PathLike | Sequence[str | os.PathLike], split: s
     path = Path(path)
     if not path.exists():
         raise ValueError(f"record file {path}: no such file or folder; `data_prep` writes them")
-    if path.is_dir() or path.suffix in (".arrow", ".parquet"):
+    if is_table(path):
         records = ArrowRecords(path, split)
         _check_unique(records._table.column("id").to_pylist(), path)
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
@@ -311,24 +310,44 @@ def open_records(path: str | os.PathLike | Sequence[str | os.PathLike], split: s
     return records
 
 
-def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, object]]:
-    """(line number, value) of every line that is not blank, of .jsonl or .jsonl.gz; ValueError names file and line."""
+def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
+    """(line number, text) of every line that is not blank, of a text file or a .gz; ValueError names file and line."""
     line = 0
     try:
         with gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb") as file:
             for line, text in enumerate(file, 1):  # noqa: B007 (the last line's number serves the error below)
                 if text.strip():
-                    try:
-                        value = json.loads(text)
-                    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-                        raise ValueError(
-                            f"{path}:{line}: not a JSON line ({error}); the file is damaged or cut off"
-                        ) from None
-                    yield line, value
+                    yield line, text
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}:{line + 1}: damaged or cut off gzip ({error}); copy or download it again") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
+
+
+def parse_line(text: bytes, where: str) -> object:
+    """The value of one JSON line; ValueError begins with `where`."""
+    try:
+        return json.loads(text)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where}: not a JSON line ({error}); the file is damaged or cut off") from None
+
+
+def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, object]]:
+    """(line number, value) of every line that is not blank, of .jsonl or .jsonl.gz; ValueError names file and line."""
+    for line, text in read_lines(path):
+        yield line, parse_line(text, f"{path}:{line}")
+
+
+def read_rows(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
+    """(row, record as JSON types) of an Arrow folder, .arrow or .parquet file, one row in memory at a time."""
+    table = _open_table(Path(path))
+    for row in range(table.num_rows):
+        yield row, _from_row(table.slice(row, 1).to_pylist()[0])
+
+
+def is_table(path: str | os.PathLike) -> bool:
+    """Whether a record file is read as Arrow or Parquet rather than as JSON lines."""
+    return Path(path).is_dir() or Path(path).suffix in (".arrow", ".parquet")
 
 
 @contextmanager
@@ -445,7 +464,10 @@ def _box(box: object, image_hw: tuple[int, int], region_id: str) -> tuple[float,
     numbers = box if isinstance(box, (list, tuple)) else ()
     if len(numbers) != 4 or not all(type(number) in (int, float) for number in numbers):
         raise ValueError(f"box {box!r} of region {region_id}: expected four numbers, [x1, y1, x2, y2] in pixels")
-    x1, y1, x2, y2 = (float(number) for number in numbers) if all(map(math.isfinite, numbers)) else [math.nan] * 4
+    try:
+        x1, y1, x2, y2 = map(float, numbers)
+    except OverflowError:
+        raise ValueError(f"box of region {region_id}: a number is too large") from None
     if 0 <= x1 < x2 <= image_hw[1] and 0 <= y1 < y2 <= image_hw[0]:  # the common case, without arrays
         return x1, y1, x2, y2
     return tuple(check_boxes([numbers], image_hw, [region_id])[0].tolist())

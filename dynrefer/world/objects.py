@@ -132,9 +132,12 @@ class Pen:
 
     def ring(self, box: tuple[float, float, float, float], width: float) -> None:
         """An open ring of the body's darker shade, such as a handle."""
-        thickness = max(4, round(width * min(self.size)))
-        for draw, inside, _ in self._layers("shade"):
-            draw.ellipse(self._box(*box), outline=inside, width=thickness)
+        thickness = max(3 * LINE, round(width * min(self.size)))
+        x1, y1, x2, y2 = self._box(*box)
+        for draw, inside, edge in self._layers("shade"):
+            draw.ellipse([x1, y1, x2, y2], outline=edge, width=thickness)
+            inner = [x1 + LINE, y1 + LINE, x2 - LINE, y2 - LINE]
+            draw.ellipse(inner, outline=inside, width=thickness - 2 * LINE)
 
     def ink(self, ink: Image.Image, colour: tuple[int, int, int]) -> None:
         """Puts a pattern (an L picture of the pen's size) on the body only."""
@@ -396,7 +399,8 @@ def draw_object(
 ) -> tuple[Image.Image, Image.Image]:
     """One object alone: colours (RGB) and coverage (L), both at image resolution and cut to the object.
 
-    `side` is the square root of the object's width times height, in image pixels; `rng` draws the phase of the pattern and a slight change of shade.
+    `side` is the square root of the object's width times height, in image pixels; `rng` draws the phase of the
+    pattern and a slight change of shade.
     """
     drawing, _, centre, _ = KINDS[kind]
     width, height = extent(kind, side)

@@ -8,7 +8,7 @@ What needs which view (t = 0 is the box, t = 1 the whole image):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -177,7 +177,7 @@ def _draw_ground(image_hw: tuple[int, int], rng: np.random.Generator) -> _Ground
         light = (None, "sun", "sun", "moon")[int(rng.integers(4))]
         cut = round(height * rng.uniform(0.34, 0.4))
         surface = outside[int(rng.integers(len(outside)))]
-        return _Ground((draw.SKY, surface), cut, True, light, int(rng.integers(30, width - 30)))
+        return _Ground((draw.SKY, surface), cut, True, light, 0)  # the light gets its place after the objects
     if style < 0.7:
         horizontal = bool(rng.integers(2))
         cut = round((height if horizontal else width) * rng.uniform(0.42, 0.58))
@@ -204,12 +204,14 @@ def _paint_ground(ground: _Ground, image_hw: tuple[int, int], rng: np.random.Gen
 # ---- layout ----
 
 
-def _draw_thing(split: str, taken: list[WorldObject], rng: np.random.Generator) -> WorldObject:
+def _draw_thing(
+    split: str, taken: list[WorldObject], rng: np.random.Generator, choice: tuple[str, ...] = tuple(KINDS)
+) -> WorldObject:
     """A new object, not yet placed: another kind than those there, now and then the same kind in another colour."""
     kinds = {thing.kind for thing in taken}
     named = {(thing.kind, thing.colour) for thing in taken}
     while True:
-        kind = list(KINDS)[int(rng.integers(len(KINDS)))]
+        kind = choice[int(rng.integers(len(choice)))]
         if kind in kinds and rng.random() < 0.6:
             continue
         pairs = COMBINATIONS[split][kind]
@@ -254,27 +256,50 @@ def _fits(
     surface = ground.surface_under(place)
     if surface == draw.SKY and not KINDS[thing.kind][3]:
         return None
-    if ground.light is not None and _distance(place, draw.light_box(ground.light_x)) == 0:
-        return None
     return surface
+
+
+def _alone_in_column(x: float, places: list[tuple[float, ...]]) -> list[int]:
+    """The one object whose box a vertical line at x passes; empty where there is none or several."""
+    crossed = [number for number, place in enumerate(places) if place[0] < x < place[2]]
+    return crossed if len(crossed) == 1 else []
+
+
+def _place_light(ground: _Ground, things: list[WorldObject], width: int, rng: np.random.Generator) -> _Ground:
+    """Hangs the sun or the moon where no object is, two times in three straight above one that is alone below it."""
+    if ground.light is None:
+        return ground
+    places = [thing.place for thing in things]
+    columns = [int(x) for x in rng.integers(24, width - 24, 12)]
+    if rng.random() < 0.67:
+        middles = [(place[0] + place[2]) // 2 for place in places]
+        above = [middles[i] for i in rng.permutation(len(places)) if _alone_in_column(middles[i], places)]
+        columns = [x for x in above if 24 <= x < width - 24] + columns
+    for x in columns:
+        if all(_distance(place, draw.light_box(x)) > 0 for place in places):
+            return replace(ground, light_x=x)
+    return replace(ground, light=None)
 
 
 def _layout(
     split: str, ground: _Ground, image_hw: tuple[int, int], num_objects: int, rng: np.random.Generator
 ) -> list[WorldObject]:
-    """Up to `num_objects` placed objects: pairs that stand close together, and the last one alone where odd."""
+    """Up to `num_objects` placed objects: often one in the sky, pairs that stand close together, the last one alone."""
     height, width = image_hw
     placed: list[WorldObject] = []
+    fliers = tuple(kind for kind, (_, _, _, flies) in KINDS.items() if flies)
     while len(placed) < num_objects:
-        group = [_draw_thing(split, placed, rng)]
-        if num_objects - len(placed) > 1:
+        in_sky = ground.has_sky and not placed and rng.random() < 0.6
+        group = [_draw_thing(split, placed, rng, fliers if in_sky else tuple(KINDS))]
+        if num_objects - len(placed) > 1 and not in_sky:
             group.append(_draw_thing(split, placed + group, rng))
         for _ in range(60):
             places: list[tuple[int, int, int, int]] = []
             for thing in group:
                 w, h = extent(thing.kind, thing.side)
                 if not places:
-                    x, y = int(rng.integers(_EDGE, width - w - _EDGE)), int(rng.integers(_EDGE, height - h - _EDGE))
+                    lowest = max(_EDGE + 1, (ground.cut - 5 if in_sky else height - _EDGE) - h)
+                    x, y = int(rng.integers(_EDGE, width - w - _EDGE)), int(rng.integers(_EDGE, lowest))
                     place = (x, y, x + w, y + h)
                 else:
                     place = _beside(places[0], w, h, rng)
@@ -319,9 +344,8 @@ def _set_relations(things: list[WorldObject], ground: _Ground) -> None:
     for number, thing in enumerate(things):
         thing.relation = find_relation(boxes, number)
     if ground.light is not None:
-        below = [thing for thing in things if thing.box[0] < ground.light_x < thing.box[2]]
-        if len(below) == 1:  # one object alone stands below the sun; two would make the words ambiguous
-            below[0].under = ground.light
+        for number in _alone_in_column(ground.light_x, boxes):
+            things[number].under = ground.light
 
 
 def draw_scene(
@@ -333,6 +357,7 @@ def draw_scene(
         things = _layout(split, ground, image_hw, int(rng.choice((3, 4, 5, 6), p=(0.15, 0.4, 0.2, 0.25))), rng)
         if len(things) < 2:
             continue
+        ground = _place_light(ground, things, image_hw[1], rng)
         things.sort(key=lambda thing: thing.place[3])  # lower in the picture is nearer
         canvas = _paint_ground(ground, image_hw, rng)
         _paint(canvas, things, rng)

@@ -1,0 +1,50 @@
+"""Model families: the parts they share, and the table that names them.
+
+Shape letters, used everywhere: R regions, V views, S view side, P patches, D vision width, Q query tokens,
+E embedding width, T text tokens (or frames, where said), K tags, A attributes, C categories, N any other count.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family lives; imported when it is used. build: (model section, training records) -> model, processor."""
+
+    module: str
+    config: str
+    model: str
+    processor: str
+
+    def load(self, name: str):
+        return getattr(import_module(self.module), getattr(self, name))
+
+    @property
+    def build(self) -> Callable:
+        return import_module(self.module).build
+
+
+FAMILIES = {
+    "dynrefer": Family("dynrefer.models.dynrefer", "DynReferConfig", "DynReferModel", "DynReferProcessor"),
+}
+
+
+def family(name: str) -> Family:
+    """A row of FAMILIES; ValueError with the nearest name for an unknown one."""
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(str(name), FAMILIES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"model family {name!r}: expected one of {', '.join(FAMILIES)}{hint}")
+    return FAMILIES[name]
+
+
+def build(section: Mapping, records: Sequence):
+    """A new model and its processor from the `model:` section of a YAML. records: the training records, from which
+    word lists and small tokenizers are made where the section names none."""
+    section = dict(section)
+    return family(section.pop("family", "dynrefer")).build(section, records)

@@ -1,0 +1,141 @@
+"""A new DynRefer model from the `model:` section of a YAML: parts by hub id or by their own config."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+
+from dynrefer.vocabulary import read_attributes, read_words, words_of_records
+
+from ..tokenizer import train_tokenizer
+from .config import DynReferConfig
+from .model import DynReferModel
+from .processor import DynReferProcessor
+
+PARTS = ("vision", "language", "text")
+PART_KEYS = ("name", "revision", "config", "trainable", "mode", "lora")
+OWN_KEYS = (*PARTS, "qformer", "tokenizer", "words")
+
+
+def build(section: Mapping, records: Sequence) -> tuple[DynReferModel, DynReferProcessor]:
+    """section: keys `vision`, `language`, `text` (each with `name`, a hub id or folder, or `config`, the part's own
+    config, and `trainable`, or for the language model `mode` and `lora`), `qformer` (its config), `tokenizer`
+    ({vocab_size}, trained on the records where the language model has no name), `words` ({tags, attributes,
+    categories}: files, lists, or {min_count} for the records' own words), and any field of DynReferConfig.
+
+    Raises ValueError for unknown keys, with the nearest known one.
+    """
+    known = (*OWN_KEYS, *(field.name for field in fields(DynReferConfig) if field.name not in BASE_FIELDS))
+    check_keys(section, known, "model")
+    parts = {name: dict(section.get(name) or {}) for name in PARTS}
+    for name, part in parts.items():
+        check_keys(part, PART_KEYS, f"model.{name}")
+    tokenizer, text_tokenizer = tokenizers(section, parts, records)
+    settings = {key: value for key, value in section.items() if key not in OWN_KEYS}
+    words = dict(section.get("words") or {})
+    check_keys(words, ("tags", "attributes", "categories"), "model.words")
+    for kind, read in (("tags", read_words), ("attributes", read_attributes), ("categories", read_words)):
+        settings[kind] = word_list(words.get(kind, {}), kind, read, records)
+    config = DynReferConfig(
+        vision_config=part_config(parts["vision"], "vision"),
+        language_config=part_config(parts["language"], "language", tokenizer),
+        text_config=part_config(parts["text"], "text", text_tokenizer),
+        qformer_config=dict(section.get("qformer") or {}),
+        vision_trainable=bool(parts["vision"].get("trainable", False)),
+        text_trainable=bool(parts["text"].get("trainable", False)),
+        language_mode=parts["language"].get("mode", "frozen"),
+        language_lora=parts["language"].get("lora"),
+        **settings,
+    )
+    model = DynReferModel(config)
+    load_parts(model, parts)
+    processor = DynReferProcessor(config, tokenizer, text_tokenizer)
+    model.processor = processor
+    model.before_eval()
+    return model, processor
+
+
+BASE_FIELDS = {field.name for field in fields(PreTrainedConfig)}
+
+
+def check_keys(section: Mapping, known: Sequence[str], where: str) -> None:
+    for key in section:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+            raise ValueError(f"{where}.{key}: unknown setting{hint}")
+
+
+def tokenizers(section: Mapping, parts: Mapping[str, Mapping], records: Sequence):
+    """The language model's and the text encoder's; trained on the captions where no name is given."""
+    found = {
+        name: AutoTokenizer.from_pretrained(parts[name]["name"], revision=parts[name].get("revision"))
+        for name in ("language", "text")
+        if parts[name].get("name")
+    }
+    if len(found) < 2:
+        settings = dict(section.get("tokenizer") or {})
+        check_keys(settings, ("vocab_size",), "model.tokenizer")
+        lower = str.lower if section.get("lowercase") else str
+        texts = [lower(text) for record in records for text in (*record.captions, *(record.tags or ()))]
+        if not texts:
+            raise ValueError("model.tokenizer: the training records have no captions to train a tokenizer on")
+        trained = train_tokenizer(texts, settings.get("vocab_size", 4000))
+        found = {"language": trained, "text": trained, **found}
+    return found["language"], found["text"]
+
+
+def part_config(part: Mapping, name: str, tokenizer=None) -> dict:
+    """The part's own config as a dict; vocabulary size and special ids follow the tokenizer where it was trained."""
+    if part.get("name"):
+        config = AutoConfig.from_pretrained(part["name"], revision=part.get("revision"))
+        for inner in (f"{name}_config", "text_config"):  # a two-tower model, or one with a language model inside
+            if name != "language" or not hasattr(config, "vocab_size"):
+                config = getattr(config, inner, config)
+        return {**config.to_dict(), **(part.get("config") or {})}
+    values = dict(part.get("config") or {})
+    if tokenizer is not None:
+        ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
+        values = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, **ids, **values}
+        if values.get("model_type") == "t5":
+            values.setdefault("decoder_start_token_id", tokenizer.pad_token_id)
+    return values
+
+
+def word_list(source, kind: str, read, records: Sequence) -> list:
+    """A file or a list as it is; {min_count: n} or nothing: the records' own words that occur at least n times."""
+    if source is None:
+        return []
+    if isinstance(source, Mapping):
+        check_keys(source, ("min_count",), f"model.words.{kind}")
+        field = {"tags": "tags", "attributes": "attributes", "categories": "category"}[kind]
+        source = words_of_records(records, field, source.get("min_count", 1))
+    return read(source)
+
+
+def load_parts(model: DynReferModel, parts: Mapping[str, Mapping]) -> None:
+    """Pretrained weights of the named parts. ValueError when the file lacks a tensor of the part."""
+    modules = {"vision": model.vision.model, "language": model.language.model, "text": model.text_encoder.model}
+    for name, part in parts.items():
+        if part.get("name"):
+            module = modules[name]
+            loaded, info = type(module).from_pretrained(
+                part["name"], revision=part.get("revision"), config=module.config, output_loading_info=True
+            )
+            if info["missing_keys"]:
+                raise ValueError(
+                    f"{part['name']}: lacks {len(info['missing_keys'])} tensors of the {name} part, such as "
+                    f"{sorted(info['missing_keys'])[0]}; is it a {module.config.model_type} checkpoint?"
+                )
+            module.load_state_dict(
+                loaded.state_dict(), strict=name != "language" or model.config.language_mode != "lora"
+            )
+
+
+def saved(path: str | Path) -> bool:
+    """Whether a folder holds a saved model."""
+    return (Path(path) / "config.json").is_file()

@@ -1,0 +1,304 @@
+"""DynRefer: nested views of a region -> caption, tags, attributes, category. The walk reads from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, Blip2QFormerModel, PreTrainedModel
+
+from dynrefer.data.batch import RegionBatch
+from dynrefer.data.schema import RegionResult
+from dynrefer.distributed import gather_rows
+from dynrefer.losses import asymmetric_loss, attribute_loss, category_loss, sigmoid_region_text_loss
+from dynrefer.prompts import parse_control
+from dynrefer.vocabulary import attribute_texts, category_texts, read_attributes, text_hash
+
+from ..language import LANGUAGE_MODELS, check_generation, language_kind
+from ..text_encoder import TextEncoder
+from ..vision import VisionEncoder
+from .align import DeformableAlign
+from .config import DynReferConfig
+from .decoders import TextQueryDecoder
+from .region_encoder import RegionEncoder
+
+TASKS = ("captions", "tags", "region_text", "attributes", "categories")
+TEXT_CHUNK = 512  # texts embedded at once when a word list is set
+
+
+class DynReferModel(PreTrainedModel):
+    """One model, five tasks. `forward` gives their losses, `predict` the answers.
+
+    `processor` is set by `dynrefer.load` and by training: predicted tags must become prompt tokens.
+    """
+
+    config_class = DynReferConfig
+    base_model_prefix = "dynrefer"
+    main_input_name = "batch"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["Blip2EncoderLayer", "T5Block", "LlamaDecoderLayer"]
+
+    def __init__(self, config: DynReferConfig):
+        super().__init__(config)
+        shape = None if config.vision_shape is None else tuple(config.vision_shape)
+        self.vision = VisionEncoder(config.vision_config, config.image_size, shape)
+        config.vision_shape = [self.vision.width, self.vision.grid]
+        config.qformer_config.encoder_hidden_size = self.vision.width
+        self.region_encoder = RegionEncoder(
+            self.vision.width,
+            config.num_views,
+            config.image_size,
+            config.grid or self.vision.grid,
+            align_groups=config.align_groups,
+            align_start=config.align_start,
+            roi_aligned=config.roi_aligned,
+        )
+        region_width = config.qformer_config.hidden_size
+        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, region_width))
+        self.qformer = Blip2QFormerModel(config.qformer_config)
+        self.text_encoder = TextEncoder(config.text_config)
+        decoder = {
+            "width": config.decoder_width,
+            "heads": config.decoder_heads,
+            "mlp_width": config.decoder_mlp_width,
+            "layers": config.decoder_layers,
+            "dropout": config.decoder_dropout,
+        }
+        self.tag_decoder = TextQueryDecoder(self.text_encoder.width, region_width, **decoder)
+        self.region_text_decoder = TextQueryDecoder(self.text_encoder.width, region_width, **decoder, normalize=True)
+        self.language = LANGUAGE_MODELS[language_kind(config.language_config)](
+            config.language_config, region_width, config.language_mode, config.language_lora
+        )
+        for name, texts in self.bank_texts().items():
+            self.register_buffer(f"{name}_texts", torch.zeros(len(texts), self.text_encoder.width))
+        self.processor = None
+        self.tasks = TASKS  # those whose losses forward computes
+        self._bank_ids: dict[str, tuple[Tensor, Tensor]] = {}
+        self.freeze()
+        self.post_init()
+        # post_init asks only direct children, and the language model stands inside its adapter
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, DeformableAlign):
+            module.reset_parameters()
+        elif module is self:
+            self.query_tokens.normal_(std=self.config.qformer_config.initializer_range)
+
+    def freeze(self) -> None:
+        """Only what the config trains asks for gradients. The text encoder's output and the frozen towers stay fixed."""
+        self.vision.requires_grad_(self.config.vision_trainable)
+        self.text_encoder.requires_grad_(self.config.text_trainable)
+        self.language.freeze()
+
+    def train(self, mode: bool = True) -> DynReferModel:
+        """Frozen towers stay in eval mode: no dropout, no moving averages."""
+        super().train(mode)
+        if not self.config.vision_trainable:
+            self.vision.eval()
+        if not self.config.text_trainable:
+            self.text_encoder.eval()
+        if self.config.language_mode == "frozen":
+            self.language.model.eval()
+        return self
+
+    # ------------------------------------------------------------------------------------------ the walk
+
+    def encode(self, batch: RegionBatch) -> Tensor:
+        """Views of R regions -> region_embeds (R, Q, E)."""
+        pixels = self.normalize(batch.views)  # (R, V, 3, S, S)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.vision_trainable):
+            patches = self.vision(pixels.flatten(0, 1))  # (R*V, 1+P, D)
+        patches = patches.unflatten(0, pixels.shape[:2])  # (R, V, 1+P, D)
+        features = self.region_encoder(patches, batch.region_boxes)  # (R, 1+G*G, D)
+        queries = self.query_tokens.expand(len(batch), -1, -1)
+        return self.qformer(query_embeds=queries, encoder_hidden_states=features).last_hidden_state  # (R, Q, E)
+
+    def normalize(self, views: Tensor) -> Tensor:
+        """uint8 views -> what the vision encoder was trained on; floating-point views are taken as normalized."""
+        dtype = next(self.vision.parameters()).dtype
+        if views.is_floating_point():
+            return views.to(dtype)
+        mean = torch.tensor(self.config.image_mean, device=views.device)[:, None, None]
+        std = torch.tensor(self.config.image_std, device=views.device)[:, None, None]
+        return ((views.float() / 255 - mean) / std).to(dtype)
+
+    def forward(self, batch: RegionBatch) -> dict[str, Tensor]:
+        """One scalar a task in `self.tasks`: the sum over this process's regions or tokens, unweighted. `batch.counts()`
+        are the denominators; weights and backward stand in train/run.py."""
+        region_embeds = self.encode(batch)  # (R, Q, E)
+        losses = {}
+        if "captions" in self.tasks:
+            losses["captions"] = self.language.loss(
+                region_embeds, batch.prompt_ids, batch.prompt_mask, batch.caption_ids, batch.caption_mask
+            )
+        if "tags" in self.tasks and len(self.config.tags):
+            known = batch.tags_known
+            logits = self.tag_decoder(self.word_texts("tag"), region_embeds[known])
+            losses["tags"] = asymmetric_loss(logits, batch.tags[known])
+        if "region_text" in self.tasks:
+            losses["region_text"] = self.region_text_loss(batch, region_embeds)
+        if "attributes" in self.tasks and len(self.config.attributes):
+            raw = self.region_text_decoder(self.word_texts("attribute"), region_embeds)
+            losses["attributes"] = attribute_loss(self.attribute_maximum(raw), batch.attributes)
+        if "categories" in self.tasks and len(self.config.categories):
+            raw = self.region_text_decoder(self.word_texts("category"), region_embeds)
+            losses["categories"] = category_loss(raw, batch.categories)
+        return losses
+
+    def region_text_loss(self, batch: RegionBatch, region_embeds: Tensor) -> Tensor:
+        """This process's regions against the captions of all processes (DynRefer, section 3.3)."""
+        captioned = batch.caption_mask.any(-1)
+        text_ids, offset = gather_rows(batch.text_ids[captioned], self.config.text_config.pad_token_id or 0)
+        texts = self.text_encoder(text_ids, None)  # every process embeds all texts: the gradient needs no gathering
+        logits = self.region_text_decoder.similarity(
+            self.region_text_decoder(texts, region_embeds[captioned])
+        )  # (R, N)
+        own = offset + torch.arange(len(logits), device=logits.device)
+        positive = torch.zeros_like(logits, dtype=torch.bool)
+        positive[torch.arange(len(logits), device=logits.device), own] = True
+        ignore = None
+        if self.config.mask_same_caption:
+            ignore = (text_ids[own][:, None] == text_ids[None]).all(-1) & ~positive
+        return sigmoid_region_text_loss(logits, positive, ignore)
+
+    # ------------------------------------------------------------------------------------------ word lists
+
+    def bank_texts(self) -> dict[str, list[str]]:
+        """The texts of every word list, from the config."""
+        return {
+            "tag": list(self.config.tags),
+            "attribute": attribute_texts(self.config.attributes)[0],
+            "category": category_texts(self.config.categories),
+        }
+
+    def word_texts(self, name: str) -> Tensor:
+        """Text embeddings of a word list (K, D_text): cached, or made anew while the text encoder learns."""
+        if not (self.training and self.config.text_trainable):
+            return getattr(self, f"{name}_texts")
+        if name not in self._bank_ids:
+            self._bank_ids[name] = self.processor.encode_texts(self.bank_texts()[name])
+        ids, mask = (tensor.to(self.device) for tensor in self._bank_ids[name])
+        return self.text_encoder(ids, mask)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """(N, D_text) on the model's device."""
+        parts = [self.tag_texts[:0]]
+        for start in range(0, len(texts), TEXT_CHUNK):
+            ids, mask = self.processor.encode_texts(texts[start : start + TEXT_CHUNK])
+            parts.append(self.text_encoder(ids.to(self.device), mask.to(self.device)))
+        return torch.cat(parts)
+
+    def before_eval(self) -> None:
+        """Refreshes the cached text embeddings. Call it when the text encoder or a word list changed, and before save."""
+        training = self.training
+        self.eval()
+        for name, texts in self.bank_texts().items():
+            getattr(self, f"{name}_texts").copy_(self.embed_texts(texts))
+        self.config.text_bank_hash = self.bank_hash()
+        self.train(training)
+
+    def bank_hash(self) -> str:
+        return text_hash([text for texts in self.bank_texts().values() for text in ("", *texts)])
+
+    def check_text_bank(self) -> None:
+        """ValueError when the cached embeddings belong to other word lists than the config's."""
+        if self.config.text_bank_hash != self.bank_hash():
+            raise ValueError(
+                f"text embeddings were made from word lists with hash {self.config.text_bank_hash}, the config's have "
+                f"{self.bank_hash()}: call model.before_eval() with the processor set to make them anew"
+            )
+
+    @staticmethod
+    def attribute_owner(attributes: Sequence[dict], device: torch.device) -> Tensor:
+        return torch.tensor(attribute_texts(attributes)[1], device=device)
+
+    def attribute_maximum(self, raw: Tensor, attributes: Sequence[dict] | None = None) -> Tensor:
+        """Raw scores of all attribute texts (R, N) -> of the attributes (R, A): the best text of each."""
+        attributes = self.config.attributes if attributes is None else attributes
+        owner = self.attribute_owner(attributes, raw.device).expand(len(raw), -1)
+        start = raw.new_full((len(raw), len(attributes)), -torch.inf)
+        return start.scatter_reduce(1, owner, raw, "amax")
+
+    # ------------------------------------------------------------------------------------------ answers
+
+    def tag_logits(self, region_embeds: Tensor) -> Tensor:
+        """(R, K)."""
+        return self.tag_decoder(self.tag_texts, region_embeds)
+
+    def attribute_scores(self, region_embeds: Tensor, attributes: Sequence[dict] | None = None) -> Tensor:
+        """Best sigmoid over an attribute's texts, (R, A); the config's attributes when None."""
+        texts = self.attribute_texts if attributes is None else self.embed_texts(attribute_texts(attributes)[0])
+        return self.attribute_maximum(self.region_text_decoder(texts, region_embeds), attributes).float().sigmoid()
+
+    def category_logits(self, region_embeds: Tensor, categories: Sequence[str] | None = None) -> Tensor:
+        """Raw scores (R, C); the config's categories when None."""
+        texts = self.category_texts if categories is None else self.embed_texts(category_texts(categories))
+        return self.region_text_decoder(texts, region_embeds).float()
+
+    @torch.no_grad()
+    def predict(
+        self,
+        batch: RegionBatch,
+        *,
+        control: str | Sequence[str] | None = None,
+        tag_threshold: float | None = None,
+        attributes: Sequence[str] | None = None,
+        categories: Sequence[str] | None = None,
+        generation: Mapping | None = None,
+    ) -> list[RegionResult]:
+        """One result a region. control: see prompts.parse_control, one text for all or one a region; attributes,
+        categories: names instead of the config's lists, [] for none; generation: transformers' options over the
+        config's. ValueError for unknown options."""
+        if self.processor is None:
+            raise ValueError("this model has no processor: dynrefer.load sets it, or set model.processor")
+        settings = {**self.config.generation, **check_generation(generation)}
+        threshold = self.config.tag_threshold if tag_threshold is None else tag_threshold
+        controls = [control] * len(batch) if control is None or isinstance(control, str) else list(control)
+        if len(controls) != len(batch):
+            raise ValueError(
+                f"control: {len(controls)} texts for {len(batch)} regions; one text for all, or one a region"
+            )
+        if not len(batch):
+            return []
+        was_training = self.training
+        self.eval()
+        region_embeds = self.encode(batch)  # (R, Q, E)
+        tags = self.tag_logits(region_embeds).float().sigmoid().cpu()  # (R, K)
+        named_attributes = None if attributes is None else read_attributes(attributes)
+        attribute_names = [a["name"] for a in (self.config.attributes if attributes is None else named_attributes)]
+        attribute_scores = self.attribute_scores(region_embeds, named_attributes).cpu()  # (R, A)
+        category_names = list(self.config.categories if categories is None else categories)
+        category_scores = self.category_logits(region_embeds, categories).softmax(-1).cpu()  # (R, C)
+        found = [ranked(self.config.tags, row, above=threshold) for row in tags]
+        words = [parse_control(c, [tag["name"] for tag in t]) for c, t in zip(controls, found, strict=True)]
+        prompt_ids, prompt_mask = (tensor.to(self.device) for tensor in self.processor.encode_prompts(words))
+        ids, log_probability = self.language.generate(region_embeds, prompt_ids, prompt_mask, **settings)
+        captions = self.processor.decode(ids)
+        self.train(was_training)
+        return [
+            RegionResult(
+                id=batch.ids[r],
+                box=batch.boxes[r].tolist(),
+                caption=captions[r],
+                score=float(log_probability[r].double().exp()),
+                tags=found[r],
+                attributes=ranked(attribute_names, attribute_scores[r]),
+                category=next(iter(ranked(category_names, category_scores[r])), None),
+                scales=[round(t, 6) for t in batch.scales[r].tolist()],
+            )
+            for r in range(len(batch))
+        ]
+
+
+def ranked(names: Sequence[str], scores: Tensor, above: float = -torch.inf) -> list[dict]:
+    """[{"name", "score"}] of the scores above a bound, best first; equal scores in list order."""
+    chosen = [i for i in scores.argsort(descending=True, stable=True).tolist() if scores[i] > above]
+    return [{"name": names[i], "score": float(scores[i])} for i in chosen]
+
+
+AutoModel.register(DynReferConfig, DynReferModel)

@@ -1,0 +1,246 @@
+"""Images, regions and words -> RegionBatch, and token ids -> text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer
+from transformers.utils import PushToHubMixin
+
+from dynrefer.data.batch import RegionBatch
+from dynrefer.data.schema import Region
+from dynrefer.prompts import control_prompt, training_words
+from dynrefer.views import choose_scales, crop_views
+from dynrefer.vocabulary import Vocabulary
+
+from ..language import language_kind
+from .config import DynReferConfig
+
+TEXT_TOKENIZER = "text_tokenizer"
+MAX_CAPTION_TOKENS = 64
+FLIP_WORDS = ("left", "right")
+
+
+class DynReferProcessor(PushToHubMixin):
+    """Everything between a record and a batch. Sizes, word lists and strategies come from the model's config.
+
+    tokenizer: the language model's; text_tokenizer: the text encoder's. `view_strategy` may be changed between calls.
+    """
+
+    def __init__(self, config: DynReferConfig, tokenizer, text_tokenizer):
+        self.config, self.tokenizer, self.text_tokenizer = config, tokenizer, text_tokenizer
+        self.view_strategy = config.view_strategy
+        self.tags = Vocabulary(config.tags, "tag")
+        self.attributes = Vocabulary([attribute["name"] for attribute in config.attributes], "attribute")
+        self.categories = Vocabulary(config.categories, "category")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self.append_end = language_kind(config.language_config) == "causal"
+
+    @property
+    def num_views(self) -> int:
+        return self.config.num_views
+
+    # ------------------------------------------------------------------------------------------ views
+
+    def views(
+        self, image: np.ndarray, boxes: np.ndarray, strategy: str, generators: Sequence[np.random.Generator]
+    ) -> dict[str, np.ndarray]:
+        """image (H, W, 3) uint8; boxes (R, 4) xyxy pixels. Returns boxes, scales, views, view_boxes and region_boxes,
+        rows as in RegionBatch."""
+        scales = choose_scales(strategy, image, boxes, self.config.num_views, generators)
+        views, view_boxes, region_boxes = crop_views(
+            image,
+            boxes,
+            scales,
+            self.config.image_size,
+            truncate_region_boxes=self.config.truncate_region_boxes,
+        )
+        return {
+            "boxes": np.asarray(boxes, np.float32),
+            "scales": scales.astype(np.float32),
+            "views": views,
+            "view_boxes": view_boxes.astype(np.float32),
+            "region_boxes": region_boxes,
+        }
+
+    def prepare(
+        self,
+        image: np.ndarray,
+        boxes: np.ndarray,
+        masks: Sequence[np.ndarray] | None = None,
+        *,
+        view_strategy: str | None = None,
+        seed: int = 0,
+        ids: Sequence[str] | None = None,
+    ) -> RegionBatch:
+        """Regions of one image for inference. boxes (R, 4) valid xyxy; masks are not looked at: their boxes are."""
+        generators = [np.random.default_rng([seed, r]) for r in range(len(boxes))]
+        arrays = self.views(image, np.asarray(boxes), view_strategy or self.view_strategy, generators)
+        ids = [str(r) for r in range(len(boxes))] if ids is None else list(ids)
+        return RegionBatch(ids=ids, **{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    # ------------------------------------------------------------------------------------------ samples
+
+    def samples(
+        self, image: np.ndarray, regions: list[Region], generators: list[np.random.Generator], train: bool
+    ) -> list[dict]:
+        """One sample a region of this image. In training a caption and its control words are drawn at random and the
+        picture may be mirrored; otherwise the first caption stands, without control words."""
+        mirror = (
+            train
+            and self.config.mirror > 0
+            and generators[0].random() < self.config.mirror
+            and not any(
+                word in caption.lower().split() for r in regions for caption in r.captions for word in FLIP_WORDS
+            )
+        )
+        boxes = np.array([region.box for region in regions], np.float32)
+        if mirror:
+            image = np.ascontiguousarray(image[:, ::-1])
+            boxes[:, [0, 2]] = image.shape[1] - boxes[:, [2, 0]]
+        if train and self.config.box_jitter:
+            boxes = jitter_boxes(boxes, self.config.box_jitter, image.shape[:2], generators)
+        strategy = self.config.train_view_strategy if train else self.view_strategy
+        arrays = self.views(image, boxes, strategy, generators)
+        samples = []
+        for r, (region, generator) in enumerate(zip(regions, generators, strict=True)):
+            caption, words = "", []
+            if region.captions:
+                caption = region.captions[generator.integers(len(region.captions)) if train else 0]
+            if train:
+                known = [tag for tag in region.tags or () if tag in self.tags.index]
+                words = training_words(known, generator, self.config.control_drop_all, self.config.control_keep)
+            samples.append(
+                {"region": region, "caption": caption, "words": words, **{k: v[r] for k, v in arrays.items()}}
+            )
+        return samples
+
+    def collate(self, samples: list[dict]) -> RegionBatch:
+        """Samples of any images -> one batch."""
+        regions = [sample["region"] for sample in samples]
+        captions = [self.clean(sample["caption"]) for sample in samples]
+        stacked = {
+            name: torch.from_numpy(np.stack([sample[name] for sample in samples]))
+            for name in ("boxes", "scales", "views", "view_boxes", "region_boxes")
+        }
+        prompt_ids, prompt_mask = self.encode_prompts([sample["words"] for sample in samples])
+        caption_ids, caption_mask = self.encode_captions(captions)
+        text_ids, text_mask = self.encode_texts(captions)
+        tags = torch.zeros(len(regions), len(self.tags))
+        attributes = torch.zeros(len(regions), len(self.attributes), dtype=torch.int8)
+        categories = torch.full((len(regions),), -1)
+        for r, region in enumerate(regions):
+            for tag in region.tags or ():
+                if (index := self.tags.index.get(tag)) is not None:
+                    tags[r, index] = 1
+            for name, value in region.attributes.items():
+                if (index := self.attributes.index.get(name)) is not None:
+                    attributes[r, index] = value
+            if region.category is not None:
+                categories[r] = self.categories.index.get(region.category, -1)
+        return RegionBatch(
+            ids=[region.id for region in regions],
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            caption_ids=caption_ids,
+            caption_mask=caption_mask,
+            text_ids=text_ids,
+            text_mask=text_mask,
+            tags=tags,
+            tags_known=torch.tensor([region.tags is not None for region in regions]),
+            attributes=attributes,
+            categories=categories,
+            **stacked,
+        )
+
+    # ------------------------------------------------------------------------------------------ texts
+
+    def clean(self, caption: str) -> str:
+        """White space squeezed; lower case where the config says so."""
+        caption = " ".join(caption.split())
+        return caption.lower() if self.config.lowercase else caption
+
+    def encode_prompts(self, words: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+        """Control words of every region -> ids and mask (R, T), with the tokenizer's own special tokens."""
+        encoded = self.tokenizer(
+            [control_prompt(w) for w in words], padding=True, return_tensors="pt", padding_side="right"
+        )
+        return encoded["input_ids"], encoded["attention_mask"]
+
+    def encode_captions(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Target captions -> ids and mask (R, T), an end token last; a region without a caption has an empty mask."""
+        special = not self.append_end
+        rows = [
+            self.tokenizer(c, add_special_tokens=special, truncation=True, max_length=MAX_CAPTION_TOKENS)["input_ids"]
+            for c in captions
+        ]
+        if self.append_end:
+            rows = [row[: MAX_CAPTION_TOKENS - 1] + [self.tokenizer.eos_token_id] for row in rows]
+        rows = [row if caption else [] for row, caption in zip(rows, captions, strict=True)]
+        return pad_rows(rows, self.tokenizer.pad_token_id)
+
+    def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Texts for the text encoder -> ids and mask (N, T). Over-long ones are cut, the end token stays."""
+        limit = self.config.text_config.max_position_embeddings
+        rows = [self.text_tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in texts]
+        return pad_rows(rows, self.text_tokenizer.pad_token_id or 0)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Generated token ids (R, T) -> texts."""
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    # ------------------------------------------------------------------------------------------ files
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs) -> None:
+        """Both tokenizers and the processor's class name; the rest is in the model's config.json, written too."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.text_tokenizer.save_pretrained(folder / TEXT_TOKENIZER)
+        (folder / "processor_config.json").write_text(
+            json.dumps({"processor_class": type(self).__name__}, indent=2) + "\n"
+        )
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, revision: str | None = None, **kwargs) -> DynReferProcessor:
+        """From a saved folder or a hub id."""
+        config = kwargs.pop("config", None)
+        hub = {k: v for k, v in kwargs.items() if k in ("token", "cache_dir", "local_files_only", "subfolder")}
+        if not isinstance(config, DynReferConfig):
+            config = AutoConfig.from_pretrained(name, revision=revision, **hub)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, **hub)
+        hub["subfolder"] = f"{hub['subfolder']}/{TEXT_TOKENIZER}" if hub.get("subfolder") else TEXT_TOKENIZER
+        text_tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, **hub)
+        return cls(config, tokenizer, text_tokenizer)
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Rows of ids -> ids and mask (N, T), padded on the right; at least one column."""
+    longest = max([1, *(len(row) for row in rows)])
+    ids = torch.full((len(rows), longest), pad)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def jitter_boxes(
+    boxes: np.ndarray, amount: float, image_hw: tuple[int, int], generators: Sequence[np.random.Generator]
+) -> np.ndarray:
+    """Moves every side of each box by up to `amount` of the box's width or height, inside the image."""
+    height, width = image_hw
+    noise = np.stack([generator.uniform(-amount, amount, 4) for generator in generators])
+    sizes = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+    moved = boxes + noise * sizes
+    return np.clip(moved, 0, [width, height, width, height]).astype(np.float32)
+
+
+AutoProcessor.register(DynReferConfig, DynReferProcessor)

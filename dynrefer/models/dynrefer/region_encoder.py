@@ -1,0 +1,61 @@
+"""Stochastic multi-view embedding (DynRefer, section 3.2): RoIAlign -> align -> fuse."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from .align import DeformableAlign
+
+
+class RegionEncoder(nn.Module):
+    """Patches of V views of a region -> one set of region features.
+
+    width: D; num_views: V; image_size: view side S in pixels; grid: side of the aligned map; align_groups,
+    align_start: see align; roi_aligned: torchvision's half-pixel setting of RoIAlign; False for released weights.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_views: int,
+        image_size: int,
+        grid: int,
+        *,
+        align_groups: int = 4,
+        align_start: str = "zero",
+        roi_aligned: bool = False,
+    ):
+        super().__init__()
+        self.num_views, self.image_size, self.grid, self.roi_aligned = num_views, image_size, grid, roi_aligned
+        self.align = DeformableAlign(width, align_groups, align_start) if num_views > 1 else None
+        self.mlp = nn.Sequential(nn.Linear(num_views * width, width), nn.ReLU(), nn.Linear(width, width))
+
+    def forward(self, patches: Tensor, region_boxes: Tensor) -> Tensor:
+        """patches: (R, V, 1+P, D); region_boxes: (R, V, 4) in view pixels. Returns (R, 1+G*G, D)."""
+        num_regions, num_views, _, width = patches.shape
+        if num_views != self.num_views:
+            raise ValueError(f"{num_views} views a region: this model was built with num_views={self.num_views}")
+        side = round((patches.shape[2] - 1) ** 0.5)
+        maps = patches[:, :, 1:].transpose(2, 3).reshape(-1, width, side, side)  # (R*V, D, g, g)
+        boxes = region_boxes.reshape(-1, 4).float()
+        index = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None]
+        maps = roi_align(  # has no bfloat16 kernel on CPU
+            maps.float(),
+            torch.cat([index, boxes], 1),
+            self.grid,
+            spatial_scale=side / self.image_size,
+            sampling_ratio=2,
+            aligned=self.roi_aligned,
+        ).to(patches.dtype)  # (R*V, D, G, G)
+        maps = maps.reshape(num_regions, num_views, width, self.grid, self.grid)
+        first = maps[:, 0]
+        if self.align is not None:
+            others = maps[:, 1:].flatten(0, 1)  # (R*(V-1), D, G, G)
+            reference = first[:, None].expand(-1, num_views - 1, -1, -1, -1).flatten(0, 1)
+            aligned = self.align(others, reference).reshape(num_regions, num_views - 1, width, self.grid, self.grid)
+            maps = torch.cat([first[:, None].to(aligned.dtype), aligned], 1)
+        tokens = maps.flatten(3).transpose(2, 3)  # (R, V, G*G, D)
+        tokens = torch.cat([patches[:, :, :1].to(tokens.dtype), tokens], 2)  # (R, V, 1+G*G, D), class tokens unaligned
+        return self.mlp(tokens.transpose(1, 2).flatten(2))  # (R, 1+G*G, V*D) -> (R, 1+G*G, D)

@@ -1,0 +1,170 @@
+"""Language models behind two calls, `loss` and `generate`: encoder-decoder (T5 family) and decoder-only.
+
+Both read [region embeddings projected, control words]; the control words' embeddings gain one learned vector.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
+
+MODES = ("frozen", "lora", "full")
+
+
+def token_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Summed negative log-likelihood of the target tokens. logits (R, T, W); targets, mask (R, T)."""
+    kept = mask.bool()
+    return F.cross_entropy(logits[kept].float(), targets[kept], reduction="sum")
+
+
+class LanguageModel(nn.Module):
+    """What both kinds share: the projection of region embeddings, the control vector, and freezing.
+
+    config: the language model's own config; region_width: E; mode: "frozen", "lora" or "full"; lora: PEFT's LoraConfig
+    fields (r, lora_alpha, lora_dropout, target_modules).
+    """
+
+    auto_class: type
+
+    def __init__(self, config: PreTrainedConfig, region_width: int, mode: str = "frozen", lora: dict | None = None):
+        super().__init__()
+        self.model = self.auto_class.from_config(config)
+        width = self.model.get_input_embeddings().embedding_dim
+        self.projection = nn.Linear(region_width, width)
+        self.control_memory = nn.Parameter(torch.zeros(width))
+        self.mode = mode
+        if mode == "lora":
+            self.add_lora(lora or {})
+        self.freeze()
+
+    def add_lora(self, settings: Mapping) -> None:
+        """Puts LoRA layers into the language model, in place. ValueError when a target does not exist in it."""
+        from peft import LoraConfig, inject_adapter_in_model
+
+        try:
+            inject_adapter_in_model(
+                LoraConfig(**{"r": 64, "lora_alpha": 128, "lora_dropout": 0.05, **settings}), self.model
+            )
+        except ValueError as error:
+            linear = {
+                name.rsplit(".", 1)[-1] for name, module in self.model.named_modules() if type(module) is nn.Linear
+            }
+            raise ValueError(
+                f"LoRA targets {settings.get('target_modules')}: {error}. Linear layers of this model: {sorted(linear)}"
+            ) from error
+
+    def freeze(self) -> None:
+        """Only what the mode trains asks for gradients."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self.mode == "full" or (self.mode == "lora" and "lora_" in name))
+
+    def prompt(self, region_embeds: Tensor, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """region_embeds (R, Q, E); prompt_ids, prompt_mask (R, T). Returns embeddings (R, Q+T, d) and mask (R, Q+T)."""
+        words = self.model.get_input_embeddings()(prompt_ids)
+        regions = self.projection(region_embeds).to(words.dtype)
+        embeds = torch.cat([regions, words + self.control_memory.to(words.dtype)], 1)
+        return embeds, torch.cat([prompt_mask.new_ones(regions.shape[:2]), prompt_mask], 1)
+
+    def generate(
+        self, region_embeds: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, **settings
+    ) -> tuple[Tensor, Tensor]:
+        """Captions and their log-probabilities. settings: transformers' generation options.
+
+        Returns token ids (R, T) and the sum of log probabilities of each (R,).
+        """
+        embeds, mask = self.arrange(*self.prompt(region_embeds, prompt_ids, prompt_mask))
+        output = self.model.generate(
+            inputs_embeds=embeds, attention_mask=mask, return_dict_in_generate=True, output_scores=True, **settings
+        )
+        if settings.get("num_beams", 1) > 1:
+            # sequences_scores is the sum of log probabilities / length ** length_penalty
+            penalty = settings.get("length_penalty", 1.0)
+            if penalty == 0:
+                return output.sequences, output.sequences_scores
+            scores = self.model.compute_transition_scores(
+                output.sequences, output.scores, output.beam_indices, normalize_logits=False
+            )
+            return output.sequences, scores.nan_to_num(neginf=0).sum(-1)
+        scores = self.model.compute_transition_scores(output.sequences, output.scores, normalize_logits=True)
+        steps = output.sequences[:, -scores.shape[1] :]
+        ended = self.end_ids(settings)
+        is_end = torch.isin(steps, torch.tensor(ended, device=steps.device))
+        finished = is_end.cumsum(1) - is_end.long() > 0  # strictly after the first end token
+        return output.sequences, scores.masked_fill(finished, 0).sum(-1)
+
+    def end_ids(self, settings: Mapping) -> list[int]:
+        end = settings.get("eos_token_id", self.model.generation_config.eos_token_id)
+        return [] if end is None else end if isinstance(end, list) else [end]
+
+    def arrange(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Where generation wants the padding; as it comes, for an encoder."""
+        return embeds, mask
+
+
+class Seq2SeqLM(LanguageModel):
+    """Encoder-decoder: the prompt goes into the encoder, the caption is the decoder's target."""
+
+    auto_class = AutoModelForSeq2SeqLM
+
+    def loss(
+        self, region_embeds: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, caption_ids: Tensor, caption_mask: Tensor
+    ) -> Tensor:
+        """Summed negative log-likelihood of the caption tokens. Shapes as in RegionBatch."""
+        embeds, mask = self.prompt(region_embeds, prompt_ids, prompt_mask)
+        labels = caption_ids.masked_fill(~caption_mask.bool(), -100)
+        decoder_ids = self.model.prepare_decoder_input_ids_from_labels(labels=labels)
+        logits = self.model(inputs_embeds=embeds, attention_mask=mask, decoder_input_ids=decoder_ids).logits
+        return token_loss(logits, caption_ids, caption_mask)
+
+
+class CausalLM(LanguageModel):
+    """Decoder-only: [regions, control words, caption] in one row; the loss counts the caption only."""
+
+    auto_class = AutoModelForCausalLM
+
+    def arrange(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Moves the padding of every row to its left end: generation continues at the right end."""
+        order = mask.argsort(dim=1, stable=True)  # zeros first, order kept
+        return embeds.gather(1, order[..., None].expand_as(embeds)), mask.gather(1, order)
+
+    def loss(
+        self, region_embeds: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, caption_ids: Tensor, caption_mask: Tensor
+    ) -> Tensor:
+        """Summed negative log-likelihood of the caption tokens. Shapes as in RegionBatch."""
+        embeds, mask = self.arrange(*self.prompt(region_embeds, prompt_ids, prompt_mask))
+        captions = self.model.get_input_embeddings()(caption_ids)
+        mask = torch.cat([mask, caption_mask.to(mask)], 1)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = self.model(
+            inputs_embeds=torch.cat([embeds, captions], 1), attention_mask=mask, position_ids=positions
+        ).logits  # (R, Q+T+T, W)
+        start = embeds.shape[1] - 1  # the last prompt position predicts the first caption token
+        return token_loss(logits[:, start : start + caption_ids.shape[1]], caption_ids, caption_mask)
+
+
+LANGUAGE_MODELS = {"seq2seq": Seq2SeqLM, "causal": CausalLM}
+
+
+def language_kind(config: PreTrainedConfig) -> str:
+    """ "seq2seq" or "causal"."""
+    return "seq2seq" if config.is_encoder_decoder else "causal"
+
+
+def check_generation(settings: Mapping | None) -> dict:
+    """A user's generation options; ValueError with the nearest name for an unknown one."""
+    from transformers import GenerationConfig
+
+    known = GenerationConfig().to_dict()
+    for name in settings or {}:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(
+                f"generation option {name!r} is not one of transformers' GenerationConfig"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    return dict(settings or {})

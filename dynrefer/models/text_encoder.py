@@ -1,0 +1,22 @@
+"""Text encoder: CLIP-style tower, texts -> one vector each."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+
+class TextEncoder(nn.Module):
+    """CLIP text tower with its projection. Pooling at the end-of-text token."""
+
+    def __init__(self, config: CLIPTextConfig):
+        super().__init__()
+        self.model = CLIPTextModelWithProjection(config)
+        self.width = config.projection_dim
+
+    def forward(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """text_ids, text_mask: (N, T). Returns (N, D_text), not normalized.
+
+        The tower is causal and pools at the end token, so padding after it changes nothing; no mask is needed.
+        """
+        return self.model(input_ids=text_ids).text_embeds

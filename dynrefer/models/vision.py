@@ -1,0 +1,126 @@
+"""Vision encoders: any that Transformers or open_clip can load -> patches (N, 1+P, D), row 0 a summary of the view."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, Blip2VisionModel, CLIPVisionModel, PreTrainedConfig, SiglipVisionModel
+
+# Towers whose AutoModel is the whole two-tower model, or none.
+VISION_CLASSES = {
+    "blip_2_vision_model": Blip2VisionModel,
+    "clip_vision_model": CLIPVisionModel,
+    "siglip_vision_model": SiglipVisionModel,
+}
+
+
+class OpenClipVisionConfig(PreTrainedConfig):
+    """An open_clip tower by name: architecture such as "EVA01-g-14"; model_cfg holds the tower's own settings when they
+    are not a published architecture's; hidden_size and patch_size are filled in from the tower."""
+
+    model_type = "open_clip_vision"
+    architecture: str = "EVA01-g-14"
+    image_size: int = 224
+    model_cfg: dict | None = None
+
+
+AutoConfig.register("open_clip_vision", OpenClipVisionConfig)
+
+
+class OpenClipVision(nn.Module):
+    """open_clip's image tower, giving last-layer tokens (N, 1+P, D) or a map (N, D, g, g)."""
+
+    def __init__(self, config: OpenClipVisionConfig):
+        super().__init__()
+        import open_clip
+
+        if config.model_cfg is not None:
+            from open_clip.model import CLIPVisionCfg, _build_vision_tower
+
+            settings = dict(config.model_cfg)
+            self.tower = _build_vision_tower(settings.pop("embed_dim", 512), CLIPVisionCfg(**settings))
+        else:
+            self.tower = open_clip.create_model(config.architecture, force_image_size=config.image_size).visual
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        if hasattr(self.tower, "trunk"):  # a timm trunk
+            return self.tower.trunk.forward_features(pixel_values)
+        output = self.tower.forward_intermediates(
+            pixel_values, indices=1, normalize_intermediates=True, intermediates_only=True
+        )
+        return output["image_intermediates"][-1]
+
+
+class VisionEncoder(nn.Module):
+    """One encoder behind one interface.
+
+    config: the tower's own config; image_size: side S of the views in pixels; shape: (D, g) where known already.
+    Attributes: width D; grid g (P = g * g); model, the tower itself.
+    """
+
+    def __init__(self, config: PreTrainedConfig, image_size: int, shape: tuple[int, int] | None = None):
+        super().__init__()
+        if isinstance(config, OpenClipVisionConfig):
+            self.model = OpenClipVision(config)
+        elif config.model_type in VISION_CLASSES:
+            self.model = VISION_CLASSES[config.model_type](config)
+        else:
+            self.model = AutoModel.from_config(config)
+        self.config, self.image_size = config, image_size
+        arguments = inspect.signature(self.model.forward).parameters
+        native = getattr(config, "image_size", image_size)
+        native = native[0] if isinstance(native, list | tuple) else native
+        self.extra = {}
+        if native != image_size and "interpolate_pos_encoding" in arguments:
+            self.extra["interpolate_pos_encoding"] = True
+        self.patchwise = "spatial_shapes" in arguments  # SigLIP 2 takes patches, not pictures
+        self.num_prefix = 1 + getattr(config, "num_register_tokens", 0)
+        self.width, self.grid = shape or self._measure()
+
+    def _measure(self) -> tuple[int, int]:
+        """Width and grid: from the config where it says them, otherwise from one blank view."""
+        patch = getattr(self.config, "patch_size", None)
+        patch = patch[0] if isinstance(patch, list | tuple) else patch
+        hidden = getattr(self.config, "hidden_size", None)
+        if patch and hidden and not hasattr(self.config, "depths"):
+            return hidden, self.image_size // patch
+        with torch.no_grad():
+            training = self.model.training
+            parameter = next(self.model.parameters())
+            if parameter.is_meta:
+                raise ValueError(
+                    f"vision encoder {self.config.model_type!r}: its grid cannot be known on the meta device"
+                )
+            blank = torch.zeros(1, 3, self.image_size, self.image_size, dtype=parameter.dtype, device=parameter.device)
+            tokens = self.eval()(blank)
+            self.train(training)
+        grid = round((tokens.shape[1] - 1) ** 0.5)
+        return tokens.shape[-1], grid
+
+    def forward(self, views: Tensor) -> Tensor:
+        """views: (N, 3, S, S) normalized. Returns (N, 1+P, D): the class token (or the mean of the patches where the
+        encoder has none), then the patches row by row."""
+        if self.patchwise:
+            output = self._patchwise(views)
+        elif isinstance(self.model, OpenClipVision):
+            output = self.model(views)
+        else:
+            output = self.model(pixel_values=views, **self.extra).last_hidden_state
+        if output.dim() == 4:  # (N, D, g, g), a convolutional map
+            output = output.flatten(2).transpose(1, 2)  # (N, P, D)
+        grid = int(output.shape[1] ** 0.5)
+        if grid * grid == output.shape[1]:  # no class token
+            return torch.cat([output.mean(1, keepdim=True), output], 1)  # (N, 1+P, D)
+        prefix = output.shape[1] - grid * grid
+        return torch.cat([output[:, :1], output[:, prefix:]], 1)  # registers dropped
+
+    def _patchwise(self, views: Tensor) -> Tensor:
+        """SigLIP 2: (N, 3, S, S) -> patches (N, P, 3*p*p), pixels of a patch in (row, column, channel) order."""
+        patch, n = self.config.patch_size, len(views)
+        grid = self.image_size // patch
+        cut = views.reshape(n, 3, grid, patch, grid, patch).permute(0, 2, 4, 3, 5, 1).reshape(n, grid * grid, -1)
+        shapes = torch.full((n, 2), grid, device=views.device)
+        mask = torch.ones(n, grid * grid, dtype=torch.long, device=views.device)
+        return self.model(pixel_values=cut, pixel_attention_mask=mask, spatial_shapes=shapes).last_hidden_state
