@@ -1,14 +1,15 @@
-"""Flickr30k Entities (human boxes with human phrases) -> record files, images beside them.
+r"""Flickr30k Entities (human boxes with human phrases) -> record files, images beside them.
 
-    python -m data_prep.flickr30k --annotations Annotations --sentences Sentences --images flickr30k-images --ids train.txt \
+    python -m data_prep.flickr30k --annotations Annotations --sentences Sentences --images flickr30k-images \
+        --ids train.txt --out data/flickr30k
+    python -m data_prep.flickr30k --jsonl train.jsonl.gz --images train_images_160.tar --holdout 0.05 \
         --out data/flickr30k
-    python -m data_prep.flickr30k --jsonl train.jsonl.gz --images train_images_160.tar --out data/flickr30k --holdout 0.05
     python -m data_prep.flickr30k --jsonl dev.jsonl --images dev_images --out data/flickr30k_dev --split val \
         --tags data/flickr30k/tags.txt --image-size 160
 
-Writes OUT/SPLIT.jsonl, OUT/images/ and the word lists OUT/tags.txt, attributes.txt and categories.txt. One record is one
-box: its captions are the phrases people used for it, its category the coarse type (none where people's phrases have
-several types), its tags the frequent words of the phrases, its attributes the colours named in them (a colour nobody
+Writes OUT/SPLIT.jsonl, OUT/images/ and the word lists OUT/tags.txt, attributes.txt and categories.txt. One record is
+one box: its captions are the phrases people used for it, its category the coarse type (none where the phrases have
+several), its tags the frequent words of the phrases, its attributes the colours named in them (a colour nobody
 named is unknown, not absent). Boxes with phrases that name a group of boxes are left out unless --groups keep.
 """
 
@@ -36,23 +37,21 @@ SOURCE = "flickr30k-entities"
 LICENCE = "Annotations: Flickr30k Entities, research use; photographs: their Flickr owners, research and education only"
 CATEGORIES = ("people", "clothing", "bodyparts", "animals", "vehicles", "instruments", "scene", "other")
 COLOURS = {  # word -> attribute
-    **{
-        name: name
-        for name in "black white red blue green yellow orange pink purple brown gray tan beige silver turquoise".split()
-    },
-    **{"grey": "gray", "golden": "gold", "gold": "gold", "violet": "purple"},
+    **{name: name for name in "black white red blue green yellow orange pink purple brown gray tan beige".split()},
+    **{"silver": "silver", "turquoise": "turquoise", "gold": "gold", "golden": "gold", "grey": "gray"},
 }
 # What names nothing and describes nothing: tags are what is left, nouns and adjectives nearly all.
 STOP_WORDS = frozenset(
-    """a about above across after against all along alongside amongst an and another any are area around as at away back
-    be been before behind being below beneath beside between beyond both bunch but by can couple could do does doing down
-    during each either else every few for from front get getting going group had has have having he her here hers herself
-    him himself his holding i if in inside into is it item items its itself just kind large like looking lot lots made make
-    many may me more most much my near next no not number object objects of off on one ones only onto or other others our
-    out outside over pair pairs part past piece pieces seem seems set several she side sides some someone something
-    sort such than that the their them themselves then there these they thing things this those through to together
-    top toward towards two three four five six seven eight nine ten type under underneath until up upon various very
-    was we wearing were what where which while who whose will with within without you your s t""".split()
+    """a about above across after against all along alongside amongst an and another any are area around as at away
+    back be been before behind being below beneath beside between beyond both bunch but by can could couple do
+    does doing down during each eight either else every few five for four from front get getting going group had
+    has have having he her here hers herself him himself his holding i if in inside into is it item items its
+    itself just kind large like looking lot lots made make many may me more most much my near next nine no not
+    number object objects of off on one ones only onto or other others our out outside over pair pairs part past
+    piece pieces s seem seems set seven several she side sides six some someone something sort such t ten than
+    that the their them themselves then there these they thing things this those three through to together top
+    toward towards two type under underneath until up upon various very was we wearing were what where which
+    while who whose will with within without you your""".split()
 )
 IRREGULAR = {
     **{"men": "man", "women": "woman", "children": "child", "feet": "foot", "teeth": "tooth", "geese": "goose"},
@@ -63,15 +62,15 @@ IRREGULAR = {
     **{"axes": "axe", "shoes": "shoe", "canoes": "canoe", "toes": "toe", "ties": "tie", "gentlemen": "gentleman"},
 }
 NO_SINGULAR = frozenset(
-    """glasses sunglasses eyeglasses jeans pants shorts clothes goggles scissors tights leggings overalls sweatpants
-    binoculars pajamas headphones trousers bus gas lens canvas series always christmas texas plus less""".split()
+    """always binoculars bus canvas christmas clothes eyeglasses gas glasses goggles headphones jeans leggings lens
+    less overalls pajamas pants plus scissors series shorts sunglasses sweatpants texas tights trousers""".split()
 )
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
 class SourceRegion:
-    """One box of the source. box: xyxy in the original photo's pixels; num_boxes: 1 when the phrases name just this one."""
+    """One box of the source. box: xyxy in the original photo's pixels; num_boxes: 1 when the phrases name only it."""
 
     box: list[float]
     num_boxes: int
@@ -105,8 +104,8 @@ def convert(
 ) -> dict[str, int]:
     """Writes the record files and returns what was counted, by name.
 
-    image_size: squash written images to so many pixels a side; None = as they are. holdout: fraction of the photos, by a
-    hash of their ids, that go to val.jsonl. tags: the tag list; None = words that at least min_tag_count training
+    image_size: squash written images to so many pixels a side; None = as they are. holdout: fraction of the photos, by
+    a hash of their ids, that go to val.jsonl. tags: the tag list; None = words that at least min_tag_count training
     regions have. Raises ValueError for damaged or missing input; no record file is written then.
     """
     counts: Counter[str] = Counter()
@@ -182,8 +181,8 @@ def read_photos(path: str | os.PathLike) -> Iterator[Photo]:
             photo = Photo(str(d["id"]), d["file"], _count(d["width"]), _count(d["height"]), regions, where)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{where}: not a photo of this format ({type(error).__name__}: {error}); expected id, file, width, height "
-                "and regions of box, n_boxes, types and phrases"
+                f"{where}: not a photo of this format ({type(error).__name__}: {error}); expected id, file, width, "
+                "height and regions of box, n_boxes, types and phrases"
             ) from error
         yield photo
 
@@ -214,7 +213,7 @@ def read_release(annotations: Path, sentences: Path, ids: list[str] | None = Non
 
 
 def _read_xml(path: Path) -> tuple[str, int, int, dict[tuple[float, ...], list[str]]]:
-    """(file name, width, height, box -> chains that it belongs to). Objects of scenes and without a box are no regions."""
+    """(file name, width, height, box -> its chains). Objects that are scenes or have no box are no regions."""
     try:
         root = ElementTree.parse(path).getroot()
         size = root.find("size")
@@ -226,6 +225,9 @@ def _read_xml(path: Path) -> tuple[str, int, int, dict[tuple[float, ...], list[s
                     raise ValueError("an object has neither a bndbox nor a scene or nobndbox flag")
                 continue
             box = tuple(float(corners.findtext(name, "")) for name in ("xmin", "ymin", "xmax", "ymax"))
+            for low, high in ((0, 2), (1, 3)):  # a box of one pixel: both corners are that pixel, counted from 1
+                if box[low] == box[high]:
+                    box = (*box[:low], box[low] - 1, *box[low + 1 :])
             chains = boxes.setdefault(box, [])
             chains.extend(name.text.strip() for name in thing.iter("name") if name.text and name.text not in chains)
         file = root.findtext("filename") or f"{path.stem}.jpg"
@@ -303,8 +305,8 @@ class ImageStore:
             return self._tar.extractfile(self._members[photo.file]).read()
 
     def write(self, photo: Photo, folder: Path, image_size: int | None) -> tuple[str, tuple[int, int]]:
-        """Writes the photo into `folder`, squashed to a square where image_size is given. Returns its name there and the
-        (height, width) that the file really has, EXIF rotation applied."""
+        """Writes the photo into `folder`, squashed to a square where image_size is given. Returns its name there and
+        the (height, width) that the file really has, EXIF rotation applied."""
         data = self.read(photo)
         try:
             pixels = open_image(data)  # all of it: a truncated photo stops here
