@@ -24,7 +24,7 @@ CORE = [
     "pillow>=12",  # ran 12.3.0 and 13.0.0; their bicubic resize differs by one grey level
     "pyyaml>=6",  # ran 6.0.3
     "pycocotools>=2.0.8",  # ran 2.0.11; first with wheels for numpy 2
-    "rich>=13",  # ran 15.0.0
+    "tqdm>=4.66",  # ran 4.70.1
 ]
 EXTRAS = {
     "train": ["deepspeed>=0.19.8", "tensorboard>=2.18"],  # ran 0.19.8, 2.21.0

@@ -228,8 +228,7 @@ def _facts(model: Any, name: str) -> dict[str, Any]:
     if any(loose.values()):
         parameters["own tensors"] = loose
     parameters["total"] = count(model.parameters())
-    settings = {key: value for key, value in model.config.to_diff_dict().items() if not key.startswith("_")}
-    lists = {**vars(model.config), **vars(model.processor)}
+    settings = {key: _short(value) for key, value in model.config.to_diff_dict().items() if not key.startswith("_")}
     return {
         "model": name,
         "family": model.config.model_type,
@@ -237,7 +236,9 @@ def _facts(model: Any, name: str) -> dict[str, Any]:
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "parameters": {part: sizes for part, sizes in parameters.items() if any(sizes.values())},
-        "vocabularies": {key: len(value) for key, value in lists.items() if isinstance(value, Vocabulary)},
+        "vocabularies": {
+            key: len(value) for key, value in vars(model.processor).items() if isinstance(value, Vocabulary)
+        },
         "settings": settings,
         "versions": {
             "dynrefer": dynrefer.__version__,
@@ -245,6 +246,15 @@ def _facts(model: Any, name: str) -> dict[str, Any]:
             **{package: version(package) for package in ("torch", "transformers")},
         },
     }
+
+
+def _short(value: Any) -> Any:
+    """A setting without its long lists, whose length is given instead."""
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and len(value) > 8:
+        return f"{len(value)} entries"
+    return value
 
 
 if __name__ == "__main__":
