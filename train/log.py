@@ -1,0 +1,136 @@
+"""What a run tells: a progress bar (plain lines when nobody watches), log.jsonl, TensorBoard, Weights & Biases."""
+
+import importlib.util
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    every: int = 10  # steps between plain progress lines and TensorBoard / W&B points; log.jsonl has every step
+    tensorboard: bool | None = None  # None: when the package is installed
+    wandb_project: str | None = None  # Weights & Biases project; None: not used
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise ValueError(f"every is {self.every}; it must be 1 or more")
+        for wanted, package in ((self.tensorboard, "tensorboard"), (self.wandb_project, "wandb")):
+            if wanted and importlib.util.find_spec(package) is None:
+                setting = "tensorboard=false" if package == "tensorboard" else "wandb_project=null"
+                raise ValueError(f"{package} is not installed; `pip install {package}` or set log.{setting}")
+
+
+class RunLog:
+    """The main process's log of one run; on the other processes every call does nothing.
+
+    log.jsonl has one JSON object a line: {"step", "epoch", "loss", "loss/<task>"..., "lr", "grad_norm",
+    "regions_per_second", "seconds"} for each optimizer step and {"step", "eval/<metric>"...} for each evaluation.
+    """
+
+    def __init__(self, folder: Path, cfg: LogConfig, *, total_steps: int, start_step: int, settings: dict, main: bool):
+        self.cfg, self.main, self.total_steps, self.first_step = cfg, main, total_steps, start_step
+        self.writer = self.wandb = self.bar = self.file = None
+        if not main:
+            return
+        path = folder / "log.jsonl"
+        drop_lines_after(path, start_step)
+        self.file = path.open("a", encoding="utf-8")
+        if cfg.tensorboard or (cfg.tensorboard is None and importlib.util.find_spec("tensorboard") is not None):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+        if cfg.wandb_project:
+            import wandb
+
+            self.wandb = wandb.init(
+                project=cfg.wandb_project, name=folder.name, dir=str(folder), config=settings, resume="allow"
+            )
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total_steps, initial=start_step, desc=folder.name, unit="step", dynamic_ncols=True)
+        self.started = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        if not self.main:
+            return
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def step(self, row: dict) -> None:
+        """One optimizer step."""
+        if not self.main:
+            return
+        self._write(row)
+        step = row["step"]
+        spoken = f"loss {row['loss']:.4f} | {row['regions_per_second']:.0f} regions/s"
+        if self.bar is not None:
+            self.bar.set_postfix_str(spoken, refresh=False)
+            self.bar.update(1)
+        if step % self.cfg.every == 0 or step in (1, self.total_steps):
+            if self.bar is None:
+                done = max(1, step - self.first_step)
+                left = (time.perf_counter() - self.started) / done * (self.total_steps - step)
+                print(f"step {step}/{self.total_steps} | {spoken} | {_minutes(left)} left", file=sys.stderr, flush=True)
+            self._points(row, "train/")
+
+    def evaluation(self, step: int, scores: dict[str, float]) -> None:
+        if not self.main:
+            return
+        row = {"step": step} | {f"eval/{name}": value for name, value in scores.items()}
+        self._write(row)
+        self._points(row, "")
+        shown = " | ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        self.say(f"step {step}: evaluation: {shown}")
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+        if self.bar is not None:
+            self.bar.close()
+        if self.writer is not None:
+            self.writer.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+        self.main = False
+
+    def _write(self, row: dict) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+    def _points(self, row: dict, prefix: str) -> None:
+        points = {prefix + name: value for name, value in row.items() if name != "step"}
+        if self.writer is not None:
+            for name, value in points.items():
+                self.writer.add_scalar(name, value, row["step"])
+        if self.wandb is not None:
+            self.wandb.log(points, step=row["step"])
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Removes the lines of later steps, and a torn last line, from log.jsonl: a resumed run writes them again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # torn when the run was killed
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _minutes(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

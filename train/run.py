@@ -1,0 +1,425 @@
+"""Trains a model: `accelerate launch -m train.run --config configs/NAME.yaml [section.key=value ...]`.
+
+Also `python -m train.run ...` (one process) and, on CPU, `torchrun --nproc_per_node 2 -m train.run ...`. `main` is the
+whole run from top to bottom: build, loop, evaluate, save.
+
+The model returns sums, one a task; the loop divides them by the counts of the whole step, that is of all processes and
+accumulated batches, so that neither changes the loss or the gradient:
+
+    loss = sum over tasks of weight * (sum over the step's regions or tokens) / (their number)
+"""
+
+import argparse
+import contextlib
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from dynrefer.config import load_config, save_config, suggestion, to_dict
+from dynrefer.data.dataset import RegionDataset
+from dynrefer.data.loader import DataConfig, RegionLoader
+from dynrefer.data.schema import open_records
+from train import checkpoint, processes
+from train.evaluate import EvalConfig, evaluate
+from train.log import LogConfig, RunLog
+from train.optim import OptimConfig, WeightAverage, build_optimizer, set_lr
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    steps: int | None = None  # optimizer steps of the run, which the cosine reaches its end with
+    epochs: float | None = None  # the same as passes over the data; set one of the two
+    minutes: float | None = None  # hard stop after so much training time; the schedule still aims at `steps`
+    stop_at: int | None = None  # pause after this step: checkpoint and leave, to go on with loop.resume=true
+    accumulation: int = 1  # forward passes an optimizer step is cut into; data.batch_size stays the step's regions
+    clip: float = 1.0  # largest global norm of the gradient; 0: not clipped
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights stay float32 (bf16 weights under DeepSpeed)
+    gradient_checkpointing: bool = False  # forget activations and compute them again in backward: less memory
+    ema: float = 0.0  # decay of the averaged weights that are evaluated and go to best/; 0: off
+    eval_every: int = 0  # steps between evaluations; 0: none
+    save_every: int = 0  # steps between checkpoints; 0: only at the end
+    keep_last: int = 2  # checkpoints kept; 0: all
+    resume: bool | str = False  # true: from the newest checkpoint; auto: where there is one; or a checkpoint's path
+    overwrite: bool = False  # remove a run folder of this name first
+    deepspeed: str | None = None  # DeepSpeed JSON, configs/accelerate/ds_zero2.json; None: what the launcher says
+    processes: int | None = None  # number of processes you mean to have; another number is an error
+    num_threads: int = 0  # CPU threads a process; 0: the machine's cores shared among its processes
+    cpu: bool = False  # train on the CPU although there is a GPU
+    compile: bool = False  # torch.compile
+
+    def __post_init__(self):
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}; set exactly one of them")
+        for name in ("steps", "epochs", "minutes", "stop_at", "accumulation"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+        for name in ("clip", "eval_every", "save_every", "keep_last", "num_threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    name: str  # the run's folder is output/name
+    loop: LoopConfig
+    output: str = "runs"
+    seed: int = 0
+    init: str | None = None  # run folder or hub id whose weights to start from; None: a new model
+    model: dict = field(default_factory=dict)  # read by dynrefer.models.build
+    data: DataConfig = field(default_factory=DataConfig)
+    losses: dict[str, float] = field(default_factory=lambda: {"captions": 1.0})  # task -> weight; 0: not trained
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self):
+        if not self.name or self.name != Path(self.name).name or self.name.startswith("."):
+            raise ValueError(f"name is {self.name!r}; it names a folder, without slashes or a leading dot")
+        if not any(weight > 0 for weight in self.losses.values()):
+            raise ValueError(f"losses are {self.losses}; at least one task needs a weight above 0")
+        if min(self.losses.values()) < 0:
+            raise ValueError(f"losses are {self.losses}; weights must be 0 or more")
+        if not self.data.train:
+            raise ValueError("data.train is empty; name the record file to train on")
+        if self.loop.eval_every and not self.data.val:
+            raise ValueError("loop.eval_every is set but data.val is empty; name the record file to evaluate on")
+        if self.data.batch_size % self.loop.accumulation:
+            raise ValueError(
+                f"data.batch_size {self.data.batch_size} is no multiple of loop.accumulation {self.loop.accumulation}"
+            )
+
+
+@dataclass(frozen=True)
+class RunResult:
+    folder: Path
+    step: int
+    best: float | None
+    stopped_by: int | None = None  # the signal that ended the run early
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or gradient is NaN or infinite; the run stops before the weights take it in or anything is saved."""
+
+
+def main(cfg: RunConfig, build: Callable | None = None, load: Callable | None = None) -> RunResult:
+    """One run. build(cfg.model, train_records) -> (model, processor) makes a new model, load(path) -> model with
+    `.processor` reads a saved one; both default to dynrefer's.
+
+    Raises ValueError for settings that do not fit the data, the model or the run folder, NonFiniteLoss.
+    """
+    accelerator = processes.start(
+        precision=cfg.loop.precision,
+        deepspeed=cfg.loop.deepspeed,
+        clip=cfg.loop.clip,
+        batch_size=cfg.data.batch_size // cfg.loop.accumulation,
+        processes=cfg.loop.processes,
+        num_threads=cfg.loop.num_threads,
+        cpu=cfg.loop.cpu,
+    )
+    try:
+        return train(cfg, accelerator, build or new_model, load or saved_model)
+    finally:
+        processes.finish(accelerator)
+
+
+def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Callable) -> RunResult:
+    folder, settings = Path(cfg.output) / cfg.name, to_dict(cfg)
+    if cfg.loop.ema and processes.zero_stage(accelerator) == 3:
+        raise ValueError("loop.ema does not work with ZeRO-3, which splits the weights; use ZeRO-2 or loop.ema=0")
+    resume_from = checkpoint.checkpoint_to_resume(folder, cfg.loop.resume, cfg.loop.overwrite)
+    if resume_from is not None:
+        checkpoint.check_settings(resume_from, settings)
+    accelerator.wait_for_everyone()  # everybody has looked at the folder before it changes
+
+    # data and model
+    train_records = open_records(cfg.data.train)
+    val_records = open_records(cfg.data.val) if cfg.data.val else None
+    set_seed(cfg.seed)
+    if resume_from is not None or cfg.init is not None:
+        model = load(str(resume_from / "model") if resume_from is not None else cfg.init)
+        processor = model.processor
+    else:
+        model, processor = build(cfg.model, train_records)
+        model.processor = processor
+    model.tasks = tasks = tasks_to_train(cfg.losses, model.tasks)
+    if cfg.loop.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    loader = RegionLoader(
+        RegionDataset(train_records, processor, train=True, seed=cfg.seed, cache_bytes=cfg.data.cache_mb << 20),
+        cfg.data.batch_size // cfg.loop.accumulation,
+        shuffle=cfg.data.shuffle,
+        seed=cfg.seed,
+        num_workers=cfg.data.num_workers,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        drop_last=True,
+        max_regions_per_image=cfg.data.max_regions_per_image,
+    )
+    steps_per_epoch = loader.num_regions // cfg.data.batch_size
+    if not steps_per_epoch:
+        raise ValueError(
+            f"data.train has {loader.num_regions} regions an epoch, fewer than data.batch_size {cfg.data.batch_size}"
+        )
+    total_steps = cfg.loop.steps or max(1, round(cfg.loop.epochs * steps_per_epoch))
+
+    # optimizer and processes
+    optimizer = build_optimizer(model, cfg.optim)
+    if cfg.loop.compile:
+        model.compile()
+    model.train()
+    model, optimizer = accelerator.prepare(model, optimizer)
+    plain_model = accelerator.unwrap_model(model)
+    average = WeightAverage(plain_model, cfg.loop.ema) if cfg.loop.ema else None
+    set_seed(cfg.seed + 1 + accelerator.process_index)  # weights are alike in all processes, dropout is not
+
+    # the run folder, and where an earlier run stopped
+    progress = checkpoint.Progress()
+    if resume_from is not None:
+        progress = checkpoint.load_checkpoint(resume_from, accelerator, model, optimizer, average)
+    if accelerator.is_main_process:
+        checkpoint.open_run_folder(folder, cfg.loop.overwrite)
+        save_config(cfg, folder / "config.yaml")
+    accelerator.wait_for_everyone()
+    log = RunLog(
+        folder,
+        cfg.log,
+        total_steps=total_steps,
+        start_step=progress.step,
+        settings=settings,
+        main=accelerator.is_main_process,
+    )
+
+    def save() -> None:
+        refresh(plain_model)
+        checkpoint.save_checkpoint(
+            folder, accelerator, model, processor, optimizer, average, progress, settings, cfg.loop.keep_last
+        )
+
+    def evaluate_and_keep_best() -> None:
+        with averaged(average, plain_model):
+            refresh(plain_model)
+            scores = evaluate(plain_model, val_records, cfg.eval, cfg.data, cfg.losses, accelerator)
+            plain_model.train()
+            log.evaluation(progress.step, scores)
+            score = scores[cfg.eval.metric]
+            if progress.best is None or cfg.eval.is_better(score, progress.best):
+                progress.best, progress.best_step = score, progress.step
+                checkpoint.save_best(folder, accelerator, model, processor)
+
+    log.say(describe(cfg, folder, plain_model, loader, steps_per_epoch, total_steps, accelerator))
+    last_step = min(total_steps, cfg.loop.stop_at or total_steps)
+    limit_seconds = 60 * cfg.loop.minutes if cfg.loop.minutes else math.inf
+    evaluated_step = saved_step = progress.step if resume_from is not None else None
+    out_of_time = False
+    with contextlib.closing(log), processes.StopSignal() as stop_signal:
+        batches = stream(loader, progress, steps_per_epoch * cfg.loop.accumulation)
+        while progress.step < last_step and not out_of_time and not stop_signal.received:
+            started = time.perf_counter()
+            step, epoch = progress.step + 1, progress.epoch
+            window = [next(batches) for _ in range(cfg.loop.accumulation)]
+            lr = set_lr(optimizer, cfg.optim, progress.step, total_steps)
+
+            # what the sums of this step are divided by: counts over all processes and all accumulated batches
+            own = [sum(batch.counts().get(task, 0.0) for batch in window) for task in tasks]
+            num_own = sum(len(batch) for batch in window)
+            *counts, num_regions = processes.sum_over_processes(accelerator, [*own, num_own])
+            if not any(counts):
+                raise ValueError(
+                    f"step {step}: none of its {num_regions:.0f} regions has a target for {', '.join(tasks)}; choose "
+                    "other tasks in `losses:` or a larger data.batch_size"
+                )
+            scale = {task: cfg.losses[task] / max(count, 1.0) for task, count in zip(tasks, counts, strict=True)}
+
+            parts = []  # (accumulation, tasks): the sums of this process's batches
+            for number, batch in enumerate(window):
+                accelerator.sync_gradients = last = number == len(window) - 1
+                with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                    sums = model(batch.to(accelerator.device))
+                    loss = sum(scale[task] * sums[task] for task in tasks)
+                    parts.append(torch.stack([sums[task].detach().float() for task in tasks]))
+                    if last:
+                        parts = torch.stack(parts).cpu().double()
+                        totals = check_finite(accelerator, parts, window, step)
+                    # DDP and DeepSpeed average over processes; times their number that is the sum again
+                    accelerator.backward(loss * accelerator.num_processes)
+            grad_norm = clip_gradients(accelerator, model, cfg.loop.clip)
+            if not math.isfinite(grad_norm):
+                fault = f"step {step}: the gradient's norm is {grad_norm}"
+                raise NonFiniteLoss(describe_regions(accelerator, fault, window))
+            optimizer.step()
+            optimizer.zero_grad()
+            if average is not None:
+                average.update(plain_model, step)
+
+            # tell, and agree on whether to stop
+            losses = {task: totals[i] / counts[i] for i, task in enumerate(tasks) if counts[i]}
+            seconds = time.perf_counter() - started
+            progress.step, progress.seconds = step, progress.seconds + seconds
+            log.step(
+                {
+                    "step": step,
+                    "epoch": epoch,
+                    "loss": sum(cfg.losses[task] * value for task, value in losses.items()),
+                    **{f"loss/{task}": value for task, value in losses.items()},
+                    "lr": lr,
+                    "grad_norm": grad_norm,
+                    "regions_per_second": num_regions / seconds,
+                    "seconds": progress.seconds,
+                }
+            )
+            out_of_time = stop_signal.agree(accelerator, late=progress.seconds >= limit_seconds)
+            if stop_signal.received:
+                break
+            if cfg.loop.eval_every and step % cfg.loop.eval_every == 0:
+                evaluate_and_keep_best()
+                evaluated_step = step
+            if cfg.loop.save_every and step % cfg.loop.save_every == 0:
+                save()
+                saved_step = step
+
+        finished = progress.step == total_steps or out_of_time
+        if finished and cfg.loop.eval_every and evaluated_step != progress.step:
+            evaluate_and_keep_best()
+        if saved_step != progress.step:
+            save()
+        if finished and progress.best is None:  # never evaluated: the last weights are the best we know
+            with averaged(average, plain_model):
+                refresh(plain_model)
+                checkpoint.save_best(folder, accelerator, model, processor)
+        why = f"signal {stop_signal.received}" if stop_signal.received else "the end" if finished else "a pause"
+        minutes = progress.seconds / 60
+        log.say(f"{folder}: {why} after step {progress.step} of {total_steps}, {minutes:.1f} minutes of training steps")
+    return RunResult(folder, progress.step, progress.best, stop_signal.received)
+
+
+def stream(loader: RegionLoader, progress: checkpoint.Progress, batches_per_epoch: int) -> Iterator:
+    """Batches for ever, from where `progress` stands, which moves on with every batch.
+
+    Only whole steps of an epoch are used: the same steps for any accumulation.
+    """
+    while True:
+        for batch in loader.epoch(progress.epoch, start_batch=progress.batch):
+            progress.batch += 1
+            done = progress.batch == batches_per_epoch
+            if done:
+                progress.epoch, progress.batch = progress.epoch + 1, 0
+            yield batch
+            if done:
+                break
+
+
+def tasks_to_train(weights: dict[str, float], known: Sequence[str]) -> list[str]:
+    """The tasks with a weight above 0, in the model's order. ValueError for a task that the model does not have."""
+    for task in weights:
+        if task not in known:
+            raise ValueError(
+                f"losses: this model has no task {task!r}.{suggestion(task, known)} Its tasks: {', '.join(known)}."
+            )
+    return [task for task in known if weights.get(task, 0.0) > 0]
+
+
+def check_finite(accelerator: Accelerator, parts: torch.Tensor, window: list, step: int) -> list[float]:
+    """Sums over batches and processes, (tasks,). NonFiniteLoss on every process where one of `parts` (accumulation,
+    tasks) of any process is NaN or infinite."""
+    bad = [number for number, part in enumerate(parts) if not part.isfinite().all()]
+    *totals, num_bad = processes.sum_over_processes(accelerator, [*parts.sum(0).tolist(), len(bad)])
+    if num_bad:
+        raise NonFiniteLoss(
+            describe_regions(accelerator, f"step {step}: the loss is not finite", [window[number] for number in bad])
+        )
+    return totals
+
+
+def describe_regions(accelerator: Accelerator, fault: str, batches: list) -> str:
+    """Every process calls it with its own batches; returns the whole message."""
+    ids = processes.gather_lists(accelerator, [region_id for batch in batches for region_id in batch.ids])
+    return (
+        f"{fault}; nothing was saved over. It came from these {len(ids)} regions: {', '.join(ids)}. Look at them with "
+        "`python -m data_prep.check FILE`, or lower optim.lr or loop.clip"
+    )
+
+
+def clip_gradients(accelerator: Accelerator, model, clip: float) -> float:
+    """The gradient's global norm before clipping to `clip` (0: not clipped)."""
+    if processes.zero_stage(accelerator):  # DeepSpeed has clipped in its own step
+        return float(model.get_global_grad_norm())
+    return float(accelerator.clip_grad_norm_(model.parameters(), clip or math.inf))
+
+
+def averaged(average: WeightAverage | None, model) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext() if average is None else average.applied(model)
+
+
+def refresh(model) -> None:
+    """What the model keeps ready for inference (embedded word lists) is brought up to its present weights."""
+    if hasattr(model, "before_eval"):
+        model.eval()
+        model.before_eval()
+        model.train()
+
+
+def set_seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def describe(cfg: RunConfig, folder: Path, model, loader, steps_per_epoch: int, total_steps: int, accelerator) -> str:
+    def size(parameter) -> int:  # ZeRO-3 keeps only a part of each here
+        return getattr(parameter, "ds_numel", parameter.numel())
+
+    all_size = sum(size(parameter) for parameter in model.parameters())
+    trained = sum(size(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    kind = str(accelerator.distributed_type).split(".")[-1]
+    return (
+        f"{folder}: {trained / 1e6:.2f} of {all_size / 1e6:.2f} M parameters trained, {loader.num_regions} regions an "
+        f"epoch, {cfg.data.batch_size} a step, {steps_per_epoch} steps an epoch, {total_steps} steps, "
+        f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} ({kind}) on "
+        f"{accelerator.device.type}, {cfg.loop.precision}"
+    )
+
+
+def new_model(section: dict, train_records):
+    from dynrefer import models
+
+    return models.build(section, train_records)
+
+
+def saved_model(path: str):
+    import dynrefer
+
+    return dynrefer.load(path, device="cpu", dtype=torch.float32)
+
+
+def parse(argv: Sequence[str] | None = None) -> RunConfig:
+    parser = argparse.ArgumentParser(prog="python -m train.run", description="Train a model.")
+    parser.add_argument("--config", required=True, help="configs/NAME.yaml")
+    parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings over those of the file")
+    arguments = parser.parse_args(argv)
+    return load_config(RunConfig, arguments.config, arguments.settings)
+
+
+def command(argv: Sequence[str] | None = None, **parts: Callable) -> int:
+    """The exit status: 0, 1 after an error that the message explains, 128 + the signal that ended the run early."""
+    try:
+        result = main(parse(argv), **parts)
+    except (ValueError, NonFiniteLoss) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 128 + result.stopped_by if result.stopped_by else 0
+
+
+if __name__ == "__main__":
+    sys.exit(command())
