@@ -56,7 +56,7 @@ def test_empty_long_and_foreign_texts_are_scored():
     references = {"empty": ["a cup"], "long": ["a dog"], "foreign": ["un café noir"], "dots": ["..."]}
     predictions = {"empty": "", "long": "a dog " * 5000 + "a dog", "foreign": "un café noir", "dots": "!"}
     _, items = caption_scores(predictions, references, per_item=True)
-    assert items["foreign"]["METEOR"] == items["foreign"]["BLEU-1"] == pytest.approx(1)
+    assert items["foreign"]["METEOR"] == 1
     assert items["empty"]["METEOR"] == items["empty"]["CIDEr"] == 0
     assert items["long"]["METEOR"] == 0
 

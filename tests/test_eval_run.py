@@ -1,0 +1,354 @@
+"""Prediction files, scores, baselines and the command, with a model that knows some answers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import eval.run as run
+from dynrefer.data.schema import Region, RegionResult, open_records, write_records
+from eval.baselines import commonest_captions, constant_caption, one_human, true_type_template
+from eval.predict import file_sha256, predict, read_predictions
+from eval.tasks import TASKS, Task, get_task, score
+
+TASK = Task("tiny", "test.jsonl", "a test", caption_metrics=("rouge", "cider"), tokenizer="lower")
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+def regions_of(split: str, colours: list[str]) -> list[Region]:
+    """Two regions an image: a cup of some colour at the left and the same lamp at the right."""
+    regions = []
+    for n, colour in enumerate(colours):
+        for kind, box in (("cup", (0, 0, 8, 8)), ("lamp", (8, 0, 16, 8))):
+            regions.append(
+                Region(
+                    id=f"{split}{n}{kind}",
+                    image=f"images/{split}{n}.png",
+                    image_hw=(8, 16),
+                    box=box,
+                    captions=(f"A {colour} {kind}.", f"the {colour} {kind}"),
+                    tags=(colour, kind),
+                    attributes={f"color:{name}": 1 if name == colour else -1 for name in COLOURS},
+                    category=kind,
+                    split=split,
+                )
+            )
+    return regions
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with train.jsonl, test.jsonl, images and word lists."""
+    (tmp_path / "images").mkdir()
+    splits = {"train": ["red", "red", "blue"], "test": ["red", "green", "blue", "blue", "red"]}
+    for split, colours in splits.items():
+        for n, colour in enumerate(colours):
+            Image.new("RGB", (16, 8), COLOURS[colour]).save(tmp_path / f"images/{split}{n}.png")
+        write_records(tmp_path / f"{split}.jsonl", regions_of(split, colours))
+    (tmp_path / "tags.txt").write_text("red\ngreen\nblue\ncup\nlamp\n")
+    (tmp_path / "categories.txt").write_text("cup\nlamp\n")
+    (tmp_path / "attributes.json").write_text(json.dumps([{"name": f"color:{name}"} for name in COLOURS]))
+    return tmp_path
+
+
+class Batch(dict):
+    def to(self, device):
+        return self
+
+    def __len__(self):
+        return len(self["ids"])
+
+
+class Processor:
+    view_strategy, num_views = "phash", 2
+
+    def samples(self, image, regions, generators, train):
+        assert not train
+        colour = next(name for name, rgb in COLOURS.items() if tuple(image[0, 0]) == rgb)
+        noise = [generator.random() for generator in generators]
+        kinds = ["cup" if region.box[0] == 0 else "lamp" for region in regions]
+        return [
+            {"id": r.id, "box": r.box, "text": f"a {colour} {kind}", "noise": x, "strategy": self.view_strategy}
+            for r, kind, x in zip(regions, kinds, noise, strict=True)
+        ]
+
+    def collate(self, samples):
+        return Batch({"ids": [s["id"] for s in samples], "samples": samples})
+
+
+class Model(nn.Module):
+    """Says what it sees; stops with a KeyboardInterrupt before batch number `die_at`."""
+
+    def __init__(self, die_at: int | None = None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(6.0))
+        self.processor, self.device = Processor(), torch.device("cpu")
+        self.config = type("Config", (), {"attributes": [], "categories": ["lamp", "cup"]})()
+        self.die_at, self.calls = die_at, []
+
+    def before_eval(self):
+        self.ready = True
+
+    def predict(self, batch, *, control, tag_threshold, attributes, categories, generation):
+        assert self.ready
+        if len(self.calls) == self.die_at:
+            raise KeyboardInterrupt
+        self.calls.append(
+            {"ids": batch["ids"], "attributes": attributes, "categories": categories} | (generation or {})
+        )
+        results = []
+        for sample in batch["samples"]:
+            _, colour, kind = sample["text"].split()
+            results.append(
+                RegionResult(
+                    sample["id"],
+                    list(sample["box"]),
+                    caption=sample["text"] + (f" {sample['strategy']}" if ":" in sample["strategy"] else ""),
+                    score=sample["noise"],
+                    tags=[{"name": colour, "score": 0.9}, {"name": kind, "score": 0.8}],
+                    attributes=[{"name": f"color:{name}", "score": float(name == colour)} for name in COLOURS],
+                    category={"name": kind, "score": 0.9},
+                    scales=[0.0, 0.3],
+                )
+            )
+        return results
+
+
+def test_every_region_is_predicted_and_written_once(data):
+    records = open_records(data / "test.jsonl")
+    results = predict(Model(), records, data / "out/p.jsonl", batch_size=3, num_workers=0)
+    assert list(results) == [region.id for region in records]
+    assert results["test1lamp"].caption == "a green lamp"
+    assert read_predictions(data / "out/p.jsonl") == results
+
+
+@pytest.mark.parametrize("torn", ["", '{"id": "test2cu', '{"id": "tes\xe4'])
+def test_a_killed_run_goes_on_to_the_same_file(data, torn):
+    records = open_records(data / "test.jsonl")
+    whole = predict(Model(), records, data / "whole.jsonl", batch_size=3, num_workers=0)
+    with pytest.raises(KeyboardInterrupt):
+        predict(Model(die_at=2), records, data / "p.jsonl", batch_size=3, num_workers=0)
+    with open(data / "p.jsonl", "a", encoding="utf-8") as file:
+        file.write(torn)
+    model = Model()
+    assert predict(model, records, data / "p.jsonl", batch_size=3, num_workers=0) == whole
+    assert [len(call["ids"]) for call in model.calls] == [3, 1]  # six of ten were there
+    assert (data / "p.jsonl").read_bytes() == (data / "whole.jsonl").read_bytes()
+
+
+def test_a_complete_file_needs_no_model_and_another_batch_size_goes_on(data):
+    records = open_records(data / "test.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        predict(Model(die_at=1), records, data / "p.jsonl", batch_size=3, num_workers=0)
+    predict(Model(), records, data / "p.jsonl", batch_size=4, num_workers=0)
+    assert len((data / "p.jsonl").read_text().splitlines()) == 10
+    predict(Model(die_at=0), records, data / "p.jsonl", num_workers=0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"control": ""}, {"tag_threshold": 0.5}, {"generation": {"num_beams": 5}}, {"view_strategy": "joint"}]
+)
+def test_other_settings_do_not_go_on_with_a_file(data, change):
+    records = open_records(data / "test.jsonl")
+    predict(Model(), records, data / "p.jsonl", num_workers=0)
+    with pytest.raises(ValueError, match=f"p.jsonl was written with {next(iter(change))} .*--overwrite"):
+        predict(Model(), records, data / "p.jsonl", num_workers=0, **change)
+    predict(Model(), records, data / "p.jsonl", num_workers=0, overwrite=True, **change)
+
+
+def test_trained_weights_or_changed_records_do_not_go_on_with_a_file(data):
+    records = open_records(data / "test.jsonl")
+    predict(Model(), records, data / "p.jsonl", num_workers=0)
+    trained = Model()
+    trained.weight.data[3] += 1e-3
+    with pytest.raises(ValueError, match="with model "):
+        predict(trained, records, data / "p.jsonl", num_workers=0)
+    write_records(data / "test.jsonl", regions_of("test", ["red"]))
+    with pytest.raises(ValueError, match="with records "):
+        predict(Model(), open_records(data / "test.jsonl"), data / "p.jsonl", num_workers=0)
+
+
+def test_the_view_strategy_reaches_the_samples_and_is_put_back(data):
+    model = Model()
+    records = open_records(data / "test.jsonl").subset([0])
+    results = predict(model, records, data / "p.jsonl", num_workers=0, view_strategy="fixed:0,0.5")
+    assert results["test0cup"].caption == "a red cup fixed:0,0.5"
+    assert model.processor.view_strategy == "phash"
+
+
+def test_bad_prediction_files_are_named_by_line(data):
+    line = json.dumps(RegionResult("a", []).to_dict())
+    (data / "p.jsonl").write_text(f"{line}\n{line}\n")
+    with pytest.raises(ValueError, match=r"p.jsonl:2: a second prediction for region 'a'"):
+        read_predictions(data / "p.jsonl")
+    with pytest.raises(ValueError, match="no such file"):
+        read_predictions(data / "none.jsonl")
+
+
+def test_a_score_that_is_not_finite_stops_the_run(data):
+    class Broken(Model):
+        def predict(self, batch, **settings):
+            return [RegionResult(batch["ids"][0], [], score=float("nan"))]
+
+    with pytest.raises(ValueError, match="region test0cup: .*not finite"):
+        predict(Broken(), open_records(data / "test.jsonl"), data / "p.jsonl", num_workers=0, batch_size=1)
+
+
+# --- scores --------------------------------------------------------------------------------------------------------
+
+
+def results_of(regions: list[Region]) -> dict[str, RegionResult]:
+    """What a perfect model would say."""
+    return {
+        r.id: RegionResult(
+            r.id,
+            list(r.box),
+            caption=r.captions[0],
+            tags=[{"name": tag, "score": 0.9} for tag in r.tags],
+            attributes=[{"name": name, "score": (value + 1) / 2} for name, value in r.attributes.items()],
+            category={"name": r.category, "score": 1.0},
+        )
+        for r in regions
+    }
+
+
+def test_a_perfect_model_scores_one_and_each_missing_prediction_lowers_everything():
+    regions = regions_of("test", ["red", "green", "blue"])
+    results = results_of(regions)
+    scores = score(TASK, regions, results)
+    expected = {"ROUGE-L", "tag mAP", "tag precision", "tag recall", "attribute mAP", "category accuracy"}
+    assert {name for name, value in scores.corpus.items() if value == 1} >= expected
+    assert scores.corpus["attribute mAP/color"] == 1
+    assert scores.regions == {"captions": 6, "tags": 6, "attributes": 6, "categories": 6}
+    del results["test0cup"]
+    fewer = score(TASK, regions, results)
+    for name in (expected | {"CIDEr"}) - {"tag precision"}:
+        assert fewer.corpus[name] < scores.corpus[name], name
+    assert fewer.corpus["category accuracy"] == 5 / 6
+    assert fewer.items["test0cup"] == {"ROUGE-L": 0, "CIDEr": 0, "category accuracy": 0}
+
+
+def test_metrics_without_annotations_are_left_out_and_named():
+    regions = [Region("a", "a.png", (8, 8), (0, 0, 4, 4), attributes={"color:red": 1})]
+    scores = score(TASK, regions, {})
+    assert scores.corpus == {}
+    assert set(scores.left_out) == {"captions", "tags", "attributes", "categories"}
+    assert "perfect" in scores.left_out["attributes"]
+
+
+def test_closed_attributes_count_what_is_not_mentioned_as_absent():
+    regions = [
+        Region(c, "a.png", (8, 8), (0, 0, 4, 4), attributes={f"color:{c}": 1} if c in COLOURS else {})
+        for c in ("red", "green", "none")
+    ]
+    results = {c: RegionResult(c, [], attributes=[{"name": f"color:{c}", "score": 0.9}]) for c in ("red", "green")}
+    results["green"].attributes.insert(0, {"name": "color:red", "score": 0.95})
+    scores = score(get_task("flickr30k", metrics=("attributes",)), regions, results)
+    assert scores.corpus["attribute mAP"] == (0.5 + 1) / 2
+    assert scores.regions == {"attributes": 2}
+
+
+def test_predictions_for_unknown_regions_are_an_error():
+    with pytest.raises(ValueError, match="do not have, the first for 'x'"):
+        score(TASK, regions_of("test", ["red"]), {"x": RegionResult("x", [])})
+
+
+def test_an_unknown_task_is_answered_with_the_nearest():
+    assert {"world", "flickr30k"} <= set(TASKS)
+    with pytest.raises(ValueError, match="unknown task 'flickr'; did you mean 'flickr30k'"):
+        get_task("flickr")
+
+
+# --- baselines -----------------------------------------------------------------------------------------------------
+
+
+def test_baselines_come_from_the_training_records():
+    train = regions_of("train", ["red", "red", "blue"]) + regions_of("more", ["blue"])[:1]
+    test = regions_of("test", ["green"])
+    assert commonest_captions(train)[None] == "a red cup"
+    assert constant_caption(train, test) == {"test0cup": "a red cup", "test0lamp": "a red cup"}
+    assert true_type_template(train, test) == {"test0cup": "a red cup", "test0lamp": "a red lamp"}
+    assert one_human({"a": ["x", "y", "z"], "b": ["x"]}) == ({"a": "x"}, {"a": ["y", "z"]})
+
+
+def test_a_region_of_several_types_has_the_first_that_its_source_names():
+    train = regions_of("train", ["red"])
+    region = Region("a", "a.png", (8, 8), (0, 0, 4, 4), source="flickr30k-entities:lamp+cup")
+    assert true_type_template(train, [region]) == {"a": "a red lamp"}
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(monkeypatch, data):
+    task = Task(**{**vars(TASK), "data": str(data / "test.jsonl")})
+    monkeypatch.setitem(TASKS, "tiny", task)
+    models = []
+    monkeypatch.setattr(run, "load_model", lambda args: models.append(Model()) or models[-1])
+    return data, models
+
+
+def test_the_command_writes_predictions_and_scores(tiny, capsys):
+    data, models = tiny
+    options = ["--task", "tiny", "--out", str(data / "out"), "--num-workers", "0", "--baselines", "num_beams=5"]
+    assert run.main(["--model", "some/model", *options]) == 0
+    written = json.loads((data / "out/scores.json").read_text())
+    assert written["scores"]["category accuracy"] == 1
+    assert written["data_sha256"] == file_sha256(data / "test.jsonl")
+    assert written["settings"]["generation"] == {"num_beams": 5}
+    assert written["versions"]["pycocoevalcap"]
+    assert list(written["baselines"])[0] == "always 'a red cup'"
+    assert written["baselines"]["one human against the others"]["regions"] == 10
+    assert models[0].calls[0]["attributes"] == ["color:red", "color:green", "color:blue"]  # not the model's own list
+    assert models[0].calls[0]["categories"] is None  # its own
+    assert "one human against the others" in capsys.readouterr().out
+
+    before = written["scores"]
+    assert (
+        run.main(["--predictions", str(data / "out/predictions.jsonl"), "--task", "tiny", "--out", str(data / "b")])
+        == 0
+    )
+    assert json.loads((data / "b/scores.json").read_text())["scores"] == before
+
+
+def test_limit_takes_the_first_regions_and_a_longer_run_goes_on(tiny):
+    data, models = tiny
+    options = ["--model", "m", "--task", "tiny", "--out", str(data / "out"), "--num-workers", "0"]
+    assert run.main([*options, "--limit", "4"]) == 0
+    assert json.loads((data / "out/scores.json").read_text())["regions"] == 4
+    assert run.main(options) == 0
+    assert len(models[1].calls) == 1 and len(read_predictions(data / "out/predictions.jsonl")) == 10
+    predictions = ["--predictions", str(data / "out/predictions.jsonl"), "--task", "tiny"]
+    assert run.main([*predictions, "--limit", "4"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "tiny"], "give --model"),
+        (["--task", "tin", "--baselines"], "did you mean 'tiny'"),
+        (["--task", "world", "--model", "m", "--data", "nowhere.jsonl"], "no records at 'nowhere.jsonl'"),
+        (["--task", "tiny", "--model", "m", "--limit", "0"], "--limit 0"),
+        (["--task", "tiny", "--model", "m", "num_beams"], "write KEY=VALUE"),
+    ],
+)
+def test_mistakes_are_one_line(tiny, capsys, options, message):
+    assert run.main(options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_baselines_need_no_model(tiny, capsys):
+    assert run.main(["--task", "tiny", "--baselines"]) == 0
+    assert "always 'a red cup'" in capsys.readouterr().out
+
+
+def test_results_do_not_depend_on_workers(data):
+    records = open_records(data / "test.jsonl")
+    none = predict(Model(), records, data / "0.jsonl", batch_size=3, num_workers=0)
+    two = predict(Model(), records, data / "2.jsonl", batch_size=3, num_workers=2)
+    assert none == two and len({r.score for r in two.values()}) == 10
+    assert np.array_equal((data / "0.jsonl").read_bytes(), (data / "2.jsonl").read_bytes())
