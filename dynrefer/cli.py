@@ -123,6 +123,9 @@ def _load(args: argparse.Namespace) -> Any:
         import torch
 
         dtype = getattr(torch, args.dtype)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a mistake is told in one line
     return dynrefer.load(args.model, device=args.device, dtype=dtype, revision=args.revision)
 
 

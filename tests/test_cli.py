@@ -230,3 +230,94 @@ def test_the_module_runs_as_a_program():
     assert (
         done.stderr == "dynrefer: error: no region; " + done.stderr.split("; ", 1)[1] and done.stderr.count("\n") == 1
     )
+
+
+TINY = {
+    "image_size": 32,
+    "num_query_tokens": 4,
+    "decoder_width": 16,
+    "decoder_heads": 2,
+    "decoder_mlp_width": 32,
+    "decoder_layers": 1,
+    "tokenizer": {"vocab_size": 300},
+    "vision": {
+        "config": {
+            "model_type": "clip_vision_model",
+            "image_size": 32,
+            "patch_size": 8,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        }
+    },
+    "qformer": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "language": {
+        "config": {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2},
+        "mode": "full",
+    },
+    "text": {
+        "config": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        | {"projection_dim": 16}
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run folder whose best checkpoint is a real, tiny, untrained model of the world's words."""
+    pytest.importorskip("torch")
+    from dynrefer import models, world
+    from dynrefer.data.schema import open_records
+
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    records = open_records(world.write(folder.parent / "world", 4, "train", seed=0))
+    model, processor = models.build(TINY, records)
+    model.save_pretrained(folder / "best")
+    processor.save_pretrained(folder / "best")
+    return str(folder)
+
+
+def test_a_saved_model_describes_boxes_and_masks(run_folder, photo, capsys):
+    boxes = ["--box", "40", "30", "180", "90", "--box", "0", "0", "50", "50"]
+    command = ["caption", photo, "--model", run_folder, "--device", "cpu", *boxes, "--json"]
+    status, out, _ = run(capsys, *command, "--tag-threshold", "1.5", "--categories", "cup,lamp")
+    results = [json.loads(line) for line in out.splitlines()]
+    assert status == 0 and [result["box"] for result in results] == [[40, 30, 180, 90], [0, 0, 50, 50]]
+    for result in results:
+        assert result["tags"] == [] and result["category"]["name"] in ("cup", "lamp")
+        assert 0 <= result["score"] <= 1 and len(result["scales"]) == 3 and result["scales"][0] == 0
+    alone = run(capsys, *command[:6], *boxes[5:], "--json", "--tag-threshold", "1.5", "--categories", "cup,lamp")[1]
+    assert json.loads(alone)["caption"] == results[1]["caption"]  # regions do not see each other
+
+
+def test_unknown_generation_settings_are_one_line(run_folder, photo, capsys):
+    words = ["caption", photo, "--model", run_folder, "--device", "cpu", *BOX, "--generation", "num_beems=5"]
+    status, _, err = run(capsys, *words)
+    assert status == 2 and err.count("\n") == 1 and "num_beems" in err and "num_beams" in err
+
+
+def test_a_model_that_is_not_there_is_one_line(photo, capsys, tmp_path):
+    for name in (tmp_path, "nobody/nothing"):
+        status, _, err = run(capsys, "info", str(name), "--device", "cpu")
+        assert status == 2 and err.startswith("dynrefer: error: ") and err.count("\n") == 1 and str(name) in err
+
+
+def test_info_counts_parameters_words_and_versions(run_folder, capsys):
+    status, out, _ = run(capsys, "info", run_folder, "--device", "cpu", "--json")
+    facts = json.loads(out)
+    assert status == 0 and facts["family"] == "dynrefer" and facts["device"] == "cpu"
+    total = facts["parameters"].pop("total")
+    for kind in ("trainable", "frozen"):
+        assert sum(part[kind] for part in facts["parameters"].values()) == total[kind] > 0
+    assert set(facts["vocabularies"]) >= {"tags", "attributes", "categories"}
+    assert set(facts["versions"]) == {"dynrefer", "python", "torch", "transformers"}
+    status, out, _ = run(capsys, "info", run_folder, "--device", "cpu")
+    assert status == 0 and f"{total['trainable']:,}" in out and "vocabularies: " in out
+
+
+def test_a_fresh_process_prints_json_and_nothing_else(run_folder, photo):
+    command = [sys.executable, "-m", "dynrefer.cli", "caption", photo, "--model", run_folder, "--device", "cpu"]
+    done = subprocess.run([*command, *BOX, "--json"], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["box"] == [0, 0, 5, 5]
