@@ -61,10 +61,13 @@ def _from_file(file: io.BufferedIOBase, name: str, num_bytes: int) -> np.ndarray
     if num_bytes == 0:
         raise ValueError(f"{name}: the file is empty (0 bytes); download or write it again")
     try:
-        with Image.open(file) as image:
-            return _from_pil(image, name)
+        image = Image.open(file)
     except UnidentifiedImageError:
         raise ValueError(f"{name}: not an image that Pillow can read (damaged, or another kind of file)") from None
+    except DECODE_ERRORS as error:
+        raise ValueError(f"{name}: cannot be opened, truncated or damaged or too large ({error})") from error
+    with image:
+        return _from_pil(image, name)
 
 
 def _from_pil(image: Image.Image, name: str) -> np.ndarray:

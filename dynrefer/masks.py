@@ -203,4 +203,4 @@ def _from_polygons(polygons: list | tuple, image_hw: tuple[int, int]) -> np.ndar
     polygons = _check_polygons(polygons, image_hw)
     from pycocotools import mask as coco
 
-    return coco.decode(coco.merge(coco.frPyObjects(polygons, *image_hw))).astype(bool)
+    return _from_rle(coco.merge(coco.frPyObjects(polygons, *image_hw)), image_hw)
