@@ -236,41 +236,38 @@ class ArrowRecords(RegionRecords):
 
 
 class JoinedRecords(RegionRecords):
-    """Several record files read as one, in the order given."""
+    """Several record files read as one, in the order given. indices: which of all their records, None = all."""
 
-    def __init__(self, parts: Sequence[RegionRecords]):
+    def __init__(self, parts: Sequence[RegionRecords], indices: np.ndarray | None = None):
         self.parts = list(parts)
         self.path, self.root = self.parts[0].path, self.parts[0].root
         self._starts = np.cumsum([0, *map(len, self.parts)])
+        self._indices = np.arange(self._starts[-1]) if indices is None else indices
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._indices)
 
-    def _part(self, index: int) -> tuple[RegionRecords, int]:
+    def _find(self, index: int) -> tuple[RegionRecords, int]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)} in {len(self.parts)} files")
-        index %= len(self)
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self.parts[part], index - int(self._starts[part])
+        place = int(self._indices[index])
+        part = int(np.searchsorted(self._starts, place, side="right")) - 1
+        return self.parts[part], place - int(self._starts[part])
 
     def __getitem__(self, index: int) -> Region:
-        part, index = self._part(index)
+        part, index = self._find(index)
         return part[index]
 
     def image_path(self, index: int) -> Path:
-        part, index = self._part(index)
+        part, index = self._find(index)
         return part.image_path(index)
 
     def images(self) -> list[str]:
-        return [str(part.root / image) for part in self.parts for image in part.images()]
+        images = [str(part.root / image) for part in self.parts for image in part.images()]
+        return [images[place] for place in self._indices]
 
-    def subset(self, indices: Sequence[int]) -> RegionRecords:
-        by_part: list[list[int]] = [[] for _ in self.parts]
-        for index in sorted(int(index) % len(self) for index in indices):
-            part = int(np.searchsorted(self._starts, index, side="right")) - 1
-            by_part[part].append(index - int(self._starts[part]))
-        kept = [part.subset(rows) for part, rows in zip(self.parts, by_part, strict=True) if rows]
-        return kept[0] if len(kept) == 1 else JoinedRecords(kept)
+    def subset(self, indices: Sequence[int]) -> "JoinedRecords":
+        return JoinedRecords(self.parts, self._indices[np.asarray(indices, dtype=np.int64)])
 
 
 def open_records(path: str | os.PathLike | Sequence[str | os.PathLike], split: str | None = None) -> RegionRecords:
@@ -398,8 +395,14 @@ def save_arrow(path: str | os.PathLike, regions: Iterable[Region]) -> None:
 
     rows = [_to_row(region) for region in regions]
     table = pa.Table.from_pylist(rows, schema=_arrow_schema())
-    with atomic_path(path) as temporary:
-        datasets.Dataset(table).save_to_disk(str(temporary))
+    noisy = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        with atomic_path(path) as temporary:
+            datasets.Dataset(table).save_to_disk(str(temporary))
+    finally:
+        if noisy:
+            datasets.enable_progress_bars()
 
 
 def record_root(path: Path) -> Path:
