@@ -33,12 +33,13 @@ help:
 quickstart: $(VENV)/.installed-all
 	$(MAKE) quickstart-steps
 
-# draw the world, train on it, evaluate on scenes of its own; eval.run writes the report beside the scores
+# draw the world, train on it, score scenes it has not seen beside the baselines, write the page
 quickstart-steps:
 	$(PY) -m data_prep.world --out $(WORLD) $(SCENES)
 	$(PY) -m train.run --config configs/quickstart.yaml name=$(NAME) data.train=$(WORLD)/train.jsonl \
 		data.val=$(WORLD)/val.jsonl loop.overwrite=true $(SETTINGS)
-	$(PY) -m eval.run --model $(RUN) --task world --data $(WORLD)/test.jsonl --report $(RUN)/report.html
+	$(PY) -m eval.run --model $(RUN) --task world --data $(WORLD)/test.jsonl --out $(RUN)/world --baselines --overwrite
+	$(PY) -m eval.report --run $(RUN) --scores $(RUN)/world --data $(WORLD)/test.jsonl --out $(RUN)/report.html
 	@echo "look at $(RUN)/report.html"
 
 test: $(TEST_VENV)/.installed-dev

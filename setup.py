@@ -1,6 +1,7 @@
 """Installs the `dynrefer` library and its command; `train`, `eval` and `data_prep` run from a checkout.
 
-Lower bounds: what the code needs. The set that the tests were run with is noted behind each line as "ran".
+Each line notes the release that the tests were run with; lower bounds below it are what the code needs by its
+publisher's notes.
 """
 
 import re
@@ -13,9 +14,9 @@ VERSION = re.search(r'^__version__ = "([^"]+)"', (HERE / "dynrefer/__init__.py")
 README = HERE / "README.md"
 
 CORE = [
-    "torch>=2.13",  # ran 2.15.0
-    "torchvision>=0.28",  # ran 0.29.2; each release goes with one release of torch, pip picks the pair
-    "transformers>=5.19,<6",  # ran 5.23.0; 5 changed T5's tied embeddings and the image processors
+    "torch>=2.14",  # ran 2.15.0; what the oldest torchvision below asks for
+    "torchvision>=0.29",  # ran 0.29.2; 0.28 does not import beside torch's CPU build
+    "transformers>=5.21,<6",  # ran 5.21.0 and 5.23.0; 5.20 cannot describe configs made of other configs
     "accelerate>=1.12",  # ran 1.15.0
     "peft>=0.18",  # ran 0.21.2; first series that supports transformers 5
     "safetensors>=0.5",  # ran 0.8.0
