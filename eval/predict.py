@@ -111,9 +111,10 @@ def read_predictions(path: str | os.PathLike) -> dict[str, RegionResult]:
 
 
 def model_fingerprint(model: Any) -> str:
-    """Sixteen hex digits that change when a model is trained on: its tensors' names, shapes and sampled values."""
+    """Sixteen hex digits that change when a model is trained on: its parameters' names, shapes and sampled
+    values. (Not its buffers: cached text embeddings are made anew now and then.)"""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(model.named_parameters()):
         flat = tensor.detach().reshape(-1)
         values = flat[:: max(1, flat.numel() // SAMPLED_VALUES)].float().cpu().numpy()
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + values.tobytes())

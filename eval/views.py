@@ -102,7 +102,7 @@ def plot(rows: Mapping[str, Mapping[str, float]], dark: bool = False):
         axes = figure.add_subplot(1, len(names), n + 1)
         scales = sorted(fixed)
         axes.plot(scales, [fixed[t].get(name) for t in scales], color=colours[n], marker="o", markersize=3.5, lw=1.8)
-        for place, (setting, row) in enumerate(chosen.items()):
+        for place, row in enumerate(chosen.values()):
             if name in row:
                 axes.plot(1.15 + 0.13 * place, row[name], color=colours[n], marker="D", markersize=5, ls="none")
         ticks = [(0.0, "0"), (0.5, "0.5"), (1.0, "1")] + [(1.15 + 0.13 * n, s) for n, s in enumerate(chosen)]

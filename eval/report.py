@@ -1,0 +1,593 @@
+"""One self-contained report.html of a run: scores beside baselines, curves, views, and pictures with what was said.
+
+    python -m eval.report --run runs/quickstart --task world
+
+Needs the files that `python -m eval.run --model RUN --task TASK --baselines` wrote; shows the loss curve of
+RUN/log.jsonl and the sweep of `python -m eval.views` where they are.
+"""
+
+import argparse
+import base64
+import html
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dynrefer.data.schema import Region, RegionRecords, RegionResult, atomic_path, open_records
+
+from .predict import read_predictions
+from .run import ITEMS, PREDICTIONS, SCORES, default_out
+from .views import best_settings, fixed_scale
+
+HEADLINES = ("CIDEr", "METEOR", "tag mAP", "attribute mAP", "category accuracy")
+VIEW_SCORES = ("CIDEr", "tag mAP", "attribute mAP", "category accuracy")
+RANKING = ("CIDEr", "ROUGE-L", "METEOR", "category accuracy")  # the first that regions have orders best and worst
+PICTURE_PIXELS = 420  # longer side of an embedded picture
+PICTURE_ASPECT = 4 / 3  # of the frame that a card's picture is fitted into, as in STYLE
+MAX_POINTS = 300  # of a curve; longer logs are averaged
+MAX_ATTRIBUTES = 5  # predicted ones shown on a card
+
+
+def report(
+    path: str | os.PathLike,
+    *,
+    title: str,
+    scores: Mapping[str, Any],
+    records: RegionRecords,
+    results: Mapping[str, RegionResult],
+    items: Mapping[str, Mapping[str, float]] | None = None,
+    log: Sequence[Mapping[str, Any]] = (),
+    views: Mapping[str, Any] | None = None,
+    notes: str = "",
+    num_samples: int = 12,
+    num_extremes: int = 4,
+) -> Path:
+    """Writes report.html: one file, pictures inside, nothing loaded from elsewhere. Returns its path.
+
+    Args:
+        scores: content of scores.json. records: the records that were scored, with their images on disk.
+        results: {region id: prediction}. items: {region id: {score: value}}, content of items.json.
+        log: rows of log.jsonl, {"step", "loss", "loss/captions", ...} and {"step", "eval/CIDEr", ...}.
+        views: content of views.json. notes: a paragraph under the title.
+        num_samples, num_extremes: cards in "samples", and in each of "best" and "worst".
+    """
+    items = items or {}
+    cards = _Cards(records, results, items)
+    ids = [region.id for region in records]
+    ranking = next((name for name in RANKING if any(name in row for row in items.values())), None)
+    ranked = sorted((i for i in ids if ranking in items.get(i, {})), key=lambda i: -items[i][ranking])
+    samples = [ids[n * len(ids) // num_samples] for n in range(num_samples)] if len(ids) > num_samples else ids
+    sections = [
+        _headlines(scores["scores"]),
+        _section("Scores", _score_table(scores, views), _left_out(scores)),
+        _section("Training", _training(log)) if log else "",
+        _section("Which view serves which task", _views(views)) if views else "",
+        _section("Samples", cards.grid(samples), lead="Regions spread evenly over the file. " + LEGEND),
+    ]
+    if ranking:
+        best, worst = _different(ranked, results, num_extremes), _different(ranked[::-1], results, num_extremes)
+        sections.append(_section("Best regions", cards.grid(best), lead=f"Highest {ranking}."))
+        sections.append(_section("Worst regions", cards.grid(worst), lead=f"Lowest {ranking}."))
+    sections.append(_section("How this was measured", _details(scores)))
+    lead = f"<p>{_text(notes)}</p>" if notes else ""
+    page = PAGE.format(title=_text(title), style=STYLE, lead=lead, facts=_facts(scores), body="\n".join(sections))
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return Path(path)
+
+
+# --- parts of the page ---------------------------------------------------------------------------------------------
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _section(title: str, *content: str, lead: str = "") -> str:
+    lead = f'<p class="lead">{lead}</p>' if lead else ""
+    return f"<section><h2>{_text(title)}</h2>{lead}{''.join(content)}</section>"
+
+
+def _facts(scores: Mapping[str, Any]) -> str:
+    facts = {
+        "Model": scores["model"],
+        "Task": scores["task"],
+        "Regions": f"{scores['regions']:,}",
+        "Date": scores["date"][:10],
+    }
+    return "".join(f"<span><b>{_text(name)}</b> {_text(value)}</span>" for name, value in facts.items())
+
+
+def _headlines(corpus: Mapping[str, float]) -> str:
+    tiles = [
+        f'<div class="tile"><strong>{corpus[name]:.3f}</strong><span>{_text(name)}</span></div>'
+        for name in HEADLINES
+        if name in corpus
+    ]
+    return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _score_table(scores: Mapping[str, Any], views: Mapping[str, Any] | None) -> str:
+    """The model, the same model on the crop alone, and the baselines; a bar behind each number, the same scale in a
+    column."""
+    rows: dict[str, Mapping[str, float]] = {"this model": scores["scores"]}
+    alone = next((row for row in (views or {}).get("scores", {}).items() if fixed_scale(row[0]) == 0.0), None)
+    if alone:
+        few = f", first {views['regions']:,} regions" if views["regions"] != scores["regions"] else ""
+        rows[f"the same model, crop alone (t = 0{few})"] = alone[1]
+    for name, row in scores["baselines"].items():
+        few = f" ({row['regions']:,} regions)" if row.get("regions", scores["regions"]) != scores["regions"] else ""
+        rows[name + few] = row
+    names = [n for n in dict.fromkeys(n for row in rows.values() for n in row) if "/" not in n and n != "regions"]
+    highest = {name: max(row[name] for row in rows.values() if name in row) or 1.0 for name in names}
+    head = "".join(f"<th>{_text(name)}</th>" for name in names)
+    body = ""
+    for number, (row, values) in enumerate(rows.items()):
+        cells = "".join(
+            f'<td style="--share:{max(0.0, values[name]) / highest[name]:.3f}">{values[name]:.3f}</td>'
+            if name in values
+            else '<td class="none">–</td>'
+            for name in names
+        )
+        body += f"<tr{' class=own' if number == 0 else ''}><th>{_text(row)}</th>{cells}</tr>"
+    kinds = {n.partition("/")[2]: v for n, v in scores["scores"].items() if n.startswith("attribute mAP/")}
+    by_kind = ""
+    if kinds:
+        cells = "".join(f"<span><b>{value:.2f}</b> {_text(kind)}</span>" for kind, value in kinds.items())
+        by_kind = f'<p class="kinds">Attribute mAP by kind: {cells}</p>'
+    return f'<div class="wide"><table class="scores"><tr><th></th>{head}</tr>{body}</table></div>{by_kind}'
+
+
+def _left_out(scores: Mapping[str, Any]) -> str:
+    return "".join(
+        f'<p class="lead">Not computed: {_text(name)}: {_text(why)}.</p>' for name, why in scores["left_out"].items()
+    )
+
+
+def _training(log: Sequence[Mapping[str, Any]]) -> str:
+    curves = {}
+    for name in dict.fromkeys(name for row in log for name in row if name == "loss" or name.startswith("loss/")):
+        points = [(row["step"], row[name]) for row in log if name in row]
+        curves[name] = _averaged([(x, y) for x, y in points if isinstance(y, (int, float)) and math.isfinite(y)])
+    figures = [_chart({name: points}, title=name, x_title="step") for name, points in curves.items() if points]
+    scored = [name for name in dict.fromkeys(n for row in log for n in row) if name.startswith("eval/")]
+    for name in [name for name in scored if "loss" not in name]:
+        points = [(row["step"], row[name]) for row in log if name in row]
+        figures.append(
+            _chart({name: points}, title=f"{name.partition('/')[2]} on held-out regions", x_title="step", colour=1)
+        )
+    return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def _averaged(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MAX_POINTS points, each the mean of as many neighbours as needed."""
+    size = -(-len(points) // MAX_POINTS) or 1
+    groups = [points[n : n + size] for n in range(0, len(points), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def _views(views: Mapping[str, Any]) -> str:
+    rows = views["scores"]
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    shown = [name for name in VIEW_SCORES if name in names]
+    charts = []
+    for n, name in enumerate(shown):
+        points = sorted((fixed_scale(s), row[name]) for s, row in rows.items() if fixed_scale(s) is not None)
+        levels = {s: row[name] for s, row in rows.items() if fixed_scale(s) is None and name in row}
+        charts.append(_chart({name: points}, title=name, x_title="t of the outer view", levels=levels, colour=n))
+    columns = shown + [name for name in names if name.startswith("attribute mAP/")]
+    best = best_settings(rows)
+    head = "".join(f"<th>{_text(name.replace('attribute mAP/', ''))}</th>" for name in columns)
+    body = ""
+    for setting, row in rows.items():
+        cells = "".join(
+            f"<td{' class=best' if best[name] == setting else ''}>{row[name]:.3f}</td>" if name in row else "<td></td>"
+            for name in columns
+        )
+        body += f"<tr><th><code>{_text(setting)}</code></th>{cells}</tr>"
+    lead = (
+        f'<p class="lead">The same weights, {views["regions"]:,} regions, other views: t = 0 is the crop alone, t = 1 '
+        "the whole image. Dashed: strategies that choose t by themselves. In the table the best setting of each "
+        "score is marked; single kinds are attribute mAP.</p>"
+    )
+    table = f'<table class="views"><tr><th>views</th>{head}</tr>{body}</table>'
+    return f'{lead}<div class="charts">{"".join(charts)}</div><div class="wide">{table}</div>'
+
+
+def _details(scores: Mapping[str, Any]) -> str:
+    rows = {
+        "Protocol": scores["protocol"],
+        "Task version": scores["task_version"],
+        "Tokenizer of captions": scores["tokenizer"],
+        "Data": f"{scores['data']} (sha256 {scores['data_sha256'][:16]}…)",
+        "Regions scored": ", ".join(f"{count:,} {metric}" for metric, count in scores["regions_scored"].items()),
+        "Settings": json.dumps(scores["settings"], ensure_ascii=False),
+        "Versions": ", ".join(f"{name} {number}" for name, number in scores["versions"].items() if number),
+        "Written": scores["date"],
+    }
+    cells = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in rows.items())
+    return f'<table class="details">{cells}</table>'
+
+
+LEGEND = (
+    "The solid box is the region, dashed ones are the views. "
+    '<span class="chip right">right</span> <span class="chip wrong">wrong</span> '
+    '<span class="chip missed">missed</span> words, with their scores.'
+)
+
+
+class _Cards:
+    """Pictures of regions with what people and the model say. Each picture is embedded once a card."""
+
+    def __init__(
+        self,
+        records: RegionRecords,
+        results: Mapping[str, RegionResult],
+        items: Mapping[str, Mapping[str, float]],
+    ):
+        self.records, self.results, self.items = records, results, items
+        self.place = {region.id: index for index, region in enumerate(records)}
+
+    def grid(self, ids: Sequence[str]) -> str:
+        return f'<div class="cards">{"".join(map(self.card, ids))}</div>'
+
+    def card(self, region_id: str) -> str:
+        region = self.records[self.place[region_id]]
+        result = self.results.get(region_id)
+        said = '<p class="said none">no prediction</p>'
+        if result is not None:
+            said = f'<p class="said">{_text(result.caption) or "<i>nothing</i>"}</p>'
+        values = {name: value for name, value in self.items.get(region_id, {}).items() if name in RANKING[:3]}
+        if result is not None:
+            values["confidence"] = result.score
+        numbers = "".join(f"<span>{_text(name)} <b>{value:.2f}</b></span>" for name, value in values.items())
+        references = "".join(f"<li>{_text(caption)}</li>" for caption in region.captions)
+        return (
+            f'<article>{self.picture(region, result)}<div class="words">{said}<p class="numbers">{numbers}</p>'
+            f"{f'<ul>{references}</ul>' if references else ''}{_chips(region, result)}"
+            f'<p class="id">{_text(region_id)}</p></div></article>'
+        )
+
+    def picture(self, region: Region, result: RegionResult | None) -> str:
+        """The whole image with the region's box and the boxes of its views, in per cent of the image."""
+        height, width = region.image_hw
+        boxes = []
+        for scale in dict.fromkeys(result.scales if result else ()):
+            whole = (0, 0, width, height)
+            view = [b + scale * (w - b) for b, w in zip(region.box, whole, strict=True)]
+            boxes.append(_box_div(view, region.image_hw, "view", f"t = {scale:.2g}") if scale > 0 else "")
+        boxes.append(_box_div(region.box, region.image_hw, "region", ""))
+        path = self.records.image_path(self.place[region.id])
+        fit = "width" if width / height > PICTURE_ASPECT else "height"
+        return (
+            f'<div class="picture"><div style="aspect-ratio:{width}/{height};{fit}:100%">'
+            f'<img alt="" src="{_picture_uri(path)}">{"".join(boxes)}</div></div>'
+        )
+
+
+def _box_div(box: Sequence[float], image_hw: tuple[int, int], kind: str, label: str) -> str:
+    height, width = image_hw
+    left, top = 100 * box[0] / width, 100 * box[1] / height
+    right, bottom = 100 - 100 * box[2] / width, 100 - 100 * box[3] / height
+    inset = f"{top:.2f}% {right:.2f}% {bottom:.2f}% {left:.2f}%"
+    return f'<i class="{kind}" style="inset:{inset}">{f"<small>{label}</small>" if label else ""}</i>'
+
+
+def _picture_uri(path: Path) -> str:
+    from PIL import Image
+
+    from dynrefer.images import open_image
+
+    picture = Image.fromarray(open_image(path))
+    factor = PICTURE_PIXELS / max(picture.size)
+    size = [max(1, round(side * factor)) for side in picture.size]
+    if factor < 1:
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    elif factor > 1.2:
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=84, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _chips(region: Region, result: RegionResult | None) -> str:
+    lines = ""
+    if region.category is not None or (result and result.category):
+        said = result.category if result else None
+        right = said is not None and said["name"] == region.category
+        kind = "right" if right else "open" if region.category is None else "wrong"
+        chips = _chip(said["name"], kind, said["score"]) if said else ""
+        chips += "" if right or region.category is None else _chip(region.category, "missed")
+        lines += f"<dt>category</dt><dd>{chips}</dd>"
+    tags = result.tags if result else []
+    if tags or region.tags:
+        known = region.tags is not None
+        chips = "".join(
+            _chip(tag["name"], ("right" if tag["name"] in region.tags else "wrong") if known else "open", tag["score"])
+            for tag in tags
+        )
+        said = {tag["name"] for tag in tags}
+        chips += "".join(_chip(tag, "missed") for tag in dict.fromkeys(region.tags or ()) if tag not in said)
+        lines += f"<dt>tags</dt><dd>{chips}</dd>"
+    attributes = result.attributes if result else []
+    true = [name for name, value in region.attributes.items() if value == 1]
+    shown = attributes[: max(MAX_ATTRIBUTES, len(true))] if attributes else []
+    if shown or true:
+        kinds = {1: "right", -1: "wrong", None: "open"}
+        chips = "".join(
+            _chip(item["name"], kinds[region.attributes.get(item["name"])], item["score"]) for item in shown
+        )
+        said = {item["name"] for item in shown}
+        chips += "".join(_chip(name, "missed") for name in true if name not in said)
+        lines += f"<dt>attributes</dt><dd>{chips}</dd>"
+    return f"<dl>{lines}</dl>" if lines else ""
+
+
+def _chip(name: str, kind: str, score: float | None = None) -> str:
+    number = "" if score is None else f"<small>{score:.2f}</small>"
+    return f'<span class="chip {kind}">{_text(name)}{number}</span>'
+
+
+def _different(ids: Sequence[str], results: Mapping[str, RegionResult], number: int) -> list[str]:
+    """The first `number` ids whose captions differ."""
+    first: dict[str, str] = {}
+    for region_id in ids:
+        first.setdefault(results[region_id].caption if region_id in results else "", region_id)
+    return list(first.values())[:number]
+
+
+# --- charts: SVG in the page's own colours ---------------------------------------------------------------------------
+
+
+def _chart(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str,
+    x_title: str,
+    levels: Mapping[str, float] | None = None,
+    colour: int = 0,
+) -> str:
+    """Curves of (x, y) points; `levels` are horizontal dashed lines with their names."""
+    width, height, left, right, top, bottom = 340, 210, 46, 14, 30, 36
+    levels = levels or {}
+    right += 44 if levels else 0
+    xs = [x for points in series.values() for x, _ in points]
+    ys = [y for points in series.values() for _, y in points] + list(levels.values())
+    if not xs:
+        return ""
+    y_ticks = _ticks(min(ys), max(ys))
+    x_ticks = _ticks(min(xs), max(xs), inside=True)
+    x_low, x_high, y_low, y_high = min(xs), max(xs), y_ticks[0], y_ticks[-1]
+
+    def px(x: float) -> float:
+        return left + (x - x_low) / (x_high - x_low or 1) * (width - left - right)
+
+    def py(y: float) -> float:
+        return height - bottom - (y - y_low) / (y_high - y_low or 1) * (height - top - bottom)
+
+    parts = [f'<text class="name" x="{left - 34}" y="16">{_text(title)}</text>']
+    for y in y_ticks:
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>')
+        parts.append(f'<text class="y" x="{left - 7}" y="{py(y) + 3.5:.1f}">{y:g}</text>')
+    for x in x_ticks:
+        parts.append(f'<text class="x" x="{px(x):.1f}" y="{height - bottom + 16}">{x:g}</text>')
+    parts.append(f'<text class="x" x="{(left + width - right) / 2:.1f}" y="{height - 4}">{_text(x_title)}</text>')
+    taken = [-math.inf]
+    for name, y in sorted(levels.items(), key=lambda level: py(level[1])):
+        place = max(py(y) + 3.5, taken[-1] + 11)  # names do not cover each other
+        taken.append(place)
+        parts.append(
+            f'<line class="level c{colour % 4}" x1="{left}" x2="{width - right}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>'
+            f'<text class="level" x="{width - right + 5}" y="{place:.1f}">{_text(name)}</text>'
+        )
+    for points in series.values():
+        line = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
+        parts.append(f'<polyline class="c{colour % 4}" points="{line}"/>')
+        if len(points) <= 25:
+            parts += [f'<circle class="c{colour % 4}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="2.6"/>' for x, y in points]
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{_text(title)}">{"".join(parts)}</svg>'
+
+
+def _ticks(low: float, high: float, inside: bool = False, wanted: int = 4) -> list[float]:
+    """Round numbers from at most `low` to at least `high` (between them if `inside`), about `wanted` steps.
+
+    >>> _ticks(0.13, 0.58)
+    [0.0, 0.2, 0.4, 0.6]
+    """
+    span = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / wanted))
+    step = min((m * power for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs(span / s - wanted))
+    first, last = (math.ceil, math.floor) if inside else (math.floor, math.ceil)
+    numbers = range(first(low / step - 1e-9 * (1 - 2 * inside)), last(high / step + 1e-9 * (2 * inside - 1)) + 1)
+    ticks = [round(n * step, 12) for n in numbers]
+    return ticks if len(ticks) > 1 or inside else [ticks[0], ticks[0] + step]
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>{style}</style></head>
+<body><header><h1>{title}</h1>{lead}<p class="facts">{facts}</p></header>
+<main>{body}</main></body></html>
+"""
+
+STYLE = """
+:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1d2129; --soft: #626b79; --line: #e1e5ea;
+  --accent: #2f6fde; --bar: #2f6fde1c; --own: #2f6fde3d; --right: #157a4b; --right-bg: #dcf3e7; --wrong: #a8322a;
+  --wrong-bg: #fbe4e1; --open-bg: #eceff3; --c0: #2f6fde; --c1: #d07a1c; --c2: #1f9163; --c3: #9250bd; --box: #ff3d6e; }
+@media (prefers-color-scheme: dark) { :root { --page: #14171c; --card: #1c2027; --ink: #e6e9ee; --soft: #98a2b1;
+  --line: #2d333d; --accent: #7aa7ff; --bar: #7aa7ff24; --own: #7aa7ff4a; --right: #7fdcb0; --right-bg: #17372a;
+  --wrong: #ff9d93; --wrong-bg: #402220; --open-bg: #2a3039; --c0: #7aa7ff; --c1: #f0a558; --c2: #58c998;
+  --c3: #c08fe6; --box: #ff5c86; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+header, main { max-width: 1180px; margin: 0 auto; padding: 0 24px; }
+header { padding-top: 40px; }
+h1 { font-size: 28px; line-height: 1.2; letter-spacing: -.01em; margin: 0 0 6px; overflow-wrap: anywhere; }
+h2 { font-size: 18px; margin: 0 0 4px; }
+.facts { display: flex; flex-wrap: wrap; gap: 4px 22px; margin: 8px 0 22px; color: var(--soft); font-size: 13.5px; }
+.facts b { font-weight: 600; color: var(--ink); }
+section { margin: 34px 0; }
+.lead { margin: 0 0 12px; color: var(--soft); max-width: 78ch; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }
+.tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 18px; }
+.tile strong { display: block; font-size: 27px; line-height: 1.2; font-weight: 650;
+  font-variant-numeric: tabular-nums; }
+.tile span { color: var(--soft); font-size: 13px; }
+.wide { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+  margin-top: 12px; }
+table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+th, td { padding: 8px 12px; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
+tr:first-child > * { border-top: 0; }
+tr > th:first-child { text-align: left; font-weight: 500; white-space: normal; min-width: 180px; }
+tr:first-child th { color: var(--soft); font-weight: 500; font-size: 12.5px; }
+.scores td { background: linear-gradient(var(--bar), var(--bar)) no-repeat 0 / calc(var(--share, 0) * 100%) 100%; }
+.scores .own th, .scores .own td { font-weight: 650; }
+.scores .own td { background-image: linear-gradient(var(--own), var(--own)); }
+td.none { color: var(--soft); }
+.views td.best { font-weight: 650; color: var(--right); background: var(--right-bg); }
+.views th:first-child { min-width: 120px; }
+code { font: 12.5px ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+.kinds { display: flex; flex-wrap: wrap; gap: 4px 16px; color: var(--soft); font-size: 13.5px; margin: 10px 2px; }
+.kinds b { color: var(--ink); }
+.details { background: var(--card); border: 1px solid var(--line); border-radius: 10px; border-collapse: separate;
+  border-spacing: 0; margin-top: 10px; }
+.details td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.details th { color: var(--soft); vertical-align: top; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 12px; margin-top: 10px; }
+svg { background: var(--card); border: 1px solid var(--line); border-radius: 10px; width: 100%; height: auto;
+  padding: 6px 4px 4px; }
+svg text { fill: var(--soft); font-size: 10.5px; }
+svg text.name { fill: var(--ink); font-size: 12.5px; font-weight: 600; }
+svg text.x { text-anchor: middle; } svg text.y { text-anchor: end; } svg text.level { font-size: 9.5px; }
+svg line.grid { stroke: var(--line); } svg polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+svg line.level { stroke-dasharray: 4 3; opacity: .75; }
+svg .c0 { stroke: var(--c0); } svg .c1 { stroke: var(--c1); } svg .c2 { stroke: var(--c2); }
+svg .c3 { stroke: var(--c3); } svg circle { fill: var(--card); stroke-width: 1.6; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(265px, 1fr)); gap: 14px; margin-top: 10px; }
+article { background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
+.picture { background: var(--open-bg); aspect-ratio: 4/3; display: flex; align-items: center; justify-content: center; }
+.picture > div { position: relative; flex: none; }
+.picture img { position: absolute; inset: 0; width: 100%; height: 100%; }
+.picture i { position: absolute; font-style: normal; }
+.picture i.region { border: 2.5px solid var(--box); box-shadow: 0 0 0 1px #fffc, inset 0 0 0 1px #fffc; }
+.picture i.view { border: 1.5px dashed #fff; filter: drop-shadow(0 0 1px #000); }
+.picture small { position: absolute; right: 0; top: 0; font-size: 10px; line-height: 1; padding: 2px 3px;
+  background: #000a; color: #fff; }
+.words { padding: 12px 14px 10px; }
+.said { margin: 0; font-weight: 620; font-size: 15.5px; line-height: 1.35; overflow-wrap: anywhere; }
+.said.none { color: var(--soft); }
+.numbers { display: flex; flex-wrap: wrap; gap: 2px 12px; margin: 3px 0 6px; font-size: 12.5px; color: var(--soft);
+  font-variant-numeric: tabular-nums; }
+.numbers b { color: var(--ink); font-weight: 600; }
+ul { margin: 0 0 8px; padding: 0; list-style: none; color: var(--soft); font-size: 13px; }
+li::before { content: "“"; } li::after { content: "”"; }
+dl { display: grid; grid-template-columns: auto 1fr; gap: 3px 8px; margin: 8px 0 0; font-size: 12.5px; }
+dt { color: var(--soft); padding-top: 1px; } dd { margin: 0; }
+.chip { display: inline-block; border-radius: 5px; padding: 0 6px; margin: 1px 3px 2px 0; font-size: 12.5px;
+  background: var(--open-bg); border: 1px solid transparent; line-height: 1.55; }
+.chip small { opacity: .72; margin-left: 4px; font-size: 11px; font-variant-numeric: tabular-nums; }
+.chip.right { background: var(--right-bg); color: var(--right); }
+.chip.wrong { background: var(--wrong-bg); color: var(--wrong); }
+.chip.missed { background: none; border: 1px dashed var(--soft); color: var(--soft); }
+.id { margin: 8px 0 0; color: var(--soft); font-size: 11px; overflow-wrap: anywhere; }
+@media print { section { break-inside: avoid-page; } article { break-inside: avoid; } }
+"""
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def read_log(path: str | os.PathLike) -> list[dict]:
+    """Rows of a run's log.jsonl; a last line torn by a kill is left out. ValueError for any other damage."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}:{number}: not a JSON line ({error}); the log is damaged") from error
+    return rows
+
+
+def report_run(
+    run: str | os.PathLike,
+    task: str,
+    *,
+    data: str | os.PathLike | None = None,
+    predictions: str | os.PathLike | None = None,
+    views: str | os.PathLike | None = None,
+    out: str | os.PathLike | None = None,
+    title: str | None = None,
+) -> Path:
+    """RUN/report.html from the files in a run folder; returns its path.
+
+    data: the records, where scores.json names them if not given; predictions: the folder with scores.json, views: the
+    folder with views.json, where `eval.run` and `eval.views` put them if not given. ValueError names what is missing.
+    """
+    run = Path(run)
+    folder = Path(predictions or default_out(str(run), task, None, None))
+    if not (folder / SCORES).is_file():
+        raise ValueError(
+            f"no {folder / SCORES}; `python -m eval.run --model {run} --task {task} --baselines` writes it"
+        )
+    scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+    results = read_predictions(folder / PREDICTIONS)
+    items = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
+    everything = open_records(data or scores["data"])
+    records = everything.subset([n for n, region in enumerate(everything) if region.id in items])
+    if len(records) != len(items):
+        raise ValueError(f"{everything.path} lacks {len(items) - len(records)} of the regions scored; name --data FILE")
+    sweep = Path(views or default_out(str(run), f"{task}-views", None, None)) / "views.json"
+    return report(
+        out or run / "report.html",
+        title=title or f"{run.name}: {task}",
+        scores=scores,
+        records=records,
+        results=results,
+        items=items,
+        log=read_log(run / "log.jsonl") if (run / "log.jsonl").is_file() else (),
+        views=json.loads(sweep.read_text(encoding="utf-8")) if sweep.is_file() else None,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; 0, or 2 after a mistake in input or settings."""
+    parser = argparse.ArgumentParser(prog="python -m eval.report", description="Writes a run's report.html.")
+    parser.add_argument("--run", required=True, help="run folder")
+    parser.add_argument("--task", required=True, help="the task whose scores are shown")
+    parser.add_argument("--data", help="records; those that were scored where not given")
+    parser.add_argument("--predictions", help="folder with scores.json; RUN/predictions/TASK where not given")
+    parser.add_argument("--views", help="folder with views.json; RUN/predictions/TASK-views where not given")
+    parser.add_argument("--out", help="file to write; RUN/report.html where not given")
+    parser.add_argument("--title", help="heading of the page")
+    args = parser.parse_args(argv)
+    try:
+        path = report_run(
+            args.run,
+            args.task,
+            data=args.data,
+            predictions=args.predictions,
+            views=args.views,
+            out=args.out,
+            title=args.title,
+        )
+    except (ValueError, OSError) as error:
+        if os.environ.get("DYNREFER_DEBUG"):
+            raise
+        print(f"eval.report: error: {error}", file=sys.stderr)
+        return 2
+    print(f"-> {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
