@@ -5,12 +5,13 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_prep import world as prepare
 from dynrefer import world
 from dynrefer.data.schema import Region, open_records
 from dynrefer.masks import mask_to_box, to_mask
-from dynrefer.world.objects import extent
+from dynrefer.world.objects import draw_object, extent
 from dynrefer.world.scenes import NEAR
 
 SEEDS = range(60)
@@ -180,8 +181,6 @@ def test_patterns_keep_their_period_in_pixels_whatever_the_size():
     """Stripes are 7 px apart on a small and on a big book, so that only a close view shows them."""
     for side in (36, 78):
         width, height = extent("book", side)
-        from dynrefer.world.objects import draw_object
-
         colours, _ = draw_object("book", "blue", "striped", None, "white", side, False, np.random.default_rng(0))
         column = np.asarray(colours)[:, width // 2, 0].astype(float)[3 : int(height * 0.9)]
         spectrum = np.abs(np.fft.rfft(column - column.mean(), 1024))
@@ -191,7 +190,6 @@ def test_patterns_keep_their_period_in_pixels_whatever_the_size():
 
 def test_a_close_view_shows_the_pattern_and_the_whole_image_does_not():
     """Contrast between neighbouring pixels of a striped and a plain crop, and of the same box in the squashed image."""
-    from PIL import Image
 
     def roughness(split_scene, thing, whole):
         x1, y1, x2, y2 = thing.box

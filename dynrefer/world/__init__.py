@@ -8,7 +8,7 @@
     world.write("data/world", num_scenes=2000, split="train", seed=0, workers=2)
 
 Its purpose is to show what each view is good for: patterns, letters and numbers are a few pixels wide, so only a view
-close to the box (t near 0) shows them; sizes and neighbours need a view with surroundings. See `scenes.py`.
+close to the box (t near 0) shows them; neighbours and sides need a view with surroundings. See `scenes.py`.
 """
 
 from dynrefer.world.grammar import ATTRIBUTE_LIST, ATTRIBUTES, CATEGORIES, TAGS, template_caption

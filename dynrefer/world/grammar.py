@@ -2,7 +2,7 @@
 
 Every sentence states only what is true and unambiguous in its scene: a relation is to the nearest neighbour, and the
 neighbour's words single it out. Sentences mix what only the crop shows (pattern, letter, number) with what only the
-surroundings show (size, the neighbour, the sun).
+surroundings show (the neighbour, its side, the sun).
 """
 
 from __future__ import annotations

@@ -1,9 +1,13 @@
 """One scene of the world: where things stand, what they are to each other, the picture, and its records.
 
 What needs which view (t = 0 is the box, t = 1 the whole image):
-- pattern, letter and number: the box alone, since they are a few pixels wide in the image;
-- size, the neighbour, the side of the neighbour, the sun: the surroundings, since a crop is stretched to one size;
-- kind and colour: nearly any view.
+- pattern, letter and number: near t = 0, since they are a few pixels wide in the image;
+- the neighbour, its side, who is bigger, the sun: the surroundings, best from t = 0.2 to 0.6;
+- kind, colour and size: any view (a crop tells the size by how coarse its pixels and lines are).
+
+Accuracy on unseen combinations of a small convolutional probe that sees one 64-px view and its region (one run each,
+1,500 training scenes): pattern 0.98 at t = 0, 0.90 at 0.4, 0.57 at 1; letter or number 0.92, 0.65, 0.26; side of the
+neighbour 0.24, 0.90, 0.37. Plain, striped and dotted objects differ a little in mean colour, hence 0.57 and not 1/6.
 """
 
 from __future__ import annotations
