@@ -269,8 +269,13 @@ class ImageStore:
             raise ValueError(f"images {path}: no such folder or tar file")
         with _damaged_tar(self.path):
             self._tar = tarfile.open(self.path)
+            end = 0
             for member in self._tar:
                 self._add(member)
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            self._tar.fileobj.seek(end)
+            if self._tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise EOFError("no end mark after the last member")  # cut between members, which tarfile accepts
         if not self._members:
             raise ValueError(f"images {path}: no .jpg or .png in the tar file")
 
