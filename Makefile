@@ -17,11 +17,13 @@ NAME ?= quickstart-small
 WORLD ?= data/world-small
 SCENES ?= --train 64 --val 8 --test 12
 SETTINGS ?= loop.steps=12 loop.eval_every=0
+VIEWS ?= --limit 16
 else
 NAME ?= quickstart
 WORLD ?= data/world
 SCENES ?= --train 2000 --val 100 --test 200
 SETTINGS ?=
+VIEWS ?= --limit 200
 endif
 RUN = runs/$(NAME)
 
@@ -38,8 +40,9 @@ quickstart-steps:
 	$(PY) -m data_prep.world --out $(WORLD) $(SCENES)
 	$(PY) -m train.run --config configs/quickstart.yaml name=$(NAME) data.train=$(WORLD)/train.jsonl \
 		data.val=$(WORLD)/val.jsonl loop.overwrite=true $(SETTINGS)
-	$(PY) -m eval.run --model $(RUN) --task world --data $(WORLD)/test.jsonl --out $(RUN)/world --baselines --overwrite
-	$(PY) -m eval.report --run $(RUN) --scores $(RUN)/world --data $(WORLD)/test.jsonl --out $(RUN)/report.html
+	$(PY) -m eval.run --model $(RUN) --task world --data $(WORLD)/test.jsonl --baselines --overwrite
+	$(PY) -m eval.views --model $(RUN) --task world --data $(WORLD)/test.jsonl --overwrite $(VIEWS)
+	$(PY) -m eval.report --run $(RUN) --task world --data $(WORLD)/test.jsonl
 	@echo "look at $(RUN)/report.html"
 
 test: $(TEST_VENV)/.installed-dev

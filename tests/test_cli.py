@@ -298,7 +298,7 @@ def test_unknown_generation_settings_are_one_line(run_folder, photo, capsys):
 
 
 def test_a_model_that_is_not_there_is_one_line(photo, capsys, tmp_path):
-    for name in (tmp_path, "nobody/nothing"):
+    for name in (tmp_path, tmp_path / "nothing"):
         status, _, err = run(capsys, "info", str(name), "--device", "cpu")
         assert status == 2 and err.startswith("dynrefer: error: ") and err.count("\n") == 1 and str(name) in err
 
