@@ -68,6 +68,8 @@ class VisionEncoder(nn.Module):
             self.model = VISION_CLASSES[config.model_type](config)
         else:
             self.model = AutoModel.from_config(config)
+        if config.model_type == "blip_2_vision_model":
+            self.model.post_layernorm.eps = 1e-5  # BLIP-2's ln_vision; transformers gives it the blocks' 1e-6
         self.config, self.image_size = config, image_size
         arguments = inspect.signature(self.model.forward).parameters
         native = getattr(config, "image_size", image_size)
