@@ -397,13 +397,14 @@ def _ticks(low: float, high: float, inside: bool = False, wanted: int = 4) -> li
     """Round numbers from at most `low` to at least `high` (between them if `inside`), about `wanted` steps.
 
     >>> _ticks(0.13, 0.58)
-    [0.0, 0.2, 0.4, 0.6]
+    [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     """
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / wanted))
     step = min((m * power for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs(span / s - wanted))
     first, last = (math.ceil, math.floor) if inside else (math.floor, math.ceil)
-    numbers = range(first(low / step - 1e-9 * (1 - 2 * inside)), last(high / step + 1e-9 * (2 * inside - 1)) + 1)
+    slack = -1e-9 if inside else 1e-9
+    numbers = range(first(low / step + slack), last(high / step - slack) + 1)
     ticks = [round(n * step, 12) for n in numbers]
     return ticks if len(ticks) > 1 or inside else [ticks[0], ticks[0] + step]
 

@@ -1,0 +1,194 @@
+"""The views sweep and the page, with the model and the data of test_eval_run."""
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+from test_eval_run import TASK, Model, data, results_of  # noqa: F401 (data is a fixture)
+
+import eval.report as report_module
+import eval.views as views_module
+from dynrefer.data.schema import RegionResult, open_records
+from eval.report import _ticks, read_log, report, report_run
+from eval.run import baseline_scores, evaluate, report_scores, write_json
+from eval.tasks import TASKS
+from eval.views import best_settings, fixed_scale, plot, sweep, view_settings
+
+
+def test_view_settings_fit_the_number_of_views():
+    assert view_settings(1)[:2] == ["fixed:0", "fixed:0.1"] and view_settings(1)[-1] == "fixed:1"
+    assert view_settings(2)[3] == "fixed:0,0.3"
+    assert view_settings(3)[10:] == ["fixed:0,1,1", "phash", "joint", "task", "random"]
+    assert [fixed_scale(s) for s in ("fixed:0.3", "fixed:0,0.7,0.7", "phash")] == [0.3, 0.7, None]
+
+
+def test_the_sweep_measures_every_setting_with_the_same_model(data):  # noqa: F811
+    records = open_records(data / "test.jsonl")
+    settings = ["phash", "fixed:0,0.5"]
+    rows = sweep(Model(), replace(TASK, data=str(records.path)), records, data / "v", settings=settings, num_workers=0)
+    assert list(rows) == settings
+    assert rows["phash"]["CIDEr"] > rows["fixed:0,0.5"]["CIDEr"]  # the fake model says its fixed views aloud
+    assert rows["phash"]["category accuracy"] == rows["fixed:0,0.5"]["category accuracy"] == 1
+    assert best_settings(rows)["CIDEr"] == "phash"
+
+
+def test_the_sweep_command_writes_numbers_and_a_plot(data, monkeypatch, capsys):  # noqa: F811
+    pytest.importorskip("matplotlib")
+    monkeypatch.setitem(TASKS, "tiny", replace(TASK, data=str(data / "test.jsonl")))
+    monkeypatch.setattr(views_module, "load_model", lambda args: Model())
+    options = ["--model", "m", "--task", "tiny", "--out", str(data / "v"), "--num-workers", "0", "--limit", "4"]
+    assert views_module.main(options) == 0
+    written = json.loads((data / "v/views.json").read_text())
+    assert list(written["scores"]) == view_settings(2) and written["regions"] == 4
+    assert Image.open(data / "v/views.png").size[0] > 300
+    assert "best for CIDEr: phash" in capsys.readouterr().out
+    assert views_module.main([*options[:2], "--task", "tine"]) == 2
+
+
+def test_a_plot_of_strategies_alone():
+    pytest.importorskip("matplotlib")
+    assert plot({"phash": {"CIDEr": 1.0}, "joint": {"CIDEr": 0.5}}).axes
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order; collects texts and pictures."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.words, self.pictures, self.links = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if tag == "img":
+            self.pictures.append(dict(attrs)["src"])
+        self.links += [value for name, value in attrs if name in ("href", "src") and not value.startswith("data:")]
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        self.words.append(text)
+
+
+@pytest.fixture
+def finished_run(data, monkeypatch):  # noqa: F811
+    """A run folder with log, predictions, scores and views, of a model that is wrong about some regions."""
+    task = replace(TASK, data=str(data / "test.jsonl"), name="tiny")
+    records, train = open_records(data / "test.jsonl"), open_records(data / "train.jsonl")
+    run = data / "run"
+    run.mkdir()
+    folder = run / "predictions/tiny"
+    scores, _ = evaluate(Model(), task, records, folder, num_workers=0)
+    baselines = baseline_scores(task, records, train)
+    write_json(
+        folder / "scores.json", report_scores(task, records, scores, model="m", settings={}, baselines=baselines)
+    )
+    write_json(folder / "items.json", scores.items)
+    rows = {s: {"CIDEr": 1 - abs(0.3 - (fixed_scale(s) or 0)), "attribute mAP/color": 0.5} for s in view_settings(2)}
+    write_json(run / "predictions/tiny-views/views.json", {"regions": 4, "scores": rows})
+    lines = [{"step": n, "loss": 5 / n, "loss/captions": 4 / n} for n in range(1, 1000)]
+    lines += [{"step": 500, "eval/CIDEr": 0.5, "eval/loss": 0.1}, {"step": 999, "eval/CIDEr": 0.7}]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 10')
+    return run
+
+
+def test_the_page_is_one_file_with_everything_inside(finished_run):
+    path = report_run(finished_run, "tiny")
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert path == finished_run / "report.html" and page.links == []
+    words = " ".join(page.words)
+    for expected in ("always 'a red cup'", "crop alone (t = 0, first 4 regions)", "one human against the others"):
+        assert expected in words
+    for expected in (
+        "a green lamp",
+        "the green lamp",
+        "color:green",
+        "Best regions",
+        "Worst regions",
+        "CIDEr on held-out",
+    ):
+        assert expected in words
+    assert len(page.pictures) == 10 + 4 + 4  # samples, best, worst
+    picture = Image.open(io.BytesIO(base64.b64decode(page.pictures[0].partition(",")[2])))
+    assert picture.format == "JPEG" and picture.width == 2 * picture.height == report_module.PICTURE_PIXELS
+    charts = re.findall(r"<svg.*?</svg>", text, re.S)
+    assert len(charts) == 4  # loss, loss/captions, evaluation, views
+    for chart in charts:
+        numbers = [
+            n
+            for line in ElementTree.fromstring(chart).iter("polyline")
+            for n in re.findall(r"[\d.]+", line.get("points"))
+        ]
+        assert 4 <= len(numbers) <= 2 * report_module.MAX_POINTS
+        assert all(0 <= float(n) <= 340 for n in numbers)
+
+
+def test_the_box_is_drawn_where_it_is(finished_run):
+    text = report_run(finished_run, "tiny").read_text(encoding="utf-8")
+    assert 'class="region" style="inset:0.00% 50.00% 0.00% 0.00%"' in text  # a cup, (0, 0, 8, 8) of 16 x 8
+    assert 'class="view" style="inset:0.00% 35.00% 0.00% 0.00%"' in text  # and its view at t = 0.3
+
+
+def test_texts_of_models_and_people_are_text_and_not_markup(finished_run, data):  # noqa: F811
+    scores = json.loads((finished_run / "predictions/tiny/scores.json").read_text())
+    records = open_records(data / "test.jsonl")
+    results = results_of(list(records))
+    results["test0cup"].caption = "<script>alert('x')</script> & \"more\""
+    results["test0lamp"].tags = [{"name": "<b>", "score": 0.5}]
+    text = report(data / "r.html", title="<run>", scores=scores, records=records, results=results).read_text()
+    Page(text)
+    assert "<script" not in text and "&lt;script&gt;" in text and "&lt;b&gt;" in text and "&lt;run&gt;" in text
+
+
+def test_a_page_without_log_views_or_some_predictions(finished_run, data):  # noqa: F811
+    scores = json.loads((finished_run / "predictions/tiny/scores.json").read_text())
+    records = open_records(data / "test.jsonl")
+    result = RegionResult("test0cup", [])
+    path = report(data / "r.html", title="t", scores=scores, records=records, results={"test0cup": result})
+    assert "no prediction" in " ".join(Page(path.read_text()).words)
+
+
+def test_missing_scores_are_answered_with_the_command(tmp_path, capsys):
+    assert report_module.main(["--run", str(tmp_path), "--task", "world"]) == 2
+    assert "python -m eval.run --model" in capsys.readouterr().err
+
+
+def test_a_damaged_log_is_named_by_line(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(ValueError, match="log.jsonl:2"):
+        read_log(tmp_path / "log.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "inside", "expected"),
+    [
+        (0, 1, True, [0, 0.25, 0.5, 0.75, 1]),
+        (0.13, 0.58, False, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]),
+        (0, 0, False, [0, 0.25]),
+        (5, 5, False, None),
+        (1, 900, True, [250, 500, 750]),
+        (-3.2, 7.9, False, None),
+    ],
+)
+def test_axes_have_round_numbers(low, high, inside, expected):
+    ticks = _ticks(low, high, inside)
+    if expected:
+        assert ticks == expected
+    assert inside or (ticks[0] <= low and high <= ticks[-1] and len(ticks) > 1)
