@@ -26,6 +26,8 @@ def load(
     Raises ValueError when there is no model, it is of no known family, or its file lacks tensors or has others.
     """
     source = model_folder(name)
+    for row in FAMILIES.values():
+        row.load("config")  # makes its model type known to AutoConfig
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError, KeyError) as error:

@@ -78,7 +78,9 @@ class VisionEncoder(nn.Module):
         if native != image_size and "interpolate_pos_encoding" in arguments:
             self.extra["interpolate_pos_encoding"] = True
         self.patchwise = "spatial_shapes" in arguments  # SigLIP 2 takes patches, not pictures
-        self.num_prefix = 1 + getattr(config, "num_register_tokens", 0)
+        self.convolutional = hasattr(config, "depths")
+        if self.convolutional:  # much the faster layout for convolutions on CPU
+            self.model.to(memory_format=torch.channels_last)
         self.width, self.grid = shape or self._measure()
 
     def _measure(self) -> tuple[int, int]:
@@ -86,7 +88,7 @@ class VisionEncoder(nn.Module):
         patch = getattr(self.config, "patch_size", None)
         patch = patch[0] if isinstance(patch, list | tuple) else patch
         hidden = getattr(self.config, "hidden_size", None)
-        if patch and hidden and not hasattr(self.config, "depths"):
+        if patch and hidden and not self.convolutional:
             return hidden, self.image_size // patch
         with torch.no_grad():
             training = self.model.training
@@ -104,6 +106,8 @@ class VisionEncoder(nn.Module):
     def forward(self, views: Tensor) -> Tensor:
         """views: (N, 3, S, S) normalized. Returns (N, 1+P, D): the class token (or the mean of the patches where the
         encoder has none), then the patches row by row."""
+        if self.convolutional:
+            views = views.contiguous(memory_format=torch.channels_last)
         if self.patchwise:
             output = self._patchwise(views)
         elif isinstance(self.model, OpenClipVision):

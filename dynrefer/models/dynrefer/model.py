@@ -94,6 +94,13 @@ class DynReferModel(PreTrainedModel):
         self.text_encoder.requires_grad_(self.config.text_trainable)
         self.language.freeze()
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """transformers' from_pretrained; frozen parts are frozen again, which loading forgets."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
+        return loaded
+
     def train(self, mode: bool = True) -> DynReferModel:
         """Frozen towers stay in eval mode: no dropout, no moving averages."""
         super().train(mode)
