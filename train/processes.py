@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DeepSpeedPlugin,
     DistributedDataParallelKwargs,
@@ -84,18 +85,21 @@ def start(
 
 
 def finish(accelerator: Accelerator) -> None:
-    """Leaves the process group; without it, DeepSpeed runs now and then crash at exit after all work is done."""
+    """Leaves the process group, without which DeepSpeed runs now and then crash at exit after all work is done, and
+    forgets Accelerate's state, so that another run may follow in this process."""
+    accelerator.free_memory()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    accelerator.free_memory()
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class StopSignal:
-    """Within it, SIGTERM and SIGINT only leave a note: `received` is the signal's number, for the loop to read between
-    two steps. A second Ctrl-C interrupts at once."""
+    """Within it, SIGTERM and SIGINT only leave a note, which `agree` turns into `received`, the signal's number, on all
+    processes at the same step. A second Ctrl-C interrupts at once."""
 
     def __init__(self):
         self.received: int | None = None
+        self._noted: int | None = None
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -111,15 +115,16 @@ class StopSignal:
     def agree(self, accelerator: Accelerator, late: bool) -> bool:
         """Every process calls it: a signal that one received counts for all, and so does one clock that says `late`,
         which is returned."""
-        signalled, late = sum_over_processes(accelerator, [float(self.received is not None), float(late)])
-        if signalled and self.received is None:
-            self.received = signal.SIGTERM
+        noted = self._noted
+        signalled, late = sum_over_processes(accelerator, [float(noted is not None), float(late)])
+        if signalled:
+            self.received = noted or signal.SIGTERM
         return late > 0
 
     def _note(self, number: int, frame) -> None:
-        if number == signal.SIGINT and self.received == signal.SIGINT:
+        if number == signal.SIGINT and self._noted == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        self._noted = number
 
 
 def zero_stage(accelerator: Accelerator) -> int:

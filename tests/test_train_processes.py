@@ -1,0 +1,119 @@
+"""One process and two, DDP and ZeRO: the same losses. The launched runs take about twenty seconds each."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny import write_squares
+from train import processes
+
+ROOT = Path(__file__).resolve().parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+LAUNCHED = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+COMPARED = ("loss", "loss/captions", "loss/tags", "grad_norm", "eval/loss", "eval/CIDEr")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Starts `-m tests.tiny` under a launcher and returns the run's folder; a single process run is made once."""
+    folder = tmp_path_factory.mktemp("processes")
+    write_squares(folder, 24)
+    write_squares(folder, 8, seed=9, prefix="v")
+    (folder / "run.yaml").write_text(
+        f"""
+name: one
+output: {folder}/runs
+data: {{train: {folder}/s.jsonl, val: {folder}/v.jsonl, batch_size: 8, num_workers: 0}}
+losses: {{captions: 1.0, tags: 0.5}}
+optim: {{lr: 3.0e-3}}
+loop: {{steps: 6, num_threads: 1, eval_every: 3}}
+log: {{tensorboard: false}}
+"""
+    )
+
+    def start(launcher: list[str], *settings: str, module: str = "tests.tiny") -> Path:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
+        done = subprocess.run(
+            [*launcher, "-m", module, "--config", str(folder / "run.yaml"), *settings],
+            cwd=ROOT,
+            env={**environment, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return folder / "runs"
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def one_process(runs) -> Path:
+    return runs([sys.executable]) / "one"
+
+
+def assert_same_losses(one: Path, other: Path) -> None:
+    expected, rows = ([json.loads(line) for line in (f / "log.jsonl").read_text().splitlines()] for f in (one, other))
+    assert len(expected) == len(rows) == 8  # six steps, two evaluations
+    for want, row in zip(expected, rows, strict=True):
+        for name in COMPARED:
+            assert row.get(name) == pytest.approx(want.get(name), rel=1e-5), (row["step"], name)
+    weights, others = (load_file(f / "best" / "model.safetensors") for f in (one, other))
+    assert weights.keys() == others.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_with_accumulation_have_the_losses_of_one(runs, one_process):
+    assert_same_losses(one_process, runs(TORCHRUN, "name=ddp", "loop.processes=2", "loop.accumulation=2") / "ddp")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_on_two_processes_has_the_losses_of_one(runs, one_process, stage):
+    pytest.importorskip("deepspeed")
+    settings = (f"loop.deepspeed=configs/accelerate/ds_zero{stage}.json", "loop.accumulation=2", "loop.processes=2")
+    assert_same_losses(one_process, runs(TORCHRUN, f"name=zero{stage}", *settings) / f"zero{stage}")
+
+
+@pytest.mark.slow
+def test_zero3_started_by_accelerate_stops_and_resumes_exactly(runs, one_process):
+    pytest.importorskip("deepspeed")
+    launcher = [*LAUNCHED, "--config_file", "configs/accelerate/zero3.yaml"]
+    runs(launcher, "name=resumed", "loop.stop_at=3")
+    assert_same_losses(one_process, runs(launcher, "name=resumed", "loop.resume=true") / "resumed")
+
+
+def test_a_process_group_that_accelerate_does_not_see_is_an_error(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+
+    class Alone:
+        num_processes, distributed_type = 1, "NO"
+
+    with pytest.raises(ValueError, match="3 processes were started but Accelerate sees 1"):
+        processes._check_world(Alone(), 3, None)
+
+
+def test_deepspeed_settings_that_the_loop_decides_may_not_stand_in_the_json(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text('{"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0}')
+    with pytest.raises(ValueError, match="'gradient_clipping' is set by the run's own settings"):
+        processes._deepspeed_settings(str(path), "fp32", 1.0, 8, 2)
+    path.write_text('{"zero_optimization": {"stage": 1}}')
+    with pytest.raises(ValueError, match="stage is 1; this loop runs stages 2 and 3"):
+        processes._deepspeed_settings(str(path), "fp32", 1.0, 8, 2)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_deepspeed_configs_divide_nothing_twice(stage):
+    settings = processes._deepspeed_settings(str(ROOT / f"configs/accelerate/ds_zero{stage}.json"), "bf16", 1.0, 8, 2)
+    assert settings["gradient_accumulation_steps"] == 1 and settings["zero_optimization"]["stage"] == stage
+    assert settings["train_batch_size"] == 2 * settings["train_micro_batch_size_per_gpu"] == 8
+    assert settings["bf16"] == {"enabled": True}
