@@ -246,7 +246,7 @@ def _run(args: argparse.Namespace) -> int:
         name, out, scores = "no model", args.out and Path(args.out), Scores()
     baselines = baseline_scores(task, records, train) if args.baselines else {}
     print(f"{task.name}, {len(records)} regions of {records.path}")
-    print(table({name: scores.corpus, **baselines}))
+    print(table(({name: scores.corpus} if scores.corpus else {}) | baselines))
     for metric, why in scores.left_out.items():
         print(f"not computed: {metric}: {why}")
     if out:
