@@ -293,7 +293,7 @@ def test_a_missing_tracker_says_how_to_install_it(monkeypatch):
         ("data.batch_size=1000", "fewer than data.batch_size|do not fill a batch"),
         ("losses={captions: 0, tags: 0}", "at least one task"),
         ("losses.caption=1", "no task 'caption'"),
-        ("eval.metric=cider", "Did you mean 'CIDEr'"),
+        ("eval.metric=cider", "'cider' is not one of CIDEr"),
         ("name=a/b", "names a folder"),
         ("loop.processes=2", "loop.processes is 2 but 1 were started"),
         ("loop.stepss=3", "Did you mean 'steps'"),

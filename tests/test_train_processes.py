@@ -14,7 +14,7 @@ from tests.tiny import write_squares
 from train import processes
 
 ROOT = Path(__file__).resolve().parent.parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 LAUNCHED = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
 COMPARED = ("loss", "loss/captions", "loss/tags", "grad_norm", "eval/loss", "eval/CIDEr")
 
@@ -45,7 +45,7 @@ log: {{tensorboard: false}}
             env={**environment, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=120,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return folder / "runs"
@@ -62,8 +62,8 @@ def assert_same_losses(one: Path, other: Path) -> None:
     expected, rows = ([json.loads(line) for line in (f / "log.jsonl").read_text().splitlines()] for f in (one, other))
     assert len(expected) == len(rows) == 8  # six steps, two evaluations
     for want, row in zip(expected, rows, strict=True):
-        for name in COMPARED:
-            assert row.get(name) == pytest.approx(want.get(name), rel=1e-5), (row["step"], name)
+        for name in want.keys() & set(COMPARED):
+            assert row[name] == pytest.approx(want[name], rel=1e-5), (row["step"], name)
     weights, others = (load_file(f / "best" / "model.safetensors") for f in (one, other))
     assert weights.keys() == others.keys()
     for name, tensor in weights.items():
