@@ -14,7 +14,7 @@ def world_size() -> int:
 def gather_rows(rows: Tensor, fill: int = 0) -> tuple[Tensor, int]:
     """All processes' rows below each other, in rank order, and the offset of this process's own.
 
-    rows: (N, T), N and T may differ between processes; T is padded with `fill`. No gradient flows. Returns (sum N, max T).
+    rows: (N, T), N and T may differ between processes; T is padded with `fill`. Returns (sum N, max T), no gradient.
     """
     if world_size() == 1:
         return rows, 0

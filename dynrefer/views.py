@@ -62,8 +62,8 @@ def crop_views(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut and resize the views of every region of one image.
 
-    image: (H, W, 3) uint8; boxes: (R, 4) float xyxy pixels; scales: (R, V). Each crop is resized to size x size, bicubic,
-    its aspect ratio squashed. truncate_region_boxes: round the region's box in the view down to whole view pixels, as
+    image: (H, W, 3) uint8; boxes: (R, 4) float xyxy pixels; scales: (R, V). Each crop is resized to size x size,
+    bicubic, its aspect ratio squashed. truncate_region_boxes: round the region's box in the view down to whole view pixels, as
     the released program does.
     Returns views (R, V, 3, S, S) uint8, the cropped boxes (R, V, 4) in image pixels, and the region's box in each view
     (R, V, 4) float32 in view pixels.
@@ -120,7 +120,7 @@ _SIDE_WEIGHTS: dict[int, np.ndarray] = {}
 
 
 def _side_weights(side: int) -> np.ndarray:
-    """(8, side): resize to 224 and transform in one matrix, for a crop side in pixels. Both are linear and separable."""
+    """(8, side): resize to 224 and transform in one matrix, for a crop side in pixels. Both are linear, separable."""
     if side not in _SIDE_WEIGHTS:
         if len(_SIDE_WEIGHTS) > 4096:
             _SIDE_WEIGHTS.clear()

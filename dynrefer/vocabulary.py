@@ -105,8 +105,8 @@ def read_attributes(source: str | Path | Sequence) -> list[dict]:
 def attribute_texts(attributes: Sequence[dict]) -> tuple[list[str], list[int]]:
     """Texts of every attribute, and the attribute that each text belongs to.
 
-    "color:red/reddish" of the has-type gives "the red color", "the has red color", "the reddish color", ...: attributes,
-    then synonyms, then templates (DynRefer's released templates; the noun is empty).
+    "color:red/reddish" of the has-type gives "the red color", "the  has red color", "the reddish color", ...:
+    attributes, then synonyms, then templates (DynRefer's released templates; the noun is empty).
     """
     texts, owners = [], []
     for i, attribute in enumerate(attributes):
@@ -129,5 +129,5 @@ def words_of_records(records: Iterable, field: str, min_count: int = 1) -> list[
     counts: Counter[str] = Counter()
     for record in records:
         value = getattr(record, field)
-        counts.update([value] if isinstance(value, str) else value or ())
+        counts.update([value] if isinstance(value, str) else list(value or ()))  # a mapping's names, not its numbers
     return sorted(word for word, count in counts.items() if count >= min_count)

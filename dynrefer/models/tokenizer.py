@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-PAD, START, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
+# Ids follow this order. The end token must not be number 2: transformers' CLIP takes a text encoder with
+# eos_token_id 2 for an old OpenAI file and pools at the largest token id instead of the end.
+SPECIAL = PAD, END, START, UNKNOWN = "<pad>", "</s>", "<s>", "<unk>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *, start: bool = False):
@@ -22,7 +24,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, start: bool = Fals
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[PAD, START, END, UNKNOWN],
+        special_tokens=list(SPECIAL),
         initial_alphabet=[",", "|"],
         show_progress=False,
     )

@@ -91,13 +91,16 @@ def checkpoint_name(name: str) -> str | None:
     return ours
 
 
-def rename_all(tensors: Mapping[str, Tensor], rename_one: Callable[[str], str | None], source: str) -> dict[str, Tensor]:
+def rename_all(
+    tensors: Mapping[str, Tensor], rename_one: Callable[[str], str | None], source: str
+) -> dict[str, Tensor]:
     """Every tensor under our name; ValueError naming those that no row of the tables knows."""
     renamed = {name: rename_one(name) for name in tensors}
     unknown = sorted(name for name, ours in renamed.items() if ours is None)
     if unknown:
-        raise ValueError(f"{source}: {len(unknown)} unknown tensors, such as {', '.join(unknown[:5])}; is it a file of "
-                         "this kind?")
+        raise ValueError(
+            f"{source}: {len(unknown)} unknown tensors, such as {', '.join(unknown[:5])}; is it a file of this kind?"
+        )
     return {ours: tensors[name] for name, ours in renamed.items()}
 
 

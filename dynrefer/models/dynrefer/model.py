@@ -89,7 +89,7 @@ class DynReferModel(PreTrainedModel):
             self.query_tokens.normal_(std=self.config.qformer_config.initializer_range)
 
     def freeze(self) -> None:
-        """Only what the config trains asks for gradients. The text encoder's output and the frozen towers stay fixed."""
+        """Only what the config trains asks for gradients."""
         self.vision.requires_grad_(self.config.vision_trainable)
         self.text_encoder.requires_grad_(self.config.text_trainable)
         self.language.freeze()
@@ -134,8 +134,10 @@ class DynReferModel(PreTrainedModel):
         return ((views.float() / 255 - mean) / std).to(dtype)
 
     def forward(self, batch: RegionBatch) -> dict[str, Tensor]:
-        """One scalar a task in `self.tasks`: the sum over this process's regions or tokens, unweighted. `batch.counts()`
-        are the denominators; weights and backward stand in train/run.py."""
+        """One scalar a task in `self.tasks`: the sum over this process's regions or tokens, unweighted.
+
+        `batch.counts()` are the denominators; weights and backward stand in train/run.py.
+        """
         region_embeds = self.encode(batch)  # (R, Q, E)
         losses = {}
         if "captions" in self.tasks:
@@ -201,7 +203,7 @@ class DynReferModel(PreTrainedModel):
         return torch.cat(parts)
 
     def before_eval(self) -> None:
-        """Refreshes the cached text embeddings. Call it when the text encoder or a word list changed, and before save."""
+        """Refreshes the cached text embeddings: after the text encoder or a word list changed, and before save."""
         training = self.training
         self.eval()
         for name, texts in self.bank_texts().items():

@@ -23,7 +23,7 @@ from .config import DynReferConfig
 
 TEXT_TOKENIZER = "text_tokenizer"
 MAX_CAPTION_TOKENS = 64
-FLIP_WORDS = ("left", "right")
+SIDE_WORDS = ("left", "right")
 
 
 class DynReferProcessor(PushToHubMixin):
@@ -91,23 +91,18 @@ class DynReferProcessor(PushToHubMixin):
         self, image: np.ndarray, regions: list[Region], generators: list[np.random.Generator], train: bool
     ) -> list[dict]:
         """One sample a region of this image. In training a caption and its control words are drawn at random and the
-        picture may be mirrored; otherwise the first caption stands, without control words."""
-        mirror = (
-            train
-            and self.config.mirror > 0
-            and generators[0].random() < self.config.mirror
-            and not any(
-                word in caption.lower().split() for r in regions for caption in r.captions for word in FLIP_WORDS
-            )
-        )
+        views may be mirrored; otherwise the first caption stands, without control words."""
         boxes = np.array([region.box for region in regions], np.float32)
-        if mirror:
-            image = np.ascontiguousarray(image[:, ::-1])
-            boxes[:, [0, 2]] = image.shape[1] - boxes[:, [2, 0]]
         if train and self.config.box_jitter:
             boxes = jitter_boxes(boxes, self.config.box_jitter, image.shape[:2], generators)
         strategy = self.config.train_view_strategy if train else self.view_strategy
         arrays = self.views(image, boxes, strategy, generators)
+        if train and self.config.mirror:
+            for r, (region, generator) in enumerate(zip(regions, generators, strict=True)):
+                if generator.random() < self.config.mirror and not says_side(region.captions):
+                    arrays["views"][r], arrays["region_boxes"][r] = mirrored(
+                        arrays["views"][r], arrays["region_boxes"][r]
+                    )
         samples = []
         for r, (region, generator) in enumerate(zip(regions, generators, strict=True)):
             caption, words = "", []
@@ -230,6 +225,18 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
         ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
         mask[i, : len(row)] = 1
     return ids, mask
+
+
+def says_side(captions: Sequence[str]) -> bool:
+    """Whether a caption speaks of left or right, which a mirrored picture would make a lie."""
+    return any(word in SIDE_WORDS for caption in captions for word in caption.lower().split())
+
+
+def mirrored(views: np.ndarray, region_boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Views (V, 3, S, S) and the region's boxes in them (V, 4), left and right exchanged."""
+    flipped = region_boxes.copy()
+    flipped[:, [0, 2]] = views.shape[-1] - region_boxes[:, [2, 0]]
+    return np.ascontiguousarray(views[..., ::-1]), flipped
 
 
 def jitter_boxes(

@@ -1,0 +1,118 @@
+"""Views: boxes by hand-checkable numbers, crops, the hash, and the choice of scales."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dynrefer import views
+from dynrefer.views import CANDIDATE_SCALES, choose_scales, crop_views, perceptual_hash, view_boxes
+
+BOX = torch.tensor([40.0, 30, 80, 90])
+
+
+def picture(height=100, width=200, seed=0):
+    small = np.random.default_rng(seed).integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def test_views_grow_from_the_box_to_the_image():
+    grown = view_boxes(BOX, image_hw=(100, 200), scales=torch.tensor([0.0, 0.5, 1.0]))
+    assert grown.tolist() == [[40, 30, 80, 90], [20, 15, 140, 95], [0, 0, 200, 100]]
+
+
+def test_every_view_holds_the_one_before():
+    boxes = torch.tensor([[3.5, 7.25, 60.0, 50.0], [0.0, 0.0, 200.0, 100.0]])
+    grown = view_boxes(boxes, (100, 200), torch.tensor([[0.0, *CANDIDATE_SCALES]]).expand(2, -1))  # (2, 11, 4)
+    assert (grown[:, 1:, :2] <= grown[:, :-1, :2]).all() and (grown[:, 1:, 2:] >= grown[:, :-1, 2:]).all()
+    assert (grown[1] == boxes[1]).all(), "the whole image cannot grow"
+
+
+def test_the_region_keeps_its_place_in_each_view():
+    _, cropped, inside = crop_views(picture(), BOX[None].numpy(), np.array([[0.0, 0.5, 1.0]]), size=100)
+    assert cropped[0].tolist() == [[40, 30, 80, 90], [20, 15, 140, 95], [0, 0, 200, 100]]
+    assert inside[0, 0].tolist() == [0, 0, 100, 100]  # the view is the region
+    np.testing.assert_allclose(inside[0, 1], [20 / 1.2, 15 / 0.8, 60 / 1.2, 75 / 0.8], rtol=1e-6)
+    assert inside[0, 2].tolist() == [20, 30, 40, 90]
+
+
+def test_released_rounding_cuts_fractions_off():
+    _, _, inside = crop_views(picture(), BOX[None].numpy(), np.array([[0.5]]), 100, truncate_region_boxes=True)
+    assert inside[0, 0].tolist() == [16, 18, 50, 93]
+
+
+def test_a_view_is_the_resized_crop():
+    image = picture()
+    cut, _, _ = crop_views(image, BOX[None].numpy(), np.array([[0.0]]), size=32)
+    expected = Image.fromarray(image[30:90, 40:80]).resize((32, 32), Image.Resampling.BICUBIC)
+    assert (cut[0, 0].transpose(1, 2, 0) == np.asarray(expected)).all()
+
+
+@pytest.mark.parametrize("box", [[10.2, 10.2, 10.6, 10.7], [199.5, 99.5, 200, 100], [0, 0, 0.1, 100]])
+def test_regions_thinner_than_a_pixel_get_one(box):
+    cut, cropped, inside = crop_views(picture(), np.array([box], np.float32), np.array([[0.0, 1.0]]), size=16)
+    assert cut.shape == (1, 2, 3, 16, 16)
+    assert (cropped[..., 2:] > cropped[..., :2]).all() and np.isfinite(inside).all()
+    assert (cropped[..., 2:] <= [200, 100]).all() and (cropped[..., :2] >= 0).all()
+
+
+def plain_hash(grey, box):
+    """The definition, step by step: bilinear resize to 224 x 224, full 2-D DCT-II, top-left 8 x 8 against its mean."""
+    x1, y1, x2, y2 = (int(side) for side in box)
+    crop = torch.from_numpy(grey[y1:y2, x1:x2].astype(np.float64))[None, None]
+    resized = torch.nn.functional.interpolate(crop, (224, 224), mode="bilinear", align_corners=False)[0, 0].numpy()
+    basis = views._dct_rows(224, 224)
+    block = (basis @ resized @ basis.T)[:8, :8].ravel()
+    return block > block.mean()
+
+
+def test_the_fast_hash_is_the_plain_one():
+    grey = views.grey(picture(120, 160, seed=3))
+    boxes = np.array([[0, 0, 160, 120], [10, 20, 60, 50], [5, 5, 6, 90], [100, 3, 159, 119], [7, 8, 9, 10]], float)
+    expected = np.stack([plain_hash(grey, box) for box in boxes])
+    assert (perceptual_hash(grey, boxes) == expected).all()
+
+
+def test_released_choice_divides_by_t_and_ties_go_to_the_smaller():
+    hashes = np.zeros((1, 11, 64), bool)
+    hashes[0, 5, :10] = True  # 10 bits at t = 0.5: 20
+    hashes[0, 2, :4] = True  # 4 bits at t = 0.2: 20, a tie
+    hashes[0, 10, :15] = True  # 15 bits at t = 1: 15
+    np.testing.assert_allclose(views.phash_scales(hashes, 3), [[0.2, 0.5, 1.0]])
+
+
+def test_joint_choice_takes_scales_that_differ_from_each_other():
+    hashes = np.zeros((1, 11, 64), bool)
+    hashes[0, 4, :20] = hashes[0, 5, :20] = True  # equal to each other, far from view 0
+    hashes[0, 6, 20:38] = True  # nearly as far from view 0, and far from those two
+    np.testing.assert_allclose(views.phash_scales(hashes, 2), [[0.4, 0.5]])
+    np.testing.assert_allclose(views.joint_scales(hashes, 2), [[0.4, 0.6]])
+
+
+@pytest.mark.parametrize("strategy", ["phash", "joint", "task", "random"])
+@pytest.mark.parametrize("num_views", [1, 2, 3])
+def test_every_strategy_starts_with_the_region(strategy, num_views):
+    image, boxes = picture(), np.array([[3, 4, 50, 60], [100, 10, 190, 90]], np.float32)
+    scales = choose_scales(strategy, image, boxes, num_views, [np.random.default_rng(i) for i in range(2)])
+    assert scales.shape == (2, num_views) and (scales[:, 0] == 0).all()
+    for row in scales:
+        assert len(set(row.tolist())) == num_views, "scales are distinct"
+
+
+def test_random_scales_follow_the_generator():
+    image, boxes = picture(), np.array([[3, 4, 50, 60]], np.float32)
+    draws = [choose_scales("random", image, boxes, 3, [np.random.default_rng(seed)]) for seed in (7, 7, 8)]
+    assert (draws[0] == draws[1]).all() and not (draws[0] == draws[2]).all()
+
+
+def test_fixed_scales_need_one_a_view():
+    image, boxes = picture(), np.array([[3, 4, 50, 60]], np.float32)
+    np.testing.assert_allclose(choose_scales("fixed:0,0.3,1", image, boxes, 3, [None]), [[0, 0.3, 1]])
+    for wrong in ("fixed:0,0.3", "fixed:0,0.3,2", "fixed:", "fixed:a,b,c"):
+        with pytest.raises(ValueError, match="fixed:"):
+            choose_scales(wrong, image, boxes, 3, [None])
+
+
+def test_an_unknown_strategy_is_refused():
+    with pytest.raises(ValueError, match="phash, joint, task, random, fixed"):
+        choose_scales("pash", picture(), np.zeros((1, 4)), 3, [None])
