@@ -11,6 +11,8 @@ from dynrefer.data.schema import RegionRecords, RegionResult, atomic_path, read_
 
 SAMPLED_VALUES = 64  # of each tensor, for the model's fingerprint
 
+TAGS_LISTED_ABOVE = 0.01
+
 
 def predict(
     model: Any,
@@ -37,7 +39,8 @@ def predict(
 
     Args:
         control: control words of every region; None = the predicted tags, "" = none.
-        tag_threshold: least probability of a tag; None = the model's own.
+        tag_threshold: probability above which a tag is a control word; None = the model's own. The file lists all
+            tags above TAGS_LISTED_ABOVE, so that their ranking can be scored.
         attributes, categories: names to score; None = the model's own lists.
         generation: settings of text generation over the model's own.
         view_strategy: "phash", "joint", "task", "random", "fixed:0,0.3"; None = the processor's own.
@@ -81,6 +84,7 @@ def predict(
                         batch.to(model.device),
                         control=control,
                         tag_threshold=tag_threshold,
+                        list_tags=TAGS_LISTED_ABOVE,
                         attributes=attributes,
                         categories=categories,
                         generation=generation,

@@ -35,7 +35,7 @@ class Task:
     data: path of the records, beside which the word lists of WORD_LISTS are looked for; train: the records that the
     baselines learn from, looked for beside the data; split: only records of this split, None = all of the file.
     metrics: rows of METRICS; caption_metrics, tokenizer: see `caption_scores`. generation: decoding, over the model's
-    own settings; tag_threshold: None = the model's own. protocol: what a reader must know to compare a number.
+    own settings; tag_threshold: of control words, precision and recall. protocol: what a reader must know to compare a number.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Task:
     caption_metrics: tuple[str, ...] = CAPTION_METRICS
     tokenizer: str = "ptb"
     generation: Mapping[str, Any] = field(default_factory=dict)
-    tag_threshold: float | None = None
+    tag_threshold: float = 0.7
     closed_attributes: bool = False
     version: int = 1
 
@@ -72,6 +72,7 @@ TASKS = {
             name="world",
             data="data/world/test.jsonl",
             split="test",
+            tag_threshold=0.5,
             generation={"num_beams": 2, "max_new_tokens": 32},
             protocol="Embedded world, unseen scenes and attribute combinations; boxes; several references a region; "
             "PTB tokens; BLEU, ROUGE-L, METEOR 1.5, CIDEr-D with document frequencies of this set's references.",
@@ -80,6 +81,7 @@ TASKS = {
             name="flickr30k",
             data="data/flickr30k/dev.jsonl",
             tokenizer="lower",
+            tag_threshold=0.5,
             closed_attributes=True,
             generation={"num_beams": 2, "max_new_tokens": 20},
             protocol="Flickr30k Entities, boxes whose phrases name them alone, all phrases as references; lower-cased, "
@@ -159,7 +161,7 @@ def _tags(scores: Scores, task: Task, regions, results, names) -> None:
     if not labels.any():
         scores.left_out["tags"] = "no region has a tag"
         return
-    scores.corpus |= tag_map(labels, _table(annotated, results, "tags", words), task.tag_threshold or 0.0)
+    scores.corpus |= tag_map(labels, _table(annotated, results, "tags", words), task.tag_threshold)
     scores.regions["tags"] = len(annotated)
 
 

@@ -92,7 +92,7 @@ class Model(nn.Module):
     def before_eval(self):
         self.ready = True
 
-    def predict(self, batch, *, control, tag_threshold, attributes, categories, generation):
+    def predict(self, batch, *, control, tag_threshold, list_tags, attributes, categories, generation):
         assert self.ready
         if len(self.calls) == self.die_at:
             raise KeyboardInterrupt

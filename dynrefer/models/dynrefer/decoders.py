@@ -80,4 +80,9 @@ class TextQueryDecoder(nn.Module):
 
     def similarity(self, raw: Tensor) -> Tensor:
         """Raw scores -> logits of the sigmoid region-text loss."""
-        return raw.float() * self.logit_scale.float().exp() + self.logit_bias.float()
+        return self.scaled(raw) + self.logit_bias.float()
+
+    def scaled(self, raw: Tensor) -> Tensor:
+        """Raw scores times exp(s): what attributes and categories are trained on. Normalized texts keep raw scores
+        small; their order is the same."""
+        return raw.float() * self.logit_scale.float().exp()

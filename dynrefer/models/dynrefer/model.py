@@ -152,10 +152,11 @@ class DynReferModel(PreTrainedModel):
             losses["region_text"] = self.region_text_loss(batch, region_embeds)
         if "attributes" in self.tasks and len(self.config.attributes):
             raw = self.region_text_decoder(self.word_texts("attribute"), region_embeds)
-            losses["attributes"] = attribute_loss(self.attribute_maximum(raw), batch.attributes)
+            raw = self.region_text_decoder.scaled(self.attribute_maximum(raw))
+            losses["attributes"] = attribute_loss(raw, batch.attributes)
         if "categories" in self.tasks and len(self.config.categories):
             raw = self.region_text_decoder(self.word_texts("category"), region_embeds)
-            losses["categories"] = category_loss(raw, batch.categories)
+            losses["categories"] = category_loss(self.region_text_decoder.scaled(raw), batch.categories)
         return losses
 
     def region_text_loss(self, batch: RegionBatch, region_embeds: Tensor) -> Tensor:
@@ -256,11 +257,14 @@ class DynReferModel(PreTrainedModel):
         *,
         control: str | Sequence[str] | None = None,
         tag_threshold: float | None = None,
+        list_tags: float | None = None,
         attributes: Sequence[str] | None = None,
         categories: Sequence[str] | None = None,
         generation: Mapping | None = None,
     ) -> list[RegionResult]:
-        """One result a region. control: see prompts.parse_control, one text for all or one a region; attributes,
+        """One result a region. control: see prompts.parse_control, one text for all or one a region; tag_threshold:
+        probability above which a tag is predicted; list_tags: lists the tags above this one instead, for a ranking of
+        them all, while control words stay those above the threshold; attributes,
         categories: names instead of the config's lists, [] for none; generation: transformers' options over the
         config's. ValueError for unknown options."""
         if self.processor is None:
@@ -282,8 +286,10 @@ class DynReferModel(PreTrainedModel):
         attribute_names = [a["name"] for a in (self.config.attributes if attributes is None else named_attributes)]
         attribute_scores = self.attribute_scores(region_embeds, named_attributes).cpu()  # (R, A)
         category_names = list(self.config.categories if categories is None else categories)
-        category_scores = self.category_logits(region_embeds, categories).softmax(-1).cpu()  # (R, C)
+        category_scores = self.region_text_decoder.scaled(self.category_logits(region_embeds, categories))
+        category_scores = category_scores.softmax(-1).cpu()  # (R, C)
         found = [ranked(self.config.tags, row, above=threshold) for row in tags]
+        listed = found if list_tags is None else [ranked(self.config.tags, row, above=list_tags) for row in tags]
         words = [parse_control(c, [tag["name"] for tag in t]) for c, t in zip(controls, found, strict=True)]
         prompt_ids, prompt_mask = (tensor.to(self.device) for tensor in self.processor.encode_prompts(words))
         ids, log_probability = self.language.generate(region_embeds, prompt_ids, prompt_mask, **settings)
@@ -295,7 +301,7 @@ class DynReferModel(PreTrainedModel):
                 box=batch.boxes[r].tolist(),
                 caption=captions[r],
                 score=float(log_probability[r].double().exp()),
-                tags=found[r],
+                tags=listed[r],
                 attributes=ranked(attribute_names, attribute_scores[r]),
                 category=next(iter(ranked(category_names, category_scores[r])), None),
                 scales=[round(t, 6) for t in batch.scales[r].tolist()],
