@@ -191,12 +191,28 @@ def _views(views: Mapping[str, Any]) -> str:
         )
         body += f"<tr><th><code>{_text(setting)}</code></th>{cells}</tr>"
     lead = (
+        f'<p class="finding">{_text(_finding(rows))}</p>'
         f'<p class="lead">The same weights, {views["regions"]:,} regions, other views: t = 0 is the crop alone, t = 1 '
         "the whole image. Dashed: strategies that choose t by themselves. In the table the best setting of each "
         "score is marked; single kinds are attribute mAP.</p>"
     )
     table = f'<table class="views"><tr><th>views</th>{head}</tr>{body}</table>'
     return f'{lead}<div class="charts">{"".join(charts)}</div><div class="wide">{table}</div>'
+
+
+def _finding(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """The sweep in one sentence: which scores are highest at which t.
+
+    >>> _finding({"fixed:0,0": {"CIDEr": 1.0, "attribute mAP/letter": 0.9}, "fixed:0,0.5": {"CIDEr": 2.0}})
+    'Which t is best: t = 0 for letter; t = 0.5 for CIDEr.'
+    """
+    fixed = {setting: row for setting, row in rows.items() if fixed_scale(setting) is not None}
+    scales: dict[float, list[str]] = {}
+    for name, setting in best_settings(fixed).items() if fixed else ():
+        if name in VIEW_SCORES or name.startswith("attribute mAP/"):
+            scales.setdefault(fixed_scale(setting), []).append(name.removeprefix("attribute mAP/"))
+    found = (f"t = {scale:g} for {', '.join(names)}" for scale, names in sorted(scales.items()))
+    return f"Which t is best: {'; '.join(found)}." if scales else ""
 
 
 def _details(scores: Mapping[str, Any]) -> str:
@@ -437,6 +453,7 @@ h2 { font-size: 18px; margin: 0 0 4px; }
 .facts b { font-weight: 600; color: var(--ink); }
 section { margin: 34px 0; }
 .lead { margin: 0 0 12px; color: var(--soft); max-width: 78ch; }
+.finding { margin: 2px 0 8px; font-size: 16px; font-weight: 560; max-width: 90ch; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 18px; }
 .tile strong { display: block; font-size: 27px; line-height: 1.2; font-weight: 650;

@@ -24,7 +24,8 @@ class DynReferConfig(PreTrainedConfig):
     num_views (`int`): V; num_query_tokens: Q; grid: side of the aligned map, the vision grid when None.
     align_groups, align_start, roi_aligned: see region_encoder.py; truncate_region_boxes: released rounding of the
         region's box in a view.
-    decoder_width, decoder_heads, decoder_mlp_width, decoder_layers, decoder_dropout: tag and region-text decoders.
+    decoder_width, decoder_heads, decoder_mlp_width, decoder_layers, decoder_dropout, decoder_gain: tag and region-text
+        decoders.
     tags, attributes, categories (`list`): the word lists; attributes are dicts name, type, is_has_att.
     text_bank_hash (`str`): hash of the word lists that the saved text embeddings were made from.
     view_strategy, train_view_strategy (`str`): see views.py; tag_threshold: a tag is predicted above it.
@@ -67,6 +68,7 @@ class DynReferConfig(PreTrainedConfig):
     decoder_mlp_width: int = 1024
     decoder_layers: int = 2
     decoder_dropout: float = 0.1
+    decoder_gain: float = 1.0
     tags: list | tuple = ()
     attributes: list | tuple = ()
     categories: list | tuple = ()

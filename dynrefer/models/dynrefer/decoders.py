@@ -42,7 +42,8 @@ class TextQueryDecoder(nn.Module):
     """Scores every text against every region.
 
     text_width: D_text; region_width: E; normalize: L2-normalize before the last linear layer (region-text decoder) and
-    learn a scale and a bias for the sigmoid loss, exp(s) and b with s0 = ln 10, b0 = -10.
+    learn a scale and a bias for the sigmoid loss, exp(s) and b with s0 = ln 10, b0 = -10. gain: factor on the first
+    weights; narrow decoders that start from scratch hear the region only above 1, about 3.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class TextQueryDecoder(nn.Module):
         layers: int = 2,
         dropout: float = 0.1,
         normalize: bool = False,
+        gain: float = 1.0,
     ):
         super().__init__()
         self.text_proj, self.vision_proj = nn.Linear(text_width, width), nn.Linear(region_width, width)
@@ -65,6 +67,11 @@ class TextQueryDecoder(nn.Module):
         if normalize:
             self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
             self.logit_bias = nn.Parameter(torch.tensor(-10.0))
+        if gain != 1:
+            with torch.no_grad():
+                for parameter in self.parameters():
+                    if parameter.dim() == 2:
+                        parameter.mul_(gain)
 
     def forward(self, texts: Tensor, region_embeds: Tensor) -> Tensor:
         """texts: (N, D_text) for all regions; region_embeds: (R, Q, E). Returns raw scores (R, N)."""

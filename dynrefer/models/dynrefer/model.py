@@ -65,6 +65,7 @@ class DynReferModel(PreTrainedModel):
             "mlp_width": config.decoder_mlp_width,
             "layers": config.decoder_layers,
             "dropout": config.decoder_dropout,
+            "gain": config.decoder_gain,
         }
         self.tag_decoder = TextQueryDecoder(self.text_encoder.width, region_width, **decoder)
         self.region_text_decoder = TextQueryDecoder(self.text_encoder.width, region_width, **decoder, normalize=True)
@@ -83,7 +84,7 @@ class DynReferModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, DeformableAlign):
+        if isinstance(module, DeformableAlign | RegionEncoder):
             module.reset_parameters()
         elif module is self:
             self.query_tokens.normal_(std=self.config.qformer_config.initializer_range)
