@@ -72,7 +72,7 @@ TASKS = {
             name="world",
             data="data/world/test.jsonl",
             split="test",
-            tag_threshold=0.5,
+            tag_threshold=0.9,
             generation={"num_beams": 2, "max_new_tokens": 32},
             protocol="Embedded world, unseen scenes and attribute combinations; boxes; several references a region; "
             "PTB tokens; BLEU, ROUGE-L, METEOR 1.5, CIDEr-D with document frequencies of this set's references.",
