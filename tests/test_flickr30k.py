@@ -88,7 +88,7 @@ def test_single_boxes_become_records(source, capsys):
     assert man.attributes == {} and shirt.attributes == {"red": 1, "gray": 1} and dog.attributes == {"brown": 1}
     assert bench.category is None and dog.category == "animals"
     assert man.tags == ("man", "white") and bench.tags == ("bench", "man") and dog.tags == ("dog", "brown")
-    assert {r.split for r in records} == {"train"} and man.source == "flickr30k-entities" and man.licence
+    assert {r.split for r in records} == {"train"} and man.source == "flickr30k-entities:people" and man.licence
     assert (source / "out" / "images" / "10_x.jpg").read_bytes() == jpeg()
     assert sorted(path.name for path in (source / "out" / "images").iterdir()) == ["10_x.jpg", "11_x.jpg"]
     printed = capsys.readouterr().out

@@ -32,6 +32,12 @@ class RegionEncoder(nn.Module):
         self.align = DeformableAlign(width, align_groups, align_start) if num_views > 1 else None
         self.mlp = nn.Sequential(nn.Linear(num_views * width, width), nn.ReLU(), nn.Linear(width, width))
 
+    def reset_parameters(self) -> None:
+        """Keeps the features' scale: the Q-Former normalizes its queries but not what they read."""
+        for layer, gain in ((self.mlp[0], 2.0), (self.mlp[2], 1.0)):
+            nn.init.normal_(layer.weight, std=(gain / layer.in_features) ** 0.5)
+            nn.init.zeros_(layer.bias)
+
     def forward(self, patches: Tensor, region_boxes: Tensor) -> Tensor:
         """patches: (R, V, 1+P, D); region_boxes: (R, V, 4) in view pixels. Returns (R, 1+G*G, D)."""
         num_regions, num_views, _, width = patches.shape
