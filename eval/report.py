@@ -200,19 +200,26 @@ def _views(views: Mapping[str, Any]) -> str:
     return f'{lead}<div class="charts">{"".join(charts)}</div><div class="wide">{table}</div>'
 
 
-def _finding(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """The sweep in one sentence: which scores are highest at which t.
+def _finding(rows: Mapping[str, Mapping[str, float]], least: float = 0.02) -> str:
+    """The sweep in one sentence: at which t a score is highest, and which scores change by less than `least`, as a
+    share of the highest.
 
-    >>> _finding({"fixed:0,0": {"CIDEr": 1.0, "attribute mAP/letter": 0.9}, "fixed:0,0.5": {"CIDEr": 2.0}})
-    'Which t is best: t = 0 for letter; t = 0.5 for CIDEr.'
+    >>> _finding({"fixed:0,0": {"CIDEr": 1.0, "tag mAP": 0.5}, "fixed:0,0.5": {"CIDEr": 2.0, "tag mAP": 0.5}})
+    'Best at t = 0.5: CIDEr (2.00, lowest 1.00). Changes by less than 2 %: tag mAP.'
     """
     fixed = {setting: row for setting, row in rows.items() if fixed_scale(setting) is not None}
     scales: dict[float, list[str]] = {}
+    flat = []
     for name, setting in best_settings(fixed).items() if fixed else ():
         if name in VIEW_SCORES or name.startswith("attribute mAP/"):
-            scales.setdefault(fixed_scale(setting), []).append(name.removeprefix("attribute mAP/"))
-    found = (f"t = {scale:g} for {', '.join(names)}" for scale, names in sorted(scales.items()))
-    return f"Which t is best: {'; '.join(found)}." if scales else ""
+            high, low = fixed[setting].get(name, 0.0), min(row[name] for row in fixed.values() if name in row)
+            short = name.removeprefix("attribute mAP/")
+            if high - low < least * high:
+                flat.append(short)
+            else:
+                scales.setdefault(fixed_scale(setting), []).append(f"{short} ({high:.2f}, lowest {low:.2f})")
+    found = [f"Best at t = {scale:g}: {', '.join(names)}." for scale, names in sorted(scales.items())]
+    return " ".join(found + [f"Changes by less than {100 * least:g} %: {', '.join(flat)}."] * bool(flat))
 
 
 def _details(scores: Mapping[str, Any]) -> str:
