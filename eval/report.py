@@ -205,7 +205,7 @@ def _finding(rows: Mapping[str, Mapping[str, float]], least: float = 0.02) -> st
     share of the highest.
 
     >>> _finding({"fixed:0,0": {"CIDEr": 1.0, "tag mAP": 0.5}, "fixed:0,0.5": {"CIDEr": 2.0, "tag mAP": 0.5}})
-    'Best at t = 0.5: CIDEr (2.00, lowest 1.00). Changes by less than 2 %: tag mAP.'
+    'Best at t = 0.5: CIDEr (2, lowest 1). Changes by less than 2 %: tag mAP.'
     """
     fixed = {setting: row for setting, row in rows.items() if fixed_scale(setting) is not None}
     scales: dict[float, list[str]] = {}
@@ -217,7 +217,7 @@ def _finding(rows: Mapping[str, Mapping[str, float]], least: float = 0.02) -> st
             if high - low < least * high:
                 flat.append(short)
             else:
-                scales.setdefault(fixed_scale(setting), []).append(f"{short} ({high:.2f}, lowest {low:.2f})")
+                scales.setdefault(fixed_scale(setting), []).append(f"{short} ({high:.3g}, lowest {low:.3g})")
     found = [f"Best at t = {scale:g}: {', '.join(names)}." for scale, names in sorted(scales.items())]
     return " ".join(found + [f"Changes by less than {100 * least:g} %: {', '.join(flat)}."] * bool(flat))
 

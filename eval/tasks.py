@@ -35,7 +35,8 @@ class Task:
     data: path of the records, beside which the word lists of WORD_LISTS are looked for; train: the records that the
     baselines learn from, looked for beside the data; split: only records of this split, None = all of the file.
     metrics: rows of METRICS; caption_metrics, tokenizer: see `caption_scores`. generation: decoding, over the model's
-    own settings; tag_threshold: of control words, precision and recall. protocol: what a reader must know to compare a number.
+    own settings; tag_threshold: of control words, precision and recall. protocol: what a reader must know to compare
+    a number.
     """
 
     name: str
