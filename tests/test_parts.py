@@ -1,0 +1,102 @@
+"""Vision encoders and language models of many families, tiny and random, behind the same two interfaces."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig
+
+from dynrefer.models.vision import VisionEncoder
+from tests import small
+
+VIT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION = {
+    "blip_2_vision_model": {**VIT, "image_size": 32, "patch_size": 8, "initializer_range": 0.02},
+    "clip_vision_model": {**VIT, "image_size": 32, "patch_size": 8},
+    "siglip_vision_model": {**VIT, "image_size": 32, "patch_size": 8},
+    "siglip2_vision_model": {**VIT, "num_patches": 16, "patch_size": 8},
+    "dinov2": {**VIT, "image_size": 32, "patch_size": 8},
+    "dinov3_vit": {**VIT, "image_size": 32, "patch_size": 8, "num_register_tokens": 4},
+    "resnet": {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"},
+    "convnextv2": {"hidden_sizes": [16, 32], "depths": [1, 1], "num_stages": 2, "patch_size": 4},
+    "open_clip_vision": {
+        "model_cfg": {"embed_dim": 16, "image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
+    },
+}
+CAUSAL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+LANGUAGE = {
+    "llama": {**CAUSAL, "num_key_value_heads": 2},
+    "qwen2": {**CAUSAL, "num_key_value_heads": 2},
+    "qwen3": {**CAUSAL, "num_key_value_heads": 2, "head_dim": 8},
+    "mistral": {**CAUSAL, "num_key_value_heads": 2},
+    "gemma3_text": {**CAUSAL, "num_key_value_heads": 2, "head_dim": 8},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "t5": small.T5["config"],
+    "bart": {
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "max_position_embeddings": 128,
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", VISION)
+def test_every_vision_encoder_gives_a_summary_and_a_square_map(model_type):
+    if model_type == "open_clip_vision":
+        pytest.importorskip("open_clip")
+    torch.manual_seed(0)
+    encoder = VisionEncoder(AutoConfig.for_model(model_type, **VISION[model_type]), image_size=32).eval()
+    views = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        tokens = encoder(views)
+        assert tokens.shape == (3, 1 + encoder.grid**2, encoder.width)
+        torch.testing.assert_close(encoder(views[1:2]), tokens[1:2], rtol=1e-4, atol=1e-5)
+    assert tokens.std() > 0 and tokens.isfinite().all()
+
+
+@pytest.mark.parametrize("model_type", ["clip_vision_model", "siglip_vision_model", "dinov2"])
+def test_other_view_sizes_interpolate_positions(model_type):
+    encoder = VisionEncoder(AutoConfig.for_model(model_type, **VISION[model_type]), image_size=48).eval()
+    with torch.no_grad():
+        assert encoder(torch.randn(1, 3, 48, 48)).shape == (1, 37, 32)
+
+
+@pytest.mark.parametrize("model_type", VISION)
+def test_patches_know_where_they_are(model_type):
+    """A change in the upper right of the view changes the patches of that quarter most: row by row order."""
+    if model_type == "open_clip_vision":
+        pytest.importorskip("open_clip")
+    torch.manual_seed(0)
+    encoder = VisionEncoder(AutoConfig.for_model(model_type, **VISION[model_type]), image_size=32).eval()
+    plain = torch.zeros(1, 3, 32, 32)
+    corner = plain.clone()
+    corner[:, :, :8, -8:] += 3.0
+    with torch.no_grad():
+        change = (encoder(corner) - encoder(plain))[0, 1:].norm(dim=-1).reshape(encoder.grid, encoder.grid)
+    half = encoder.grid // 2
+    quarters = [change[:half, :half], change[:half, half:], change[half:, :half], change[half:, half:]]
+    assert max(range(4), key=lambda quarter: quarters[quarter].mean()) == 1
+
+
+@pytest.mark.parametrize("model_type", LANGUAGE)
+def test_every_language_model_trains_and_speaks(model_type):
+    language = {"config": {"model_type": model_type, **LANGUAGE[model_type]}, "mode": "full"}
+    model, processor = small.model(language=language)
+    batch = processor.collate(processor.samples(small.picture(), small.regions(), small.generators(), False))
+    model.train()
+    model.tasks = ("captions",)
+    loss = model(batch)["captions"] / batch.counts()["captions"]
+    loss.backward()
+    assert model.query_tokens.grad.abs().max() > 0
+    assert abs(float(loss) - np.log(model.config.language_config.vocab_size)) < 3, (
+        "untrained: about as good as guessing"
+    )
+    model.eval()
+    inference = processor.prepare(small.picture(), np.array(small.BOXES, np.float32))
+    for beams in (1, 2):
+        results = model.predict(inference, control="", generation={"num_beams": beams, "max_new_tokens": 4})
+        assert len(results) == 4 and all(0 <= result.score <= 1 for result in results)
