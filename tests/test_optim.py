@@ -15,8 +15,15 @@ def test_norms_biases_and_frozen_parameters_are_kept_out_of_decay():
     model = TinyModel()
     groups = names_of(model, parameter_groups(model, OptimConfig()))
     assert groups == {
-        "rest/decay": {"head.0.weight", "word_embedding.weight", "words.weight", "tag_decoder.weight"},
-        "rest/no_decay": {"head.0.bias", "head.2.weight", "head.2.bias", "words.bias", "tag_decoder.bias"},
+        "rest/decay": {"head.0.weight", "word_embedding.weight", "words.weight", "tag_decoder.weight", "query"},
+        "rest/no_decay": {
+            "head.0.bias",
+            "head.2.weight",
+            "head.2.bias",
+            "words.bias",
+            "tag_decoder.bias",
+            "logit_scale",
+        },
     }  # vision is frozen: in no group
 
 
@@ -33,8 +40,8 @@ def test_lr_scale_takes_whole_words_and_the_longest_prefix():
         "head/decay": {"head.0.weight"},
         "head/no_decay": {"head.0.bias"},
         "head.2/no_decay": {"head.2.weight", "head.2.bias"},
-        "rest/decay": {"word_embedding.weight", "tag_decoder.weight"},  # not "words"
-        "rest/no_decay": {"tag_decoder.bias"},
+        "rest/decay": {"word_embedding.weight", "tag_decoder.weight", "query"},  # not "words"
+        "rest/no_decay": {"tag_decoder.bias", "logit_scale"},
         "words/decay": {"words.weight"},
         "words/no_decay": {"words.bias"},
     }

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from transformers.utils import logging as transformers_logging
 
 from train.optim import WeightAverage
 from train.processes import zero_stage
@@ -268,10 +269,18 @@ def _finish_replacement(target: Path) -> None:
 
 
 def _whole_state_dict(accelerator: Accelerator, model) -> dict | None:
-    """Under ZeRO-3 the weights gathered from all processes (on the main one), else None: the model has them."""
-    return accelerator.get_state_dict(model) if zero_stage(accelerator) == 3 else None
+    """Under DeepSpeed the whole weights (on the main process) in their own shapes, else None: the model has them."""
+    if not zero_stage(accelerator):
+        return None
+    plain_model = accelerator.unwrap_model(model)
+    weights = accelerator.get_state_dict(model) if zero_stage(accelerator) == 3 else plain_model.state_dict()
+    for name, parameter in plain_model.named_parameters():
+        if weights is not None and getattr(parameter, "was_scalar", False):
+            weights[name] = weights[name].reshape(())
+    return weights
 
 
 def _write_model(model, weights: dict | None, processor, folder: Path) -> None:
+    transformers_logging.disable_progress_bar()  # its bar for a single file would tear the run's own
     model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
     processor.save_pretrained(folder)

@@ -1,5 +1,7 @@
 """Periodic evaluation: losses and caption scores on a part of data.val, the same part each time."""
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,36 +43,45 @@ def evaluate(
 ) -> dict[str, float]:
     """{"loss", "loss/<task>"..., and the caption metrics unless cfg.metric is "loss"} of the model as it is.
 
-    Every process calls it and gets the same scores. Each takes its share of the regions; under ZeRO-3 each takes all,
-    since the pieces of the weights come together only where everybody runs the same layers.
+    model: unwrapped. Every process calls it and gets the same scores; each takes its share of the regions.
     """
     records = part_of(records, cfg.limit)
-    alone = processes.zero_stage(accelerator) == 3 or len(records) < accelerator.num_processes
-    rank, world_size = (0, 1) if alone else (accelerator.process_index, accelerator.num_processes)
-    loader = RegionLoader(
-        RegionDataset(records, model.processor, train=False, seed=0),
-        batch_size_for(len(records), cfg.batch_size, world_size),
-        shuffle=False,
-        seed=0,
-        num_workers=min(data.num_workers, 1),
-        rank=rank,
-        world_size=world_size,
-        drop_last=False,
-    )
+    alone = (0, 1)
+    share = (accelerator.process_index, accelerator.num_processes)
+    if len(records) < accelerator.num_processes:
+        share = alone
+
+    def batches(rank: int, world_size: int) -> Iterator:
+        loader = RegionLoader(
+            RegionDataset(records, model.processor, train=False, seed=0),
+            batch_size_for(len(records), cfg.batch_size, world_size),
+            shuffle=False,
+            seed=0,
+            num_workers=min(data.num_workers, 1),
+            rank=rank,
+            world_size=world_size,
+        )
+        for batch in loader.epoch(0):
+            yield batch.to(accelerator.device)
+
+    model.eval()
     tasks = [task for task, weight in losses.items() if weight > 0]
     sums, counts, captions = np.zeros(len(tasks)), np.zeros(len(tasks)), []
-    model.eval()
-    for batch in loader.epoch(0):
-        counts += [batch.counts().get(task, 0.0) for task in tasks]
-        batch = batch.to(accelerator.device)
+    for batch in batches(*share):
         with accelerator.autocast():
             task_sums = model(batch)
-            sums += [float(task_sums[task]) for task in tasks]
-            if cfg.metric != "loss":
-                results = model.predict(batch, generation=cfg.generation or None)
-                captions += [(result.id, result.caption) for result in results]
+        sums += [float(task_sums[task]) for task in tasks]
+        counts += [batch.counts().get(task, 0.0) for task in tasks]
+    if cfg.metric != "loss":
+        # ZeRO-3 brings weights together only where all processes run the same layers, and the length of a caption
+        # decides how often: there every process describes all regions
+        for batch in batches(*(alone if processes.zero_stage(accelerator) == 3 else share)):
+            predict = functools.partial(model.predict, batch, generation=cfg.generation or None)
+            with accelerator.autocast():
+                results = processes.call_as_forward(accelerator, model, predict)
+            captions += [(result.id, result.caption) for result in results]
 
-    if not alone:
+    if share != alone:
         totals = processes.sum_over_processes(accelerator, [*sums, *counts])
         sums, counts = np.split(np.array(totals), 2)
         captions = processes.gather_lists(accelerator, captions)

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from accelerate.utils import (
     broadcast_object_list,
     gather_object,
 )
+from transformers.integrations import unset_hf_deepspeed_config
 
 
 def start(
@@ -56,7 +58,6 @@ def start(
     plugin, handlers = None, [DistributedDataParallelKwargs(find_unused_parameters=True)]
     if deepspeed:
         plugin = DeepSpeedPlugin(hf_ds_config=_deepspeed_settings(deepspeed, precision, clip, batch_size, world_size))
-        plugin.zero3_init_flag = False  # the model is built whole and partitioned when it is prepared
         os.environ.pop("ACCELERATE_USE_CPU", None)  # it would turn DeepSpeed into plain DDP without a word
         if on_cpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -76,6 +77,10 @@ def start(
         kwargs_handlers=handlers,
         step_scheduler_with_optimizer=False,
     )
+    if deepspeed:
+        # else Transformers would split a ZeRO-3 model's weights while it builds them, where a part of a model that has
+        # its own initialization finds empty tensors; they are split when the whole model is prepared
+        unset_hf_deepspeed_config()
     _check_world(accelerator, world_size, deepspeed)
     if accelerator.device.type == "cpu":
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
@@ -130,11 +135,35 @@ class StopSignal:
         self._noted = number
 
 
+def give_scalars_a_dimension(model: torch.nn.Module) -> None:
+    """DeepSpeed (0.19) cannot broadcast a parameter of shape (): it becomes (1,), marked for `checkpoint` to save it as
+    it was. Call it before the optimizer is built."""
+    for parameter in model.parameters():
+        if parameter.ndim == 0:
+            parameter.data = parameter.data.reshape(1)
+            parameter.was_scalar = True
+
+
 def zero_stage(accelerator: Accelerator) -> int:
     """2 or 3 under DeepSpeed, else 0."""
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return 0
     return accelerator.state.deepspeed_plugin.zero_stage
+
+
+def call_as_forward(accelerator: Accelerator, model: torch.nn.Module, call: Callable):
+    """call(), under ZeRO-3 in the place of the model's forward: only there are the weights of its top level, which no
+    module of their own holds, brought together. `model` is the unwrapped one."""
+    if zero_stage(accelerator) != 3:
+        return call()
+    before = model.__dict__.get("forward")
+    model.forward = call
+    try:
+        return model()
+    finally:
+        del model.forward
+        if before is not None:
+            model.forward = before
 
 
 def sum_over_processes(accelerator: Accelerator, values: list[float]) -> list[float]:

@@ -175,6 +175,8 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
     total_steps = cfg.loop.steps or max(1, round(cfg.loop.epochs * steps_per_epoch))
 
     # optimizer and processes
+    if processes.zero_stage(accelerator):
+        processes.give_scalars_a_dimension(model)
     optimizer = build_optimizer(model, cfg.optim)
     if cfg.loop.compile:
         model.compile()
