@@ -54,6 +54,7 @@ class DynReferModel(PreTrainedModel):
             align_groups=config.align_groups,
             align_start=config.align_start,
             roi_aligned=config.roi_aligned,
+            positions=config.positions,
         )
         region_width = config.qformer_config.hidden_size
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, region_width))

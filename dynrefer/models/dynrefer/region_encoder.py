@@ -13,7 +13,8 @@ class RegionEncoder(nn.Module):
     """Patches of V views of a region -> one set of region features.
 
     width: D; num_views: V; image_size: view side S in pixels; grid: side of the aligned map; align_groups,
-    align_start: see align; roi_aligned: torchvision's half-pixel setting of RoIAlign; False for released weights.
+    align_start: see align; positions: learn a vector a place of the aligned map, which the Q-Former needs to tell
+    places apart where the vision encoder's patches do not say where they are (convolutional ones); roi_aligned: torchvision's half-pixel setting of RoIAlign; False for released weights.
     """
 
     def __init__(
@@ -26,17 +27,21 @@ class RegionEncoder(nn.Module):
         align_groups: int = 4,
         align_start: str = "zero",
         roi_aligned: bool = False,
+        positions: bool = False,
     ):
         super().__init__()
         self.num_views, self.image_size, self.grid, self.roi_aligned = num_views, image_size, grid, roi_aligned
         self.align = DeformableAlign(width, align_groups, align_start) if num_views > 1 else None
         self.mlp = nn.Sequential(nn.Linear(num_views * width, width), nn.ReLU(), nn.Linear(width, width))
+        self.positions = nn.Parameter(torch.empty(1 + grid * grid, width)) if positions else None
 
     def reset_parameters(self) -> None:
         """Keeps the features' scale: the Q-Former normalizes its queries but not what they read."""
         for layer, gain in ((self.mlp[0], 2.0), (self.mlp[2], 1.0)):
             nn.init.normal_(layer.weight, std=(gain / layer.in_features) ** 0.5)
             nn.init.zeros_(layer.bias)
+        if self.positions is not None:
+            nn.init.normal_(self.positions, std=0.5)
 
     def forward(self, patches: Tensor, region_boxes: Tensor) -> Tensor:
         """patches: (R, V, 1+P, D); region_boxes: (R, V, 4) in view pixels. Returns (R, 1+G*G, D)."""
@@ -64,4 +69,5 @@ class RegionEncoder(nn.Module):
             maps = torch.cat([first[:, None].to(aligned.dtype), aligned], 1)
         tokens = maps.flatten(3).transpose(2, 3)  # (R, V, G*G, D)
         tokens = torch.cat([patches[:, :, :1].to(tokens.dtype), tokens], 2)  # (R, V, 1+G*G, D), class tokens unaligned
-        return self.mlp(tokens.transpose(1, 2).flatten(2))  # (R, 1+G*G, V*D) -> (R, 1+G*G, D)
+        features = self.mlp(tokens.transpose(1, 2).flatten(2))  # (R, 1+G*G, V*D) -> (R, 1+G*G, D)
+        return features if self.positions is None else features + self.positions
