@@ -63,8 +63,8 @@ def crop_views(
     """Cut and resize the views of every region of one image.
 
     image: (H, W, 3) uint8; boxes: (R, 4) float xyxy pixels; scales: (R, V). Each crop is resized to size x size,
-    bicubic, its aspect ratio squashed. truncate_region_boxes: round the region's box in the view down to whole view pixels, as
-    the released program does.
+    bicubic, its aspect ratio squashed. truncate_region_boxes: round the region's box in the view down to whole view
+    pixels, as the released program does.
     Returns views (R, V, 3, S, S) uint8, the cropped boxes (R, V, 4) in image pixels, and the region's box in each view
     (R, V, 4) float32 in view pixels.
     """

@@ -13,7 +13,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         if config.eos_token_id == 2:
             raise ValueError(
-                "text_config.eos_token_id 2: transformers' CLIP then pools at a text's largest token id, not at its end; "
+                "text_config.eos_token_id 2: transformers' CLIP then pools at a text's largest token id, not its end; "
                 "give the end token another id (OpenAI's files: set it to vocab_size - 1, which is the same there)"
             )
         self.model = CLIPTextModelWithProjection(config)

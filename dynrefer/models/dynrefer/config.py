@@ -22,8 +22,8 @@ class DynReferConfig(PreTrainedConfig):
     qformer_config (`dict`): BLIP-2's Q-Former; its encoder width is the vision width.
     image_size (`int`): side S of a view in pixels; image_mean, image_std: channel normalization.
     num_views (`int`): V; num_query_tokens: Q; grid: side of the aligned map, the vision grid when None.
-    align_groups, align_start, positions, roi_aligned: see region_encoder.py; truncate_region_boxes: released rounding of the
-        region's box in a view.
+    align_groups, align_start, positions, roi_aligned: see region_encoder.py; truncate_region_boxes: released rounding
+        of the region's box in a view.
     decoder_width, decoder_heads, decoder_mlp_width, decoder_layers, decoder_dropout, decoder_gain: tag and region-text
         decoders.
     tags, attributes, categories (`list`): the word lists; attributes are dicts name, type, is_has_att.

@@ -13,8 +13,9 @@ class RegionEncoder(nn.Module):
     """Patches of V views of a region -> one set of region features.
 
     width: D; num_views: V; image_size: view side S in pixels; grid: side of the aligned map; align_groups,
-    align_start: see align; positions: learn a vector a place of the aligned map, which the Q-Former needs to tell
-    places apart where the vision encoder's patches do not say where they are (convolutional ones); roi_aligned: torchvision's half-pixel setting of RoIAlign; False for released weights.
+    align_start: see align; roi_aligned: torchvision's half-pixel setting of RoIAlign; False for released weights;
+    positions: learn a vector for each place of the aligned map, which the Q-Former needs to tell places apart where the
+    vision encoder's patches do not say where they are (convolutional ones).
     """
 
     def __init__(
