@@ -10,7 +10,8 @@ r"""Flickr30k Entities (human boxes with human phrases) -> record files, images 
 Writes OUT/SPLIT.jsonl, OUT/images/ and the word lists OUT/tags.txt, attributes.txt and categories.txt. One record is
 one box: its captions are the phrases people used for it, its category the coarse type (none where the phrases have
 several), its tags the frequent words of the phrases, its attributes the colours named in them (a colour nobody
-named is unknown, not absent). Its source ends with all of its coarse types, "flickr30k-entities:clothing+other". Boxes with phrases that name a group of boxes are left out unless --groups keep.
+named is unknown, not absent). Its source ends with all of its coarse types: "flickr30k-entities:clothing+other". Boxes
+with phrases that name a group of boxes are left out unless --groups keep.
 """
 
 import argparse
