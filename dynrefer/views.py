@@ -199,15 +199,18 @@ def choose_scales(
     """Scales of the views of every region of one image.
 
     strategy: "phash" (released, image prior), "joint" (views also differ from each other), "task" (the scale the task
-    likes, spread around it), "random" (training: distinct candidates, uniform) or "fixed:0,0.3,1" (exactly these).
+    likes, spread around it), "random" (training: distinct candidates, uniform; "random:0.2" shows a region at one
+    single scale, 0 among them, with this probability, so that each scale can also be measured alone) or
+    "fixed:0,0.3,1" (exactly these).
     image: (H, W, 3) uint8; boxes: (R, 4); generators: one a region, read by "random" only.
     Returns (R, V) float32, except for "fixed" the first column is 0. Raises ValueError on an unknown strategy.
     """
     num_regions, num_extra = len(boxes), num_views - 1
     name, _, values = strategy.partition(":")
+    lone = lone_probability(strategy) if name == "random" else 0.0
     if name == "fixed":
         return np.tile(fixed_scales(values, num_views), (num_regions, 1))
-    if values or name not in VIEW_STRATEGIES:
+    if (values and name != "random") or name not in VIEW_STRATEGIES:
         raise ValueError(f"view strategy {strategy!r}: expected one of {', '.join(VIEW_STRATEGIES)} (fixed:0,0.3,1)")
     if num_extra > len(CANDIDATE_SCALES):
         raise ValueError(f"num_views {num_views}: at most {len(CANDIDATE_SCALES) + 1}; view 0 and ten candidates")
@@ -217,6 +220,8 @@ def choose_scales(
     if name == "random":
         for r, generator in enumerate(generators):
             scales[r, 1:] = generator.choice(CANDIDATE_SCALES, num_extra, replace=False)
+            if lone and generator.random() < lone:
+                scales[r] = generator.choice((0.0, *CANDIDATE_SCALES))
     elif name == "task":
         if task not in TASK_SCALES:
             raise ValueError(f"task {task!r}: expected one of {', '.join(TASK_SCALES)}")
@@ -229,6 +234,17 @@ def choose_scales(
         hashes = perceptual_hash(grey(image), grown.reshape(-1, 4)).reshape(num_regions, len(candidates), -1)
         scales[:, 1:] = HASH_STRATEGIES[name](hashes, num_extra)
     return scales
+
+
+def lone_probability(strategy: str) -> float:
+    """The number of "random:0.2", 0 for "random"; ValueError unless it lies in [0, 1]."""
+    try:
+        probability = float(strategy.partition(":")[2] or 0)
+    except ValueError:
+        probability = -1.0
+    if not 0 <= probability <= 1:
+        raise ValueError(f"view strategy {strategy!r}: the number is a probability in [0, 1], such as random:0.2")
+    return probability
 
 
 def fixed_scales(text: str, num_views: int) -> np.ndarray:

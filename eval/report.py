@@ -14,7 +14,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from dynrefer.data.schema import Region, RegionRecords, RegionResult, atomic_pat
 
 from .predict import read_predictions
 from .run import ITEMS, PREDICTIONS, SCORES, default_out
-from .views import best_settings, fixed_scale
+from .views import best_settings, fixed_scale, lone_scale
 
 HEADLINES = ("CIDEr", "METEOR", "tag mAP", "attribute mAP", "category accuracy")
 VIEW_SCORES = ("CIDEr", "tag mAP", "attribute mAP", "category accuracy")
@@ -178,8 +178,11 @@ def _views(views: Mapping[str, Any]) -> str:
     charts = []
     for n, name in enumerate(shown):
         points = sorted((fixed_scale(s), row[name]) for s, row in rows.items() if fixed_scale(s) is not None)
-        levels = {s: row[name] for s, row in rows.items() if fixed_scale(s) is None and name in row}
-        charts.append(_chart({name: points}, title=name, x_title="t of the outer view", levels=levels, colour=n))
+        lines = {"region and t": points}
+        if lone := sorted((lone_scale(s), row[name]) for s, row in rows.items() if lone_scale(s) is not None):
+            lines["t alone"] = lone
+        chosen = {s: row[name] for s, row in rows.items() if not s.startswith("fixed:") and name in row}
+        charts.append(_chart(lines, title=name, x_title="t of the outer view", levels=chosen, colour=n))
     columns = shown + [name for name in names if name.startswith("attribute mAP/")]
     best = best_settings(rows)
     head = "".join(f"<th>{_text(name.replace('attribute mAP/', ''))}</th>" for name in columns)
@@ -190,24 +193,27 @@ def _views(views: Mapping[str, Any]) -> str:
             for name in columns
         )
         body += f"<tr><th><code>{_text(setting)}</code></th>{cells}</tr>"
+    lone = _finding({s: row for s, row in rows.items() if lone_scale(s) is not None}, lone_scale)
     lead = (
         f'<p class="finding">{_text(_finding(rows))}</p>'
-        f'<p class="lead">The same weights, {views["regions"]:,} regions, other views: t = 0 is the crop alone, t = 1 '
-        "the whole image. Dashed: strategies that choose t by themselves. In the table the best setting of each "
-        "score is marked; single kinds are attribute mAP.</p>"
+        + (f'<p class="finding">t alone, without the region\'s own view. {_text(lone)}</p>' if lone else "")
+        + f'<p class="lead">The same weights, {views["regions"]:,} regions, other views: t = 0 is the crop alone, '
+        "t = 1 the whole image. Full colour: the region's own view and one of scale t; faint: scale t alone; dashed: "
+        "strategies that choose t by themselves. In the table the best setting of each score is marked; single kinds "
+        "are attribute mAP.</p>"
     )
     table = f'<table class="views"><tr><th>views</th>{head}</tr>{body}</table>'
     return f'{lead}<div class="charts">{"".join(charts)}</div><div class="wide">{table}</div>'
 
 
-def _finding(rows: Mapping[str, Mapping[str, float]], least: float = 0.02) -> str:
+def _finding(rows: Mapping[str, Mapping[str, float]], scale_of: Callable = fixed_scale, least: float = 0.02) -> str:
     """The sweep in one sentence: at which t a score is highest, and which scores change by less than `least`, as a
     share of the highest.
 
     >>> _finding({"fixed:0,0": {"CIDEr": 1.0, "tag mAP": 0.5}, "fixed:0,0.5": {"CIDEr": 2.0, "tag mAP": 0.5}})
     'Best at t = 0.5: CIDEr (2, lowest 1). Changes by less than 2 %: tag mAP.'
     """
-    fixed = {setting: row for setting, row in rows.items() if fixed_scale(setting) is not None}
+    fixed = {setting: row for setting, row in rows.items() if scale_of(setting) is not None}
     scales: dict[float, list[str]] = {}
     flat = []
     for name, setting in best_settings(fixed).items() if fixed else ():
@@ -217,7 +223,7 @@ def _finding(rows: Mapping[str, Mapping[str, float]], least: float = 0.02) -> st
             if high - low < least * high:
                 flat.append(short)
             else:
-                scales.setdefault(fixed_scale(setting), []).append(f"{short} ({high:.3g}, lowest {low:.3g})")
+                scales.setdefault(scale_of(setting), []).append(f"{short} ({high:.3g}, lowest {low:.3g})")
     found = [f"Best at t = {scale:g}: {', '.join(names)}." for scale, names in sorted(scales.items())]
     return " ".join(found + [f"Changes by less than {100 * least:g} %: {', '.join(flat)}."] * bool(flat))
 
@@ -375,7 +381,7 @@ def _chart(
     levels: Mapping[str, float] | None = None,
     colour: int = 0,
 ) -> str:
-    """Curves of (x, y) points; `levels` are horizontal dashed lines with their names."""
+    """Curves of (x, y) points, the first in full colour; `levels` are horizontal dashed lines with their names."""
     width, height, left, right, top, bottom = 340, 210, 46, 14, 30, 36
     levels = levels or {}
     right += 44 if levels else 0
@@ -408,9 +414,10 @@ def _chart(
             f'<line class="level c{colour % 4}" x1="{left}" x2="{width - right}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>'
             f'<text class="level" x="{width - right + 5}" y="{place:.1f}">{_text(name)}</text>'
         )
-    for points in series.values():
+    for n, points in enumerate(series.values()):
         line = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
-        parts.append(f'<polyline class="c{colour % 4}" points="{line}"/>')
+        faint = ' style="opacity: 0.45"' if n else ""
+        parts.append(f'<polyline class="c{colour % 4}"{faint} points="{line}"/>')
         if len(points) <= 25:
             parts += [f'<circle class="c{colour % 4}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="2.6"/>' for x, y in points]
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{_text(title)}">{"".join(parts)}</svg>'

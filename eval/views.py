@@ -2,8 +2,9 @@
 
     python -m eval.views --model runs/quickstart --task world --limit 400
 
-Settings: the region and one scale t, (0, t), for t = 0, 0.1 ... 1 (t = 0 is the crop alone), and every strategy that
-chooses scales by itself. Writes views.json and views.png into --out; predictions are kept, so a killed sweep goes on.
+Settings: the region and one scale t, (0, t), for t = 0, 0.1 ... 1 (t = 0 is the crop alone); the scale t alone, (t, t),
+which shows what the region's own view is good for; and every strategy that chooses scales by itself. Writes views.json
+and views.png into --out; predictions are kept, so a killed sweep goes on.
 """
 
 import argparse
@@ -31,16 +32,32 @@ def view_settings(num_views: int, steps: int = 10) -> list[str]:
     >>> view_settings(3, steps=2)[:3]
     ['fixed:0,0,0', 'fixed:0,0.5,0.5', 'fixed:0,1,1']
 
-    With one view it is that view's own scale that grows: fixed:0, fixed:0.5, fixed:1.
+    With one view it is that view's own scale that grows: fixed:0, fixed:0.5, fixed:1. With several, every second t
+    also stands alone, all views at it: fixed:1,1,1.
     """
     scales = [f"{step / steps:g}" for step in range(steps + 1)]
-    fixed = [",".join(["0"] * (num_views > 1) + [t] * max(1, num_views - 1)) for t in scales]
-    return [f"fixed:{text}" for text in fixed] + list(STRATEGIES if num_views > 1 else ())
+    if num_views == 1:
+        return [f"fixed:{t}" for t in scales]
+    fixed = [",".join(["0"] + [t] * (num_views - 1)) for t in scales]
+    alone = [",".join([t] * num_views) for t in scales[2::2]]
+    return [f"fixed:{text}" for text in (*fixed, *alone)] + list(STRATEGIES)
 
 
 def fixed_scale(setting: str) -> float | None:
-    """The t of "fixed:0,t,t"; None for a strategy that chooses."""
-    return float(setting.rpartition(",")[2].removeprefix("fixed:")) if setting.startswith("fixed:") else None
+    """The t of "fixed:0,t,t" (or of the only view); None for other settings."""
+    scales = _scales(setting)
+    return scales[-1] if scales and (scales[0] == 0 or len(scales) == 1) else None
+
+
+def lone_scale(setting: str) -> float | None:
+    """The t of "fixed:t,t,t", where no view is the region's own unless t is 0; None for other settings."""
+    scales = _scales(setting)
+    return scales[0] if len(scales) > 1 and len(set(scales)) == 1 else None
+
+
+def _scales(setting: str) -> list[float]:
+    name, _, values = setting.partition(":")
+    return [float(t) for t in values.split(",")] if name == "fixed" else []
 
 
 def sweep(
@@ -87,12 +104,13 @@ def best_settings(rows: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
 
 
 def plot(rows: Mapping[str, Mapping[str, float]], dark: bool = False):
-    """A matplotlib figure: each score over t, relative to its value at t = 0 so that they share one axis; strategies
-    that choose their scales as marks at the right. Only scores of PLOTTED."""
+    """A matplotlib figure: each score of PLOTTED over t, solid for the region with t, dashed for t alone; strategies
+    that choose their scales as marks at the right."""
     from matplotlib.figure import Figure
 
     fixed = {fixed_scale(setting): row for setting, row in rows.items() if fixed_scale(setting) is not None}
-    chosen = {setting: row for setting, row in rows.items() if fixed_scale(setting) is None}
+    lone = {lone_scale(setting): row for setting, row in rows.items() if lone_scale(setting) is not None}
+    chosen = {setting: row for setting, row in rows.items() if not _scales(setting)}
     names = [name for name in PLOTTED if any(name in row for row in rows.values())]
     ink = "#c9ced6" if dark else "#3a4048"
     figure = Figure(figsize=(2.9 * max(1, len(names)), 2.7), layout="constrained")
@@ -102,6 +120,10 @@ def plot(rows: Mapping[str, Mapping[str, float]], dark: bool = False):
         axes = figure.add_subplot(1, len(names), n + 1)
         scales = sorted(fixed)
         axes.plot(scales, [fixed[t].get(name) for t in scales], color=colours[n], marker="o", markersize=3.5, lw=1.8)
+        scales = sorted(lone)
+        axes.plot(
+            scales, [lone[t].get(name) for t in scales], color=colours[n], ls="--", marker="o", markersize=3, lw=1.2
+        )
         for place, row in enumerate(chosen.values()):
             if name in row:
                 axes.plot(1.15 + 0.13 * place, row[name], color=colours[n], marker="D", markersize=5, ls="none")

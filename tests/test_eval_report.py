@@ -24,7 +24,8 @@ from eval.views import best_settings, fixed_scale, plot, sweep, view_settings
 def test_view_settings_fit_the_number_of_views():
     assert view_settings(1)[:2] == ["fixed:0", "fixed:0.1"] and view_settings(1)[-1] == "fixed:1"
     assert view_settings(2)[3] == "fixed:0,0.3"
-    assert view_settings(3)[10:] == ["fixed:0,1,1", "phash", "joint", "task", "random"]
+    assert view_settings(3)[10:13] == ["fixed:0,1,1", "fixed:0.2,0.2,0.2", "fixed:0.4,0.4,0.4"]
+    assert view_settings(3)[15:] == ["fixed:1,1,1", "phash", "joint", "task", "random"]
     assert [fixed_scale(s) for s in ("fixed:0.3", "fixed:0,0.7,0.7", "phash")] == [0.3, 0.7, None]
 
 

@@ -116,3 +116,15 @@ def test_fixed_scales_need_one_a_view():
 def test_an_unknown_strategy_is_refused():
     with pytest.raises(ValueError, match="phash, joint, task, random, fixed"):
         choose_scales("pash", picture(), np.zeros((1, 4)), 3, [None])
+
+
+def test_random_views_show_a_single_scale_as_often_as_asked():
+    image, boxes = picture(), np.tile(np.array([[3, 4, 50, 60]], np.float32), (300, 1))
+    generators = [np.random.default_rng(i) for i in range(300)]
+    scales = choose_scales("random:0.3", image, boxes, 3, generators)
+    lone = (scales == scales[:, :1]).all(1)
+    assert 0.2 < lone.mean() < 0.4 and len(np.unique(scales[lone])) > 8
+    assert (scales[~lone, 0] == 0).all()
+    for wrong in ("random:2", "random:x", "phash:0.3"):
+        with pytest.raises(ValueError, match=wrong):
+            choose_scales(wrong, image, boxes, 3, generators)
