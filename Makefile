@@ -41,7 +41,9 @@ quickstart: $(VENV)/.installed-all
 quickstart-steps:
 	$(PY) -m data_prep.world --out $(WORLD) $(SCENES)
 	$(PY) -m torch.distributed.run --standalone --nproc_per_node $(PROCESSES) -m train.run --config configs/quickstart.yaml \
-		name=$(NAME) data.train=$(WORLD)/train.jsonl data.val=$(WORLD)/val.jsonl loop.overwrite=true $(SETTINGS)
+		name=$(NAME) data.train=$(WORLD)/train.jsonl data.val=$(WORLD)/val.jsonl loop.overwrite=true \
+		model.words.tags=$(WORLD)/tags.txt model.words.attributes=$(WORLD)/attributes.json \
+		model.words.categories=$(WORLD)/categories.txt $(SETTINGS)
 	$(PY) -m eval.run --model $(RUN) --task world --data $(WORLD)/test.jsonl --baselines --overwrite
 	$(PY) -m eval.views --model $(RUN) --task world --data $(WORLD)/test.jsonl --overwrite $(VIEWS)
 	$(PY) -m eval.report --run $(RUN) --task world --data $(WORLD)/test.jsonl
