@@ -310,3 +310,29 @@ def test_same_captions_are_no_negatives_of_each_other(tiny):
 def test_zero_regions_are_no_results(tiny):
     model, processor = tiny
     assert model.predict(processor.prepare(small.picture(), np.zeros((0, 4), np.float32))) == []
+
+
+def test_all_tags_can_be_listed_while_control_words_keep_their_threshold(tiny, monkeypatch):
+    model, processor = tiny
+    prompts = []
+    encode = type(processor).encode_prompts
+    monkeypatch.setattr(processor, "encode_prompts", lambda words: prompts.append(words) or encode(processor, words))
+    batch = processor.prepare(small.picture(), NUMBERS[:1])
+    result = model.predict(batch, tag_threshold=1.1, list_tags=0.0)[0]
+    assert {tag["name"] for tag in result.tags} == set(model.config.tags) and prompts == [[[]]]
+    scores = [tag["score"] for tag in result.tags]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_learnt_positions_tell_places_of_the_map_apart(tmp_path):
+    model, processor = small.model(positions=True)
+    same = torch.ones(2, 3, 17, model.vision.width)  # every place alike
+    boxes = torch.tensor([0.0, 0, 32, 32]).expand(2, 3, 4)
+    with torch.no_grad():
+        features = model.region_encoder(same, boxes)
+    assert features.shape == (2, 17, model.vision.width)
+    assert torch.pdist(features[0]).min() > 0.1
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = dynrefer.load(tmp_path, device="cpu")
+    assert torch.equal(loaded.region_encoder.positions, model.region_encoder.positions)
