@@ -54,7 +54,7 @@ class RegionBatch:
 
     def counts(self) -> dict[str, float]:
         """The denominator of every task's loss: target tokens for captions, annotated regions for the others."""
-        counts = {}
+        counts: dict[str, float] = {"view_text": len(self)}
         if self.caption_mask is not None:
             captioned = self.caption_mask.any(-1).sum().item()
             counts |= {"captions": self.caption_mask.sum().item(), "region_text": captioned}

@@ -30,6 +30,7 @@ class DynReferConfig(PreTrainedConfig):
     text_bank_hash (`str`): hash of the word lists that the saved text embeddings were made from.
     view_strategy, train_view_strategy (`str`): see views.py; tag_threshold: a tag is predicted above it.
     control_drop_all, control_keep (`float`): control words in training, see prompts.py.
+    view_text (`bool`): also train view 0's summary token directly on texts (model.view_text_loss).
     lowercase (`bool`): target captions in lower case; mirror: probability that a training picture is mirrored;
         box_jitter: training boxes move by up to this share of their sides.
     mask_same_caption (`bool`): two regions with one caption are no negatives of each other (released: they are).
@@ -79,6 +80,7 @@ class DynReferConfig(PreTrainedConfig):
     tag_threshold: float = 0.7
     control_drop_all: float = 0.5
     control_keep: float = 0.5
+    view_text: bool = False
     lowercase: bool = False
     mirror: float = 0.0
     box_jitter: float = 0.0

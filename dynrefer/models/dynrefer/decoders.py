@@ -38,6 +38,28 @@ class CrossLayer(nn.Module):
         return self.output_norm(texts + self.dropout(self.output(F.gelu(self.intermediate(texts)))))
 
 
+class ViewTextHead(nn.Module):
+    """Cosine similarity of a view's summary token and a text, scaled and shifted for the sigmoid loss (Zhai et al. 2023).
+
+    width: D; text_width: D_text.
+    """
+
+    def __init__(self, width: int, text_width: int):
+        super().__init__()
+        self.proj = nn.Linear(width, text_width)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.logit_bias = nn.Parameter(torch.tensor(-5.0))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens: (R, D). Returns unit vectors (R, D_text)."""
+        return F.normalize(self.proj(tokens).float(), dim=-1)
+
+    def forward(self, views: Tensor, texts: Tensor) -> Tensor:
+        """views: (R, D_text) unit vectors; texts: (N, D_text). Returns logits (R, N)."""
+        similarity = views @ F.normalize(texts.float(), dim=-1).T
+        return similarity * self.logit_scale.float().exp() + self.logit_bias.float()
+
+
 class TextQueryDecoder(nn.Module):
     """Scores every text against every region.
 

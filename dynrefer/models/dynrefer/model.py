@@ -20,10 +20,10 @@ from ..text_encoder import TextEncoder
 from ..vision import VisionEncoder
 from .align import DeformableAlign
 from .config import DynReferConfig
-from .decoders import TextQueryDecoder
+from .decoders import TextQueryDecoder, ViewTextHead
 from .region_encoder import RegionEncoder
 
-TASKS = ("captions", "tags", "region_text", "attributes", "categories")
+TASKS = ("captions", "tags", "region_text", "attributes", "categories", "view_text")
 TEXT_CHUNK = 512  # texts embedded at once when a word list is set
 
 
@@ -70,13 +70,14 @@ class DynReferModel(PreTrainedModel):
         }
         self.tag_decoder = TextQueryDecoder(self.text_encoder.width, region_width, **decoder)
         self.region_text_decoder = TextQueryDecoder(self.text_encoder.width, region_width, **decoder, normalize=True)
+        self.view_text_head = ViewTextHead(self.vision.width, self.text_encoder.width) if config.view_text else None
         self.language = LANGUAGE_MODELS[language_kind(config.language_config)](
             config.language_config, region_width, config.language_mode, config.language_lora
         )
         for name, texts in self.bank_texts().items():
             self.register_buffer(f"{name}_texts", torch.zeros(len(texts), self.text_encoder.width))
         self.processor = None
-        self.tasks = TASKS  # those whose losses forward computes
+        self.tasks = TASKS if config.view_text else TASKS[:-1]  # those whose losses forward computes
         self._bank_ids: dict[str, tuple[Tensor, Tensor]] = {}
         self.freeze()
         self.post_init()
@@ -118,12 +119,19 @@ class DynReferModel(PreTrainedModel):
 
     def encode(self, batch: RegionBatch) -> Tensor:
         """Views of R regions -> region_embeds (R, Q, E)."""
-        pixels = self.normalize(batch.views)  # (R, V, 3, S, S)
+        return self.embed(self.patches(batch.views), batch.region_boxes)
+
+    def patches(self, views: Tensor) -> Tensor:
+        """views (R, V, 3, S, S) -> patches (R, V, 1+P, D)."""
+        pixels = self.normalize(views)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.vision_trainable):
             patches = self.vision(pixels.flatten(0, 1))  # (R*V, 1+P, D)
-        patches = patches.unflatten(0, pixels.shape[:2])  # (R, V, 1+P, D)
-        features = self.region_encoder(patches, batch.region_boxes)  # (R, 1+G*G, D)
-        queries = self.query_tokens.expand(len(batch), -1, -1)
+        return patches.unflatten(0, pixels.shape[:2])
+
+    def embed(self, patches: Tensor, region_boxes: Tensor) -> Tensor:
+        """patches (R, V, 1+P, D), region_boxes (R, V, 4) in view pixels -> region_embeds (R, Q, E)."""
+        features = self.region_encoder(patches, region_boxes)  # (R, 1+G*G, D)
+        queries = self.query_tokens.expand(len(patches), -1, -1)
         return self.qformer(query_embeds=queries, encoder_hidden_states=features).last_hidden_state  # (R, Q, E)
 
     def normalize(self, views: Tensor) -> Tensor:
@@ -140,8 +148,15 @@ class DynReferModel(PreTrainedModel):
 
         `batch.counts()` are the denominators; weights and backward stand in train/run.py.
         """
-        region_embeds = self.encode(batch)  # (R, Q, E)
+        if self.tasks == ["view_text"] or self.tasks == (
+            "view_text",
+        ):  # pretraining of the two towers: view 0 is enough
+            return {"view_text": self.view_text_loss(batch, self.patches(batch.views[:, :1]))}
+        patches = self.patches(batch.views)  # (R, V, 1+P, D)
+        region_embeds = self.embed(patches, batch.region_boxes)  # (R, Q, E)
         losses = {}
+        if "view_text" in self.tasks:
+            losses["view_text"] = self.view_text_loss(batch, patches)
         if "captions" in self.tasks:
             losses["captions"] = self.language.loss(
                 region_embeds, batch.prompt_ids, batch.prompt_mask, batch.caption_ids, batch.caption_mask
@@ -176,6 +191,25 @@ class DynReferModel(PreTrainedModel):
         if self.config.mask_same_caption:
             ignore = (text_ids[own][:, None] == text_ids[None]).all(-1) & ~positive
         return sigmoid_region_text_loss(logits, positive, ignore)
+
+    def view_text_loss(self, batch: RegionBatch, patches: Tensor) -> Tensor:
+        """What view 0's summary token says by itself, before any query: its captions, tags and category among all.
+
+        A direct path from words to a vision encoder that starts from nothing; not part of the published model. Captions
+        and tags by the sigmoid loss, categories by cross-entropy, summed over this process's regions.
+        """
+        views = self.view_text_head.embed(patches[:, 0, 0])  # (R, D_text)
+        captioned, known = batch.caption_mask.any(-1), batch.tags_known
+        same = (batch.text_ids[:, None] == batch.text_ids[None]).all(-1)[captioned][:, captioned]
+        logits = self.view_text_head(views[captioned], self.text_encoder(batch.text_ids[captioned], None))
+        loss = sigmoid_region_text_loss(logits, same)
+        if len(self.config.tags):
+            logits = self.view_text_head(views[known], self.word_texts("tag"))
+            loss = loss + sigmoid_region_text_loss(logits, batch.tags[known].bool())
+        if len(self.config.categories):
+            logits = self.view_text_head(views, self.word_texts("category"))
+            loss = loss + category_loss(logits, batch.categories)
+        return loss
 
     # ------------------------------------------------------------------------------------------ word lists
 

@@ -14,8 +14,8 @@ class RegionEncoder(nn.Module):
 
     width: D; num_views: V; image_size: view side S in pixels; grid: side of the aligned map; align_groups,
     align_start: see align; roi_aligned: torchvision's half-pixel setting of RoIAlign; False for released weights;
-    positions: learn a vector for each place of the aligned map, which the Q-Former needs to tell places apart where the
-    vision encoder's patches do not say where they are (convolutional ones).
+    positions: normalize the fused features and learn a vector for each place of the map, which the Q-Former needs to
+    tell places apart where the vision encoder's patches do not say where they are (convolutional ones).
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class RegionEncoder(nn.Module):
         self.align = DeformableAlign(width, align_groups, align_start) if num_views > 1 else None
         self.mlp = nn.Sequential(nn.Linear(num_views * width, width), nn.ReLU(), nn.Linear(width, width))
         self.positions = nn.Parameter(torch.empty(1 + grid * grid, width)) if positions else None
+        self.norm = nn.LayerNorm(width) if positions else None
 
     def reset_parameters(self) -> None:
         """Keeps the features' scale: the Q-Former normalizes its queries but not what they read."""
@@ -71,4 +72,4 @@ class RegionEncoder(nn.Module):
         tokens = maps.flatten(3).transpose(2, 3)  # (R, V, G*G, D)
         tokens = torch.cat([patches[:, :, :1].to(tokens.dtype), tokens], 2)  # (R, V, 1+G*G, D), class tokens unaligned
         features = self.mlp(tokens.transpose(1, 2).flatten(2))  # (R, 1+G*G, V*D) -> (R, 1+G*G, D)
-        return features if self.positions is None else features + self.positions
+        return features if self.positions is None else self.norm(features) + self.positions
