@@ -23,9 +23,9 @@ VIEWS ?= --limit 16
 else
 NAME ?= quickstart
 WORLD ?= data/world
-SCENES ?= --train 2000 --val 100 --test 200
+SCENES ?= --train 2000 --val 100 --test 150
 SETTINGS ?=
-VIEWS ?= --limit 200
+VIEWS ?= --limit 150
 endif
 RUN = runs/$(NAME)
 
