@@ -336,3 +336,19 @@ def test_learnt_positions_tell_places_of_the_map_apart(tmp_path):
     processor.save_pretrained(tmp_path)
     loaded = dynrefer.load(tmp_path, device="cpu")
     assert torch.equal(loaded.region_encoder.positions, model.region_encoder.positions)
+
+
+def test_view_text_reads_view_0_alone_and_reaches_the_vision_encoder():
+    model, processor = small.model(view_text=True)
+    assert model.tasks[-1] == "view_text" and "view_text" not in small.model()[0].tasks
+    model.tasks = ("view_text",)
+    batch = training_batch(processor)
+    before = model(batch)["view_text"]
+    before.backward()
+    assert model.vision.model.embeddings.patch_embedding.weight.grad.abs().max() > 0
+    assert model.query_tokens.grad is None
+    batch.views = batch.views.clone()
+    batch.views[:, 1:] = 0
+    torch.testing.assert_close(model(batch)["view_text"], before)
+    batch.views[:, 0] = 0
+    assert abs(model(batch)["view_text"] - before) > 1e-3
