@@ -39,7 +39,7 @@ class CrossLayer(nn.Module):
 
 
 class ViewTextHead(nn.Module):
-    """Cosine similarity of a view's summary token and a text, scaled and shifted for the sigmoid loss (Zhai et al. 2023).
+    """Cosine similarity of a view's summary token and a text, scaled and shifted for the sigmoid loss.
 
     width: D; text_width: D_text.
     """
