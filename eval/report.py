@@ -57,7 +57,7 @@ def report(
         num_samples, num_extremes: cards in "samples", and in each of "best" and "worst".
     """
     items = items or {}
-    cards = _Cards(records, results, items)
+    cards = _Cards(records, results, items, scores["settings"].get("tag_threshold") or 0.0)
     ids = [region.id for region in records]
     ranking = next((name for name in RANKING if any(name in row for row in items.values())), None)
     ranked = sorted((i for i in ids if ranking in items.get(i, {})), key=lambda i: -items[i][ranking])
@@ -258,8 +258,9 @@ class _Cards:
         records: RegionRecords,
         results: Mapping[str, RegionResult],
         items: Mapping[str, Mapping[str, float]],
+        tag_threshold: float,
     ):
-        self.records, self.results, self.items = records, results, items
+        self.records, self.results, self.items, self.tag_threshold = records, results, items, tag_threshold
         self.place = {region.id: index for index, region in enumerate(records)}
 
     def grid(self, ids: Sequence[str]) -> str:
@@ -278,7 +279,7 @@ class _Cards:
         references = "".join(f"<li>{_text(caption)}</li>" for caption in region.captions)
         return (
             f'<article>{self.picture(region, result)}<div class="words">{said}<p class="numbers">{numbers}</p>'
-            f"{f'<ul>{references}</ul>' if references else ''}{_chips(region, result)}"
+            f"{f'<ul>{references}</ul>' if references else ''}{_chips(region, result, self.tag_threshold)}"
             f'<p class="id">{_text(region_id)}</p></div></article>'
         )
 
@@ -324,7 +325,7 @@ def _picture_uri(path: Path) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def _chips(region: Region, result: RegionResult | None) -> str:
+def _chips(region: Region, result: RegionResult | None, tag_threshold: float) -> str:
     lines = ""
     if region.category is not None or (result and result.category):
         said = result.category if result else None
@@ -333,7 +334,7 @@ def _chips(region: Region, result: RegionResult | None) -> str:
         chips = _chip(said["name"], kind, said["score"]) if said else ""
         chips += "" if right or region.category is None else _chip(region.category, "missed")
         lines += f"<dt>category</dt><dd>{chips}</dd>"
-    tags = result.tags if result else []
+    tags = [tag for tag in result.tags if tag["score"] >= tag_threshold] if result else []  # a file lists them all
     if tags or region.tags:
         known = region.tags is not None
         chips = "".join(
