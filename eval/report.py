@@ -512,7 +512,7 @@ article { background: var(--card); border: 1px solid var(--line); border-radius:
 .picture i { position: absolute; font-style: normal; }
 .picture i.region { border: 2.5px solid var(--box); box-shadow: 0 0 0 1px #fffc, inset 0 0 0 1px #fffc; }
 .picture i.view { border: 1.5px dashed #fff; filter: drop-shadow(0 0 1px #000); }
-.picture small { position: absolute; right: 0; top: 0; font-size: 10px; line-height: 1; padding: 2px 3px;
+.picture small { position: absolute; left: 0; top: 100%; font-size: 10px; line-height: 1; padding: 2px 3px;
   background: #000a; color: #fff; }
 .words { padding: 12px 14px 10px; }
 .said { margin: 0; font-weight: 620; font-size: 15.5px; line-height: 1.35; overflow-wrap: anywhere; }
