@@ -352,3 +352,22 @@ def test_view_text_reads_view_0_alone_and_reaches_the_vision_encoder():
     torch.testing.assert_close(model(batch)["view_text"], before)
     batch.views[:, 0] = 0
     assert abs(model(batch)["view_text"] - before) > 1e-3
+
+
+def test_training_goes_on_with_other_views_but_not_with_another_model():
+    from dynrefer.models import adapt
+
+    model, _ = small.model()
+    adapt(model, {**small.SECTION, "train_view_strategy": "fixed:0,0,0", "view_strategy": "fixed:0,0,0", "mirror": 0.5})
+    assert (
+        model.config.train_view_strategy == model.processor.view_strategy == "fixed:0,0,0"
+        and model.config.mirror == 0.5
+    )
+    with pytest.raises(ValueError, match="model.num_views is 2, but the model of `init` has 3"):
+        adapt(model, {"num_views": 2})
+    with pytest.raises(ValueError, match="model.vision.hidden_size is 64"):
+        adapt(model, {"vision": {"config": {"hidden_size": 64}}})
+    with pytest.raises(ValueError, match="did you mean 'mirror'"):
+        adapt(model, {"miror": 1})
+    with pytest.raises(ValueError, match="family 'dynrefer'"):
+        adapt(model, {"family": "regionspot"})

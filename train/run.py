@@ -28,6 +28,7 @@ from dynrefer.config import load_config, save_config, suggestion, to_dict
 from dynrefer.data.dataset import RegionDataset
 from dynrefer.data.loader import DataConfig, RegionLoader
 from dynrefer.data.schema import open_records
+from dynrefer.models import adapt
 from train import checkpoint, processes
 from train.evaluate import EvalConfig, evaluate
 from train.log import LogConfig, RunLog
@@ -77,7 +78,7 @@ class RunConfig:
     output: str = "runs"
     seed: int = 0
     init: str | None = None  # run folder or hub id whose weights to start from; None: a new model
-    model: dict = field(default_factory=dict)  # read by dynrefer.models.build
+    model: dict = field(default_factory=dict)  # read by dynrefer.models.build, with init by dynrefer.models.adapt
     data: DataConfig = field(default_factory=DataConfig)
     losses: dict[str, float] = field(default_factory=lambda: {"captions": 1.0})  # task -> weight; 0: not trained
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -150,6 +151,8 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
     if resume_from is not None or cfg.init is not None:
         model = load(str(resume_from / "model") if resume_from is not None else cfg.init)
         processor = model.processor
+        if resume_from is None and cfg.model:
+            adapt(model, cfg.model)
     else:
         model, processor = build(cfg.model, train_records)
         model.processor = processor

@@ -28,6 +28,10 @@ class Family:
     def build(self) -> Callable:
         return import_module(self.module).build
 
+    @property
+    def adapt(self) -> Callable:
+        return import_module(self.module).adapt
+
 
 FAMILIES = {
     "dynrefer": Family("dynrefer.models.dynrefer", "DynReferConfig", "DynReferModel", "DynReferProcessor"),
@@ -48,3 +52,15 @@ def build(section: Mapping, records: Sequence):
     word lists and small tokenizers are made where the section names none."""
     section = dict(section)
     return family(section.pop("family", "dynrefer")).build(section, records)
+
+
+def adapt(model, section: Mapping) -> None:
+    """Training goes on from a saved model: what its YAML's `model:` section may change of it. ValueError where the
+    section describes another model."""
+    section = dict(section)
+    kind = section.pop("family", model.config.model_type)
+    if kind != model.config.model_type:
+        raise ValueError(
+            f"model.family is {kind!r}, but the model of `init` is of the family {model.config.model_type!r}"
+        )
+    family(kind).adapt(model, section)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
@@ -29,8 +28,7 @@ def build(section: Mapping, records: Sequence) -> tuple[DynReferModel, DynReferP
 
     Raises ValueError for unknown keys, with the nearest known one.
     """
-    known = (*OWN_KEYS, *(field.name for field in fields(DynReferConfig) if field.name not in BASE_FIELDS))
-    check_keys(section, known, "model")
+    check_keys(section, known_keys(), "model")
     parts = {name: dict(section.get(name) or {}) for name in PARTS}
     for name, part in parts.items():
         check_keys(part, PART_KEYS, f"model.{name}")
@@ -57,6 +55,40 @@ def build(section: Mapping, records: Sequence) -> tuple[DynReferModel, DynReferP
     model.processor = processor
     model.before_eval()
     return model, processor
+
+
+# What may change when training goes on from a saved model: nothing that shapes a tensor or a text.
+CHANGEABLE = (
+    *("view_strategy", "train_view_strategy", "tag_threshold", "control_drop_all", "control_keep", "generation"),
+    *("mirror", "box_jitter", "mask_same_caption"),
+)
+
+
+def adapt(model: DynReferModel, section: Mapping) -> None:
+    """A saved model takes over what the `model:` section of a YAML says of CHANGEABLE fields; word lists and tokenizers
+    stay its own. ValueError where the section describes another model than the saved one."""
+    config = model.config
+    check_keys(section, known_keys(), "model")
+    for key, value in section.items():
+        if key in CHANGEABLE:
+            setattr(config, key, value)
+        elif key in (*PARTS, "qformer"):
+            wanted = section[key] if key == "qformer" else (section[key] or {}).get("config")
+            saved = getattr(config, f"{key}_config").to_dict()
+            for name, number in (wanted or {}).items():
+                if name in saved and saved[name] != number and name != "initializer_range":
+                    raise other_model(f"model.{key}.{name}", number, saved[name])
+        elif key not in OWN_KEYS and getattr(config, key) != value:
+            raise other_model(f"model.{key}", value, getattr(config, key))
+    model.processor.view_strategy = config.view_strategy
+
+
+def other_model(where: str, wanted, saved) -> ValueError:
+    return ValueError(f"{where} is {wanted!r}, but the model of `init` has {saved!r}; leave it out, or set init=null")
+
+
+def known_keys() -> tuple[str, ...]:
+    return (*OWN_KEYS, *(field.name for field in fields(DynReferConfig) if field.name not in BASE_FIELDS))
 
 
 BASE_FIELDS = {field.name for field in fields(PreTrainedConfig)}
@@ -134,8 +166,3 @@ def load_parts(model: DynReferModel, parts: Mapping[str, Mapping]) -> None:
             module.load_state_dict(
                 loaded.state_dict(), strict=name != "language" or model.config.language_mode != "lora"
             )
-
-
-def saved(path: str | Path) -> bool:
-    """Whether a folder holds a saved model."""
-    return (Path(path) / "config.json").is_file()
