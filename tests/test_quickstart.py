@@ -71,7 +71,7 @@ def test_the_page_stands_alone_and_has_every_section(folder):
 
 def test_the_quickstart_trains_every_task_and_all_parts_from_scratch():
     cfg = load_config(RunConfig, REPOSITORY / "configs" / "quickstart.yaml", [])
-    assert set(cfg.losses) == {"captions", "tags", "region_text", "attributes", "categories"}
+    assert set(cfg.losses) == {"captions", "tags", "region_text", "attributes", "categories", "view_text"}
     assert all(weight > 0 for weight in cfg.losses.values())
     for part in ("vision", "language", "text"):
         assert "name" not in cfg.model[part], "a hub id would need the network"
