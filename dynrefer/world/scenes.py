@@ -5,9 +5,8 @@ What needs which view (t = 0 is the box, t = 1 the whole image):
 - the neighbour, its side, who is bigger, the sun: the surroundings, best from t = 0.2 to 0.6;
 - kind, colour and size: any view (a crop tells the size by how coarse its pixels and lines are).
 
-Accuracy on unseen combinations of a small convolutional probe that sees one 64-px view and its region (one run each,
-1,500 training scenes): pattern 0.98 at t = 0, 0.90 at 0.4, 0.57 at 1; letter or number 0.92, 0.65, 0.26; side of the
-neighbour 0.24, 0.90, 0.37. Plain, striped and dotted objects differ a little in mean colour, hence 0.57 and not 1/6.
+Plain, striped and dotted objects differ a little in mean colour, so a pattern is never quite unreadable. docs/log.md has
+numbers of a small probe.
 """
 
 from __future__ import annotations
