@@ -5,8 +5,8 @@ What needs which view (t = 0 is the box, t = 1 the whole image):
 - the neighbour, its side, who is bigger, the sun: the surroundings, best from t = 0.2 to 0.6;
 - kind, colour and size: any view (a crop tells the size by how coarse its pixels and lines are).
 
-Plain, striped and dotted objects differ a little in mean colour, so a pattern is never quite unreadable. docs/log.md has
-numbers of a small probe.
+Plain, striped and dotted objects differ a little in mean colour, so a pattern is never quite unreadable. docs/log.md
+has numbers of a small probe.
 """
 
 from __future__ import annotations
