@@ -148,9 +148,7 @@ class DynReferModel(PreTrainedModel):
 
         `batch.counts()` are the denominators; weights and backward stand in train/run.py.
         """
-        if self.tasks == ["view_text"] or self.tasks == (
-            "view_text",
-        ):  # pretraining of the two towers: view 0 is enough
+        if tuple(self.tasks) == ("view_text",):  # pretraining of the two towers: view 0 is enough
             return {"view_text": self.view_text_loss(batch, self.patches(batch.views[:, :1]))}
         patches = self.patches(batch.views)  # (R, V, 1+P, D)
         region_embeds = self.embed(patches, batch.region_boxes)  # (R, Q, E)
