@@ -14,12 +14,12 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dynrefer.data.schema import RegionRecords, RegionResult, atomic_path, open_records
+from dynrefer.data.schema import Region, RegionRecords, RegionResult, atomic_path, open_records
 
 from .baselines import constant_caption, one_human, true_type_template
 from .captions import caption_scores
@@ -66,7 +66,7 @@ def evaluate(
     return score(task, records, results, names=names), results
 
 
-def baseline_scores(task: Task, records: RegionRecords, train: RegionRecords | None) -> dict[str, dict[str, float]]:
+def baseline_scores(task: Task, records: RegionRecords, train: Sequence[Region] | None) -> dict[str, dict[str, float]]:
     """{baseline: caption scores}: always the commonest training caption, the commonest of the true category, and one
     human against the others (the first reference against the rest, of regions that have several)."""
     references = {region.id: list(region.captions) for region in records if region.captions}
@@ -192,19 +192,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--control", help="control words of every region; '' for none; the predicted tags if not given")
     parser.add_argument("--tag-threshold", type=float, help="least probability of a tag, over the task's")
     parser.add_argument("--baselines", action="store_true", help="also score constant captions and people")
-    parser.add_argument("--train-data", help="records that the baselines learn from; train.jsonl beside the data")
+    parser.add_argument(
+        "--train-data", nargs="+", metavar="FILE", help="records that the baselines learn from; train.jsonl beside data"
+    )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="text generation, for instance num_beams=5")
-    args = parser.parse_intermixed_args(argv)
+    return run_command("eval.run", _run, parser.parse_intermixed_args(argv))
+
+
+def run_command(name: str, command: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """The exit status of a command: 0, or 2 after a mistake in input or settings, which is printed in a line
+    (DYNREFER_DEBUG=1 shows where it came from)."""
     try:
-        return _run(args)
+        command(args)
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("DYNREFER_DEBUG"):
             raise
-        print(f"eval.run: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {error}", file=sys.stderr)
         return 2
+    return 0
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> None:
     if args.model and args.predictions or not (args.model or args.predictions or args.baselines):
         raise ValueError("give --model RUN_OR_HUB_ID or --predictions FILE (or --baselines alone)")
     task, records, everything = open_task(args)
@@ -254,7 +262,6 @@ def _run(args: argparse.Namespace) -> int:
         write_json(out / ITEMS, scores.items)
         write_json(out / SCORES, content)
         print(f"-> {out / SCORES}")
-    return 0
 
 
 def key_values(pairs: Sequence[str]) -> dict[str, Any]:
@@ -270,15 +277,15 @@ def key_values(pairs: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _train_records(task: Task, records: RegionRecords, path: str | None) -> RegionRecords | None:
-    found = path or task.train_path(records.path)
-    if found is None:
+def _train_records(task: Task, records: RegionRecords, paths: Sequence[str] | None) -> Sequence[Region] | None:
+    found = paths or [path for path in [task.train_path(records.path)] if path]
+    if not found:
         print(
             f"no {task.train} beside {records.path}: baselines that learn from it are left out; --train-data names it",
             file=sys.stderr,
         )
         return None
-    return open_records(found)
+    return [region for path in found for region in open_records(path)]
 
 
 def _unless_own(model: Any, kind: str, names: Mapping[str, list[str] | None]) -> list[str] | None:

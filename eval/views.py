@@ -17,7 +17,7 @@ from typing import Any
 
 from dynrefer.data.schema import RegionRecords, atomic_path
 
-from .run import arguments, default_out, evaluate, load_model, open_task, table, write_json
+from .run import arguments, default_out, evaluate, load_model, open_task, run_command, table, write_json
 from .tasks import Task
 
 STRATEGIES = ("phash", "joint", "task", "random")
@@ -147,17 +147,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments("python -m eval.views", "Measures a benchmark for a list of view settings.")
     parser.add_argument("--model", required=True, help="run folder, model folder or hub id")
     parser.add_argument("--settings", nargs="+", metavar="S", help="such as phash fixed:0,0.3; all when not given")
-    args = parser.parse_args(argv)
-    try:
-        return _run(args)
-    except (ValueError, RuntimeError, OSError) as error:
-        if os.environ.get("DYNREFER_DEBUG"):
-            raise
-        print(f"eval.views: error: {error}", file=sys.stderr)
-        return 2
+    return run_command("eval.views", _run, parser.parse_args(argv))
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> None:
     task, records, _ = open_task(args)
     out = Path(args.out or default_out(args.model, f"{task.name}-views", None, None))
     rows = sweep(
@@ -178,7 +171,6 @@ def _run(args: argparse.Namespace) -> int:
     for name, setting in best.items():
         print(f"best for {name}: {setting}")
     print(f"-> {out / 'views.json'}, {out / 'views.png'}")
-    return 0
 
 
 if __name__ == "__main__":
