@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dynrefer.commands import run_command
 from dynrefer.data.schema import Region, RegionRecords, RegionResult, atomic_path, open_records
 
 from .predict import read_predictions
@@ -602,24 +603,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--views", help="folder with views.json; RUN/predictions/TASK-views where not given")
     parser.add_argument("--out", help="file to write; RUN/report.html where not given")
     parser.add_argument("--title", help="heading of the page")
-    args = parser.parse_args(argv)
-    try:
-        path = report_run(
-            args.run,
-            args.task,
-            data=args.data,
-            predictions=args.predictions,
-            views=args.views,
-            out=args.out,
-            title=args.title,
-        )
-    except (ValueError, OSError) as error:
-        if os.environ.get("DYNREFER_DEBUG"):
-            raise
-        print(f"eval.report: error: {error}", file=sys.stderr)
-        return 2
+    return run_command("eval.report", _run, parser.parse_args(argv))
+
+
+def _run(args: argparse.Namespace) -> None:
+    path = report_run(
+        args.run,
+        args.task,
+        data=args.data,
+        predictions=args.predictions,
+        views=args.views,
+        out=args.out,
+        title=args.title,
+    )
     print(f"-> {path}")
-    return 0
 
 
 if __name__ == "__main__":

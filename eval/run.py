@@ -14,11 +14,12 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from dynrefer.commands import run_command
 from dynrefer.data.schema import Region, RegionRecords, RegionResult, atomic_path, open_records
 
 from .baselines import constant_caption, one_human, true_type_template
@@ -197,19 +198,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="text generation, for instance num_beams=5")
     return run_command("eval.run", _run, parser.parse_intermixed_args(argv))
-
-
-def run_command(name: str, command: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """The exit status of a command: 0, or 2 after a mistake in input or settings, which is printed in a line
-    (DYNREFER_DEBUG=1 shows where it came from)."""
-    try:
-        command(args)
-    except (ValueError, RuntimeError, OSError) as error:
-        if os.environ.get("DYNREFER_DEBUG"):
-            raise
-        print(f"{name}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def _run(args: argparse.Namespace) -> None:

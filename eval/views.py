@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dynrefer.commands import run_command
 from dynrefer.data.schema import RegionRecords, atomic_path
 
-from .run import arguments, default_out, evaluate, load_model, open_task, run_command, table, write_json
+from .run import arguments, default_out, evaluate, load_model, open_task, table, write_json
 from .tasks import Task
 
 STRATEGIES = ("phash", "joint", "task", "random")

@@ -1,0 +1,154 @@
+"""What every converter shares: reading official files as a stream, images that tests need left out, published counts,
+and records written beside their images.
+
+    for image in read_items("region_descriptions.json", "item"): ...
+    check_counts({"images": 108077}, published={"images": 108077}, name="Visual Genome 1.2")
+"""
+
+import argparse
+import gzip
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dynrefer.data.schema import Region, open_records, save_arrow, write_records
+
+COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.jpg$")
+
+
+def read_items(path: str | os.PathLike, prefix: str) -> Iterator[Any]:
+    """The values at `prefix` of a .json or .json.gz file one after the other, the file never in memory as a whole.
+
+    prefix: as ijson has it: "item" for the entries of a top-level list, "annotations.item" for those of
+    {"annotations": [...]}. Raises ValueError for a file that is missing, cut off or not JSON, and for one with nothing
+    at `prefix`.
+    """
+    import ijson
+
+    path = Path(path)
+    count = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            for value in ijson.items(file, prefix, use_float=True):
+                count += 1
+                yield value
+    except (ijson.JSONError, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(
+            f"{path}: not JSON from its first to its last byte ({error}), damaged behind entry {count} of {prefix!r}; "
+            "download it again"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+    if not count:
+        raise ValueError(f"{path}: nothing at {prefix!r}; is it the right file?")
+
+
+def check_counts(found: Mapping[str, int], published: Mapping[str, int], name: str, subset: bool = False) -> None:
+    """ValueError where a published count differs from what a file held. subset: the file is knowingly a part."""
+    wrong = [f"{found.get(key, 0):,} {key}, published {count:,}" for key, count in published.items()]
+    wrong = [text for text, key in zip(wrong, published, strict=True) if found.get(key, 0) != published[key]]
+    if wrong and not subset:
+        raise ValueError(
+            f"{name}: {'; '.join(wrong)}: another version or a broken download? `--subset` converts a part knowingly"
+        )
+
+
+def coco_image_id(name: str) -> int | None:
+    """The COCO id in an image's file name; None for a name of another form.
+
+    >>> coco_image_id("train2014/COCO_train2014_000000581857.jpg"), coco_image_id("val2017/000000000139.jpg")
+    (581857, 139)
+    """
+    match = COCO_NAME.search(str(name))
+    return int(match[1]) if match else None
+
+
+def image_keys(paths: Sequence[str | os.PathLike]) -> set[int | str]:
+    """What tells the images of some record files from others: COCO ids, and bare file names where there is none."""
+    names = {image for path in paths for image in open_records(path).images()}
+    return {image_key(name) for name in names}
+
+
+def image_key(name: str) -> int | str:
+    """The COCO id of an image, or its bare file name."""
+    coco_id = coco_image_id(name)
+    return Path(name).name if coco_id is None else coco_id
+
+
+def arguments(prog: str, description: str, shared_with: str | None = None) -> argparse.ArgumentParser:
+    """The options that converters share. shared_with: test sets whose images occur in this dataset's training part;
+    --exclude is required then."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--images", type=Path, required=True, help="folder of the images; records point into it")
+    parser.add_argument("--out", type=Path, required=True, help="record file: .jsonl, .jsonl.gz, or an Arrow folder")
+    parser.add_argument("--subset", action="store_true", help="the files are knowingly a part: counts may differ")
+    if shared_with:
+        group = parser.add_mutually_exclusive_group()
+        group.add_argument(
+            "--exclude", nargs="+", type=Path, metavar="RECORDS", help=f"leave out images of these ({shared_with})"
+        )
+        group.add_argument("--keep-shared", action="store_true", help="do not leave any image out")
+    return parser
+
+
+def excluded_images(args: argparse.Namespace, shared_with: str) -> set[int | str]:
+    """Keys of the images that --exclude names. Training records need it, or --keep-shared; ValueError otherwise."""
+    if args.keep_shared:
+        return set()
+    if not args.exclude:
+        raise ValueError(
+            f"training images are shared with {shared_with}: convert those first and name them with --exclude, or say "
+            "--keep-shared"
+        )
+    return image_keys(args.exclude)
+
+
+class ImageFolder:
+    """Images on disk, listed once, and their paths relative to the record file.
+
+    Raises ValueError when there is no such folder, and for each image that is not in it.
+    """
+
+    def __init__(self, folder: Path, out: Path):
+        if not folder.is_dir():
+            raise ValueError(f"image folder {folder}: no such folder; name where the images were unpacked to")
+        self.folder = folder
+        self._prefix = os.path.relpath(folder.absolute(), out.absolute().parent)
+        self._listed: dict[str, frozenset[str]] = {}
+
+    def path(self, name: str, where: str) -> str:
+        """`name` (relative to the folder, with forward slashes) as a record says it; `where` begins an error."""
+        parent, _, base = name.rpartition("/")
+        if parent not in self._listed:
+            place = self.folder / parent
+            self._listed[parent] = frozenset(os.listdir(place)) if place.is_dir() else frozenset()
+        if base not in self._listed[parent] or ".." in parent.split("/") or name.startswith("/"):
+            raise ValueError(f"{where}: image {name!r} is not in {self.folder}; is it the folder of this dataset?")
+        return f"{self._prefix}/{name}"
+
+
+def write(out: Path, regions: Iterable[Region]) -> int:
+    """Writes records in the form that the name asks for (.jsonl, .jsonl.gz, or an Arrow folder); how many they are.
+    The file appears whole or not at all. ValueError when there are none."""
+    if out.name.endswith((".jsonl", ".jsonl.gz")):
+        return write_records(out, _some(regions, out))
+    if out.suffix:
+        raise ValueError(f"--out {out}: expected a name that ends with .jsonl or .jsonl.gz, or without an ending")
+    return save_arrow(out, _some(regions, out))
+
+
+def _some(regions: Iterable[Region], out: Path) -> Iterator[Region]:
+    region = None
+    for region in regions:
+        yield region
+    if region is None:
+        raise ValueError(f"{out}: no regions came out; look at the splits and the excluded images")
+
+
+def tell(out: Path, counts: Mapping[str, int]) -> None:
+    """Prints what was counted, a line each, and where it went."""
+    for name, count in counts.items():
+        print(f"{count:>12,}  {name}")
+    print(f"-> {out}")
