@@ -9,18 +9,31 @@ Shape letters: R regions, V views, S view size in pixels, C candidate scales.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import torch
 from torch import Tensor
 
-CANDIDATE_SCALES = tuple(round(0.1 * i, 1) for i in range(1, 11))
-HASH_SIZE = 224  # side of the grey crop that the hash looks at
-HASH_BITS = 8  # the hash keeps the top-left 8 x 8 block of the transform
+from .config import suggestion
+from .phash import grey, hash_bits, low_frequencies
 
-# How many of the best scales a task wants, measured in the paper's figure 4: attributes live in the region itself,
-# captions want some context, too much of it hurts everything.
+CANDIDATE_SCALES = tuple(round(0.1 * i, 1) for i in range(1, 11))
+
+# name: (which scales the views beside view 0 get, where it is used)
+VIEW_STRATEGIES = {
+    "phash": ("those whose hash differs most from view 0, divided by t; released", "inference, by default"),
+    "joint": ("those whose hashes differ most from view 0 and from each other", "inference, when asked for"),
+    "task": ("those nearest to what a task likes; task:attributes names it", "inference, when one task counts"),
+    "random": ("distinct ones, uniform; random:0.2 shows 1 region in 5 at one scale", "training, by default"),
+    "fixed": ("exactly these, view 0 included; fixed:0,0.3,1", "measuring scales (eval.views), small models"),
+}
+
+# The scale a task likes, from the paper's figure 4: attributes live in the region itself, captions want some context,
+# too much of it hurts everything.
 TASK_SCALES = {"attributes": 0.1, "tags": 0.3, "categories": 0.3, "captions": 0.4}
+
+REGIONS_AT_ONCE = 512  # bounds the memory of hashes and their distances, whatever the number of regions
 
 
 def view_boxes(boxes: Tensor, image_hw: tuple[int, int], scales: Tensor) -> Tensor:
@@ -51,10 +64,15 @@ def pixel_boxes(boxes: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
 
 
 def widen_boxes(boxes: np.ndarray) -> np.ndarray:
-    """Boxes thinner than a pixel become one pixel wide, before their views are made. boxes (R, 4) float."""
-    boxes = np.array(boxes, np.float32)
-    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
-    return boxes
+    """Boxes thinner than a pixel become one pixel wide, before their views are made. boxes (R, 4); returns float32.
+
+    They grow towards the left and the top, as in the released program; at those edges of the image to the other side.
+    """
+    boxes = np.array(boxes, np.float64)
+    low, high = boxes[:, :2], boxes[:, 2:]
+    low[:] = np.maximum(np.minimum(low, high - 1), 0)
+    high[:] = np.maximum(high, low + 1)
+    return boxes.astype(np.float32)
 
 
 def crop_views(
@@ -92,86 +110,32 @@ def crop_views(
     return views, cropped, region_boxes.astype(np.float32)
 
 
-# ---------------------------------------------------------------------------------------------- perceptual hash
-
-
-def _resize_weights(source: int, target: int) -> np.ndarray:
-    """(target, source) matrix of OpenCV's bilinear resize: half-pixel centres, no antialiasing, clamped edges."""
-    centre = (np.arange(target, dtype=np.float64) + 0.5) * (source / target) - 0.5
-    low = np.floor(centre).astype(np.int64)
-    fraction = (centre - low).astype(np.float32)
-    weights = np.zeros((target, source), np.float32)
-    rows = np.arange(target)
-    np.add.at(weights, (rows, np.clip(low, 0, source - 1)), 1 - fraction)
-    np.add.at(weights, (rows, np.clip(low + 1, 0, source - 1)), fraction)
-    return weights
-
-
-def _dct_rows(size: int, count: int) -> np.ndarray:
-    """First `count` rows of the orthonormal DCT-II matrix of a given size. (count, size)"""
-    k, x = np.arange(count)[:, None], np.arange(size)[None]
-    rows = np.cos(np.pi * (2 * x + 1) * k / (2 * size)) * np.sqrt(2 / size)
-    rows[0] /= np.sqrt(2)
-    return rows.astype(np.float64)
-
-
-_DCT = _dct_rows(HASH_SIZE, HASH_BITS)  # (8, 224)
-_SIDE_WEIGHTS: dict[int, np.ndarray] = {}
-
-
-def _side_weights(side: int) -> np.ndarray:
-    """(8, side): resize to 224 and transform in one matrix, for a crop side in pixels. Both are linear, separable."""
-    if side not in _SIDE_WEIGHTS:
-        if len(_SIDE_WEIGHTS) > 4096:
-            _SIDE_WEIGHTS.clear()
-        _SIDE_WEIGHTS[side] = (_DCT @ _resize_weights(side, HASH_SIZE)).astype(np.float32)
-    return _SIDE_WEIGHTS[side]
-
-
-def grey(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 RGB -> (H, W) float32 in 0..255 with the fixed-point weights of OpenCV's RGB2GRAY."""
-    r, g, b = (image[..., i].astype(np.int32) for i in range(3))
-    return ((r * 9798 + g * 19235 + b * 3735 + (1 << 14)) >> 15).astype(np.float32)
+# ---------------------------------------------------------------------------------------------- choice of scales
 
 
 def perceptual_hash(grey_image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """64 hash bits of each crop of a grey image.
-
-    grey_image: (H, W) float32; boxes: (N, 4) float xyxy, truncated to whole pixels. Returns (N, 64) bool.
-    A bit is "this low-frequency coefficient of the 224 x 224 crop lies above the mean of the 8 x 8 block".
-    Only 8 x 8 of the 224 x 224 coefficients are needed, and resizing and the transform are both linear and separable:
-    two small matrix products a crop replace the resize and the full transform.
-    """
-    image_hw = grey_image.shape
-    cropped = pixel_boxes(boxes, image_hw)
-    block = np.empty((len(cropped), HASH_BITS, HASH_BITS), np.float32)
-    for n, (x1, y1, x2, y2) in enumerate(cropped):
-        rows = _side_weights(int(y2 - y1)) @ grey_image[y1:y2, x1:x2]  # (8, w)
-        block[n] = rows @ _side_weights(int(x2 - x1)).T
-    block = block.reshape(len(cropped), -1)
-    return block > block.mean(-1, keepdims=True)
-
-
-# ---------------------------------------------------------------------------------------------- choice of scales
+    """64 hash bits of the crop of each box. grey_image: (H, W) in 0..255; boxes: (N, 4) float xyxy, truncated to whole
+    pixels. Returns (N, 64) bool, see phash.py."""
+    return hash_bits(low_frequencies(grey_image, pixel_boxes(boxes, grey_image.shape)))
 
 
 def phash_scales(hashes: np.ndarray, num_extra: int) -> np.ndarray:
     """Released choice: the extra scales that differ most from view 0, divided by t to hold context back.
 
     hashes: (R, 1 + C, 64) bool at t = 0 and at every candidate. Returns (R, num_extra), best first; ties go to the
-    smaller t (DynRefer, section 3.3).
+    smaller t (DynRefer, section 3.3). Where no scale is left that differs from view 0 at all (the region is the whole
+    image, or the image is flat), the first candidate is taken, also again: the released search does so.
     """
     candidates = np.array(CANDIDATE_SCALES)
     score = (hashes[:, 1:] != hashes[:, :1]).sum(-1) / candidates  # (R, C)
     best = np.argsort(-score, axis=1, kind="stable")[:, :num_extra]
-    return candidates[best]
+    differs = np.take_along_axis(score, best, axis=1) > 0
+    return candidates[np.where(differs, best, 0)]
 
 
 def joint_scales(hashes: np.ndarray, num_extra: int) -> np.ndarray:
     """Extra scales that differ from view 0 and from each other: the set with the largest sum of pairwise distances,
     each divided by the larger t of the pair. Same shapes as phash_scales."""
-    from itertools import combinations
-
     scales = np.array((0.0, *CANDIDATE_SCALES))
     distance = (hashes[:, :, None] != hashes[:, None]).sum(-1) / np.maximum(
         np.maximum(scales[:, None], scales[None]), CANDIDATE_SCALES[0]
@@ -184,7 +148,6 @@ def joint_scales(hashes: np.ndarray, num_extra: int) -> np.ndarray:
 
 
 HASH_STRATEGIES = {"phash": phash_scales, "joint": joint_scales}
-VIEW_STRATEGIES = ("phash", "joint", "task", "random", "fixed")
 
 
 def choose_scales(
@@ -193,25 +156,27 @@ def choose_scales(
     boxes: np.ndarray,
     num_views: int,
     generators: Sequence[np.random.Generator],
-    *,
-    task: str = "captions",
 ) -> np.ndarray:
     """Scales of the views of every region of one image.
 
-    strategy: "phash" (released, image prior), "joint" (views also differ from each other), "task" (the scale the task
-    likes, spread around it), "random" (training: distinct candidates, uniform; "random:0.2" shows a region at one
-    single scale, 0 among them, with this probability, so that each scale can also be measured alone) or
-    "fixed:0,0.3,1" (exactly these).
+    strategy: a name of VIEW_STRATEGIES, with ":" and its argument where it takes one: "random:0.2" shows a region at
+    one single scale, 0 among them, with this probability, so that each scale can also be measured alone.
     image: (H, W, 3) uint8; boxes: (R, 4); generators: one a region, read by "random" only.
     Returns (R, V) float32, except for "fixed" the first column is 0. Raises ValueError on an unknown strategy.
     """
     num_regions, num_extra = len(boxes), num_views - 1
-    name, _, values = strategy.partition(":")
-    lone = lone_probability(strategy) if name == "random" else 0.0
+    name, colon, argument = strategy.partition(":")
+    if name not in VIEW_STRATEGIES:
+        raise ValueError(
+            f"unknown view strategy {strategy!r}.{suggestion(name, VIEW_STRATEGIES)} "
+            f"Known: {', '.join(VIEW_STRATEGIES)}"
+        )
     if name == "fixed":
-        return np.tile(fixed_scales(values, num_views), (num_regions, 1))
-    if (values and name != "random") or name not in VIEW_STRATEGIES:
-        raise ValueError(f"view strategy {strategy!r}: expected one of {', '.join(VIEW_STRATEGIES)} (fixed:0,0.3,1)")
+        return np.tile(fixed_scales(argument, num_views), (num_regions, 1))
+    if name in HASH_STRATEGIES and colon:
+        raise ValueError(f"view strategy {strategy!r}: {name} takes nothing after its name; write {name!r}")
+    lone = lone_probability(strategy) if name == "random" else 0.0
+    liked = task_scale(strategy) if name == "task" else None
     if num_extra > len(CANDIDATE_SCALES):
         raise ValueError(f"num_views {num_views}: at most {len(CANDIDATE_SCALES) + 1}; view 0 and ten candidates")
     scales = np.zeros((num_regions, num_views), np.float32)
@@ -223,17 +188,31 @@ def choose_scales(
             if lone and generator.random() < lone:
                 scales[r] = generator.choice((0.0, *CANDIDATE_SCALES))
     elif name == "task":
-        if task not in TASK_SCALES:
-            raise ValueError(f"task {task!r}: expected one of {', '.join(TASK_SCALES)}")
-        nearest = sorted(CANDIDATE_SCALES, key=lambda t: (abs(t - TASK_SCALES[task]), t))[:num_extra]
+        nearest = sorted(CANDIDATE_SCALES, key=lambda t: (abs(t - liked), t))[:num_extra]
         scales[:, 1:] = np.sort(nearest)
     else:
-        candidates = np.array((0.0, *CANDIDATE_SCALES), np.float32)
-        image_hw = image.shape[:2]
-        grown = view_boxes(torch.from_numpy(widen_boxes(boxes)), image_hw, torch.from_numpy(candidates)).numpy()
-        hashes = perceptual_hash(grey(image), grown.reshape(-1, 4)).reshape(num_regions, len(candidates), -1)
-        scales[:, 1:] = HASH_STRATEGIES[name](hashes, num_extra)
+        grey_image = grey(image)
+        for start in range(0, num_regions, REGIONS_AT_ONCE):
+            part = slice(start, start + REGIONS_AT_ONCE)
+            scales[part, 1:] = HASH_STRATEGIES[name](candidate_hashes(grey_image, boxes[part]), num_extra)
     return scales
+
+
+def candidate_hashes(grey_image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Hash bits of every region at t = 0 and at every candidate scale. boxes (R, 4). Returns (R, 1 + C, 64) bool."""
+    scales = torch.tensor((0.0, *CANDIDATE_SCALES))
+    grown = view_boxes(torch.from_numpy(widen_boxes(boxes)), grey_image.shape, scales).numpy()  # (R, 1 + C, 4)
+    return perceptual_hash(grey_image, grown.reshape(-1, 4)).reshape(*grown.shape[:2], -1)
+
+
+def task_scale(strategy: str) -> float:
+    """The scale that the task of "task:attributes" likes, captions for "task"; ValueError for an unknown task."""
+    task = strategy.partition(":")[2] or "captions"
+    if task not in TASK_SCALES:
+        raise ValueError(
+            f"view strategy {strategy!r}: unknown task.{suggestion(task, TASK_SCALES)} Known: {', '.join(TASK_SCALES)}"
+        )
+    return TASK_SCALES[task]
 
 
 def lone_probability(strategy: str) -> float:

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from dynrefer import views
+from dynrefer.phash import dct_rows
 from dynrefer.views import CANDIDATE_SCALES, choose_scales, crop_views, perceptual_hash, view_boxes
 
 BOX = torch.tensor([40.0, 30, 80, 90])
@@ -56,12 +57,18 @@ def test_regions_thinner_than_a_pixel_get_one(box):
     assert (cropped[..., 2:] <= [200, 100]).all() and (cropped[..., :2] >= 0).all()
 
 
+def test_thin_regions_grow_to_the_left_and_to_the_top_inside_the_image():
+    boxes = np.array([[10.2, 20.5, 10.6, 90], [199.5, 99.5, 200, 100], [0, 0, 0.25, 0.25], [5, 6, 6, 7]])
+    expected = [[9.6, 20.5, 10.6, 90], [199, 99, 200, 100], [0, 0, 1, 1], [5, 6, 6, 7]]
+    np.testing.assert_allclose(views.widen_boxes(boxes), expected, rtol=1e-6)
+
+
 def plain_hash(grey, box):
     """The definition, step by step: bilinear resize to 224 x 224, full 2-D DCT-II, top-left 8 x 8 against its mean."""
     x1, y1, x2, y2 = (int(side) for side in box)
     crop = torch.from_numpy(grey[y1:y2, x1:x2].astype(np.float64))[None, None]
     resized = torch.nn.functional.interpolate(crop, (224, 224), mode="bilinear", align_corners=False)[0, 0].numpy()
-    basis = views._dct_rows(224, 224)
+    basis = dct_rows(224, 224)
     block = (basis @ resized @ basis.T)[:8, :8].ravel()
     return block > block.mean()
 
@@ -79,6 +86,14 @@ def test_released_choice_divides_by_t_and_ties_go_to_the_smaller():
     hashes[0, 2, :4] = True  # 4 bits at t = 0.2: 20, a tie
     hashes[0, 10, :15] = True  # 15 bits at t = 1: 15
     np.testing.assert_allclose(views.phash_scales(hashes, 3), [[0.2, 0.5, 1.0]])
+
+
+def test_released_choice_returns_to_the_first_scale_when_nothing_differs():
+    hashes = np.zeros((2, 11, 64), bool)
+    hashes[1, 6, :3] = True
+    np.testing.assert_allclose(views.phash_scales(hashes, 3), [[0.1, 0.1, 0.1], [0.6, 0.1, 0.1]])
+    whole_image = np.array([[0, 0, 200, 100]], np.float32)
+    np.testing.assert_allclose(choose_scales("phash", picture(), whole_image, 3, [None]), [[0, 0.1, 0.1]])
 
 
 def test_joint_choice_takes_scales_that_differ_from_each_other():
