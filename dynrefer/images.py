@@ -57,6 +57,26 @@ def open_image(source: ImageSource) -> np.ndarray:
     )
 
 
+def read_image_hw(source: str | os.PathLike | bytes) -> tuple[int, int]:
+    """(height, width) of the upright picture from a file's header, or from an encoded file's bytes; no pixel is decoded.
+
+    Raises ValueError for what is missing or not an image. A file cut off behind its header is not noticed.
+    """
+    encoded = isinstance(source, (bytes, bytearray))
+    name = f"image of {len(source)} bytes" if encoded else f"image {source}"
+    try:
+        with Image.open(io.BytesIO(source) if encoded else source) as image:
+            width, height = image.size
+            turned = _orientation(image) >= 5
+    except FileNotFoundError:
+        raise ValueError(f"{name}: no such file") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{name}: not an image that Pillow can read (damaged, or another kind of file)") from None
+    except DECODE_ERRORS as error:
+        raise ValueError(f"{name}: cannot be opened, truncated or damaged or too large ({error})") from error
+    return (width, height) if turned else (height, width)
+
+
 def _from_file(file: io.BufferedIOBase, name: str, num_bytes: int) -> np.ndarray:
     if num_bytes == 0:
         raise ValueError(f"{name}: the file is empty (0 bytes); download or write it again")

@@ -58,6 +58,28 @@ def mask_to_box(mask: np.ndarray) -> np.ndarray:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float64)
 
 
+def rle_to_box(rle: dict) -> np.ndarray | None:
+    """Tight box (4,) float64 xyxy of COCO run lengths, as `mask_to_box` of the decoded mask, without decoding it.
+    None where no pixel is inside; ValueError for run lengths that are damaged.
+
+    >>> rle_to_box({"size": [2, 3], "counts": [3, 1, 1, 1]}).tolist()
+    [1.0, 1.0, 3.0, 2.0]
+    """
+    if not isinstance(rle, dict):
+        raise ValueError(f"mask of type {type(rle).__name__}: expected a COCO run-length dict")
+    image_hw = check_image_hw(rle.get("size"))
+    counts = _run_lengths(rle, image_hw)
+    stops = np.cumsum(counts)[1::2]  # every second run is inside
+    starts = stops - counts[1::2]
+    starts, last = starts[stops > starts], stops[stops > starts] - 1
+    if not starts.size:
+        return None
+    height = image_hw[0]  # runs go down the columns; one that goes on in the next column touches both edges
+    across = (starts // height != last // height).any()
+    top, bottom = (0, height) if across else ((starts % height).min(), (last % height).max() + 1)
+    return np.array([starts[0] // height, top, last[-1] // height + 1, bottom], dtype=np.float64)
+
+
 def mask_to_rle(mask: np.ndarray) -> dict:
     """COCO's compressed run lengths {"size": [H, W], "counts": str} of a bool mask (H, W); fit for JSON."""
     from pycocotools import mask as coco
@@ -128,6 +150,14 @@ def _check_rle_form(rle: dict, image_hw: tuple[int, int]) -> None:
 
 def _from_rle(rle: dict, image_hw: tuple[int, int]) -> np.ndarray:
     """Run lengths to a mask, decoded here: the C decoder trusts the counts, and a damaged file must not crash a run."""
+    counts = _run_lengths(rle, image_hw)
+    height, width = image_hw
+    inside = np.arange(counts.size) % 2 == 1
+    return np.repeat(inside, counts).reshape(width, height).T.copy()  # runs go down the columns
+
+
+def _run_lengths(rle: dict, image_hw: tuple[int, int]) -> np.ndarray:
+    """Checked run lengths (N,) int64 of a run-length dict: outside, inside, outside, ...; they fill the image."""
     _check_rle_form(rle, image_hw)
     counts = rle["counts"]
     if isinstance(counts, (str, bytes)):
@@ -146,8 +176,7 @@ def _from_rle(rle: dict, image_hw: tuple[int, int]) -> np.ndarray:
             f"mask counts add up to {counts.sum()}, expected {height * width} = {height} x {width} "
             "(no run negative); the run lengths are damaged or of another image"
         )
-    inside = np.arange(counts.size) % 2 == 1
-    return np.repeat(inside, counts).reshape(width, height).T.copy()  # runs go down the columns
+    return counts
 
 
 def _uncompress(text: str | bytes) -> np.ndarray:

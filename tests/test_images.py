@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dynrefer.images import open_image
+from dynrefer.images import open_image, read_image_hw
 
 EXIF_ORIENTATION = 0x0112
 
@@ -192,3 +192,16 @@ def test_a_picture_too_large_to_be_meant_is_refused(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match="exceeds limit"):
         open_image(encode(Image.new("L", (30, 30))))
+
+
+def test_the_size_from_the_header_is_that_of_the_upright_picture(tmp_path):
+    exif = Image.Exif()
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+        size = open_image(tmp_path / "a.jpg").shape[:2]
+        assert read_image_hw(tmp_path / "a.jpg") == read_image_hw((tmp_path / "a.jpg").read_bytes()) == size
+    (tmp_path / "b.png").write_text("no picture")
+    for source, rule in ((tmp_path / "b.png", "b.png.*not an image"), (tmp_path / "c", "c: no such"), (b"", "0 bytes")):
+        with pytest.raises(ValueError, match=rule):
+            read_image_hw(source)

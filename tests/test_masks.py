@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dynrefer.masks import check_mask_record, mask_to_box, mask_to_rle, to_mask
+from dynrefer.masks import check_mask_record, mask_to_box, mask_to_rle, rle_to_box, to_mask
 
 HW = (4, 6)
 
@@ -193,3 +193,29 @@ def test_jpeg_missing_and_damaged_mask_files_are_refused(mask, tmp_path):
     for name, rule in (("m.jpg", "save it as PNG"), ("none.png", "no such file"), ("cut.png", "cannot be read")):
         with pytest.raises(ValueError, match=f"{name}.*{rule}"):
             to_mask(tmp_path / name, HW)
+
+
+def test_the_box_of_run_lengths_is_that_of_the_decoded_mask():
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        hw = tuple(generator.integers(1, 9, size=2).tolist())
+        mask = generator.random(hw) < generator.choice([0.05, 0.3, 0.9])
+        for rle in (mask_to_rle(mask), {"size": list(hw), "counts": runs(mask)}):
+            box = rle_to_box(rle)
+            assert (box is None) == (not mask.any())
+            assert box is None or box.tolist() == mask_to_box(mask).tolist()
+    assert rle_to_box({"size": [2, 3], "counts": [1, 1, 0, 1, 3]}).tolist() == [0, 0, 2, 2]  # a run of length nothing
+    for damaged in ({"size": [2, 3], "counts": [1, 9]}, {"counts": [6]}, {"size": [2, 3], "counts": "~~"}, [[1, 2]]):
+        with pytest.raises(ValueError):
+            rle_to_box(damaged)
+
+
+def runs(mask) -> list[int]:
+    """Uncompressed run lengths, counted the plain way: down the columns, outside first."""
+    counts, value = [0], False
+    for inside in mask.T.reshape(-1).tolist():
+        if inside != value:
+            counts.append(0)
+            value = inside
+        counts[-1] += 1
+    return counts
