@@ -58,7 +58,7 @@ def open_image(source: ImageSource) -> np.ndarray:
 
 
 def read_image_hw(source: str | os.PathLike | bytes) -> tuple[int, int]:
-    """(height, width) of the upright picture from a file's header, or from an encoded file's bytes; no pixel is decoded.
+    """(height, width) of the upright picture from the header of a file or of its bytes; no pixel is decoded.
 
     Raises ValueError for what is missing or not an image. A file cut off behind its header is not noticed.
     """
