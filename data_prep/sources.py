@@ -7,14 +7,17 @@ and records written beside their images.
 
 import argparse
 import gzip
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynrefer.data.schema import Region, open_records, save_arrow, write_records
+from dynrefer.data.schema import Region, atomic_path, open_records, save_arrow, write_records
+from dynrefer.images import read_image_hw
 
+NUM_SIZES_CHECKED = 1000  # pictures of a folder whose headers are compared with the recorded size
 COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.jpg$")
 
 
@@ -117,16 +120,39 @@ class ImageFolder:
         self.folder = folder
         self._prefix = os.path.relpath(folder.absolute(), out.absolute().parent)
         self._listed: dict[str, frozenset[str]] = {}
+        self._unchecked = NUM_SIZES_CHECKED
 
     def path(self, name: str, where: str) -> str:
         """`name` (relative to the folder, with forward slashes) as a record says it; `where` begins an error."""
-        parent, _, base = name.rpartition("/")
-        if parent not in self._listed:
-            place = self.folder / parent
-            self._listed[parent] = frozenset(os.listdir(place)) if place.is_dir() else frozenset()
-        if base not in self._listed[parent] or ".." in parent.split("/") or name.startswith("/"):
+        found = self.find(name)
+        if found is None:
             raise ValueError(f"{where}: image {name!r} is not in {self.folder}; is it the folder of this dataset?")
-        return f"{self._prefix}/{name}"
+        return found
+
+    def find(self, *names: str) -> str | None:
+        """The first of these names that is in the folder, as a record says it; None where none is."""
+        for name in names:
+            parent, _, base = name.rpartition("/")
+            if name.startswith("/") or ".." in parent.split("/"):
+                continue
+            if parent not in self._listed:
+                place = self.folder / parent
+                self._listed[parent] = frozenset(os.listdir(place)) if place.is_dir() else frozenset()
+            if base in self._listed[parent]:
+                return f"{self._prefix}/{name}"
+        return None
+
+    def check_size(self, path: str, image_hw: tuple[int, int], where: str) -> None:
+        """ValueError where a picture has another size than recorded. path: as `path` and `find` give it. Looks at the
+        headers of the first pictures only; `python -m data_prep.check` looks at all."""
+        if self._unchecked:
+            self._unchecked -= 1
+            true_hw = read_image_hw(self.folder / path[len(self._prefix) + 1 :])
+            if true_hw != tuple(image_hw):
+                raise ValueError(
+                    f"{where}: the annotations say {tuple(image_hw)}, but image {path!r} is {true_hw} (height, width); "
+                    "convert with the images that were annotated, not resized ones"
+                )
 
 
 def write(out: Path, regions: Iterable[Region]) -> int:
@@ -145,6 +171,21 @@ def _some(regions: Iterable[Region], out: Path) -> Iterator[Region]:
         yield region
     if region is None:
         raise ValueError(f"{out}: no regions came out; look at the splits and the excluded images")
+
+
+def write_list(path: Path, entries: Sequence[str] | Sequence[dict]) -> None:
+    """A word list beside the records: one name a line, or JSON where the path ends so. ValueError where other words
+    stand there already, of another dataset in the same folder."""
+    if path.suffix == ".json":
+        text = "[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries) + "\n]\n"
+    else:
+        text = "".join(f"{entry}\n" for entry in entries)
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"{path}: another list stands there; records with other words need a folder of their own (or delete it)"
+        )
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def tell(out: Path, counts: Mapping[str, int]) -> None:
