@@ -1,0 +1,168 @@
+"""Box conventions: the four numbers of a box mean what the user says they mean, and the images say whether it fits.
+
+A convention is one of `BOX_FORMATS`: xyxy, xywh or cxcywh, in pixels, "-unit" (0 to 1) or "-1000" (thousandths). It is
+never guessed; but boxes that mostly leave their images, or are a pixel wide, are refused with the one that would fit.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dynrefer.boxes import BOX_FORMATS, to_xyxy
+
+CHUNK = 1024  # boxes converted at once
+SAMPLE = 16384  # boxes that the check looks at, the first of the file
+SLACK = 0.02  # of the image's side that a sound box may reach beyond it: annotators draw past the edge
+EXAMPLES = 3  # boxes left out that are named, the others are counted
+_FULL = {"": None, "unit": 1.0, "1000": 1000.0}
+
+Box = tuple[float, float, float, float]
+
+
+def box_convention_problem(boxes: ArrayLike, image_hws: ArrayLike, box_format: str = "xyxy") -> str | None:
+    """What is wrong with the convention of boxes, in one sentence with the one that fits; None when nothing is.
+
+    boxes: (N, 4) numbers as the file has them. image_hws: (N, 2) height and width of each box's image. box_format: the
+    convention they are said to be in. A box fits a convention when it lies in its image and is wider and higher than
+    a pixel. Told are boxes of which less than half fit, and those of which a tenth does not where another layout fits
+    all but a hundredth (xywh and cxcywh of small things are that alike).
+
+        >>> box_convention_problem([[200, 300, 50, 60], [500, 90, 40, 80]], [[480, 640]] * 2)
+        "100% of 2 boxes leave their image or are not a pixel wide when read as 'xyxy'; as 'xywh' 100% fit"
+    """
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    sizes = np.asarray(image_hws, dtype=np.float64).reshape(-1, 2)
+    if box_format not in BOX_FORMATS:
+        raise ValueError(f"unknown box format {box_format!r}; choose one of {', '.join(BOX_FORMATS)}")
+    if len(boxes) != len(sizes):
+        raise ValueError(f"{len(boxes)} boxes but {len(sizes)} image sizes; give one size a box")
+    known = np.isfinite(boxes).all(axis=1)
+    boxes, sizes = boxes[known], sizes[known]
+    if not len(boxes):
+        return None
+    share = {name: _fitting(boxes, sizes, name) for name in BOX_FORMATS}
+    layout, _, unit = box_format.partition("-")
+    here = share.pop(box_format)
+    # the same unit first: a user mixes up layouts more often, and thousandths fit nearly everything
+    best = max(share, key=lambda name: (round(share[name], 2), name.partition("-")[2] == unit))
+    alike = max((share[name] for name in share if name.partition("-")[2] == unit), default=0.0)
+    if here >= 0.5 and not (len(boxes) >= 50 and here < 0.9 and alike >= 0.99):
+        return None
+    found = (
+        f"{1 - here:.0%} of {len(boxes):,} boxes leave their image or are not a pixel wide when read as {box_format!r}"
+    )
+    exchanged = _fitting(boxes[:, [1, 0, 3, 2]], sizes, box_format)
+    fits = [f"as {best!r} {share[best]:.0%} fit"] if share[best] >= 0.9 else []
+    if exchanged >= 0.9:
+        fits.append(f"with x and y (or the height and width of the images) exchanged {exchanged:.0%} fit")
+    if fits:
+        return f"{found}; {', '.join(fits)}"
+    if len(boxes) < 20:
+        return None  # a few odd boxes are not a convention
+    return f"{found}, and none of {', '.join(BOX_FORMATS)} fits; are these the images that the boxes were drawn on?"
+
+
+def _fitting(boxes: np.ndarray, sizes: np.ndarray, box_format: str) -> float:
+    """Share of the boxes (N, 4) that lie in their images of height and width `sizes` (N, 2) in this convention."""
+    xyxy = _pixels(boxes, sizes, box_format)
+    scale = sizes[:, [1, 0]]
+    inside = (xyxy[:, :2] >= -SLACK * scale - 1) & (xyxy[:, 2:] <= (1 + SLACK) * scale + 1)
+    return float((inside & (xyxy[:, 2:] - xyxy[:, :2] > 1)).all(axis=1).mean())
+
+
+def _pixels(boxes: np.ndarray, sizes: np.ndarray, box_format: str) -> np.ndarray:
+    """Boxes (N, 4) as xyxy pixels, each in its own image: (N, 2) height and width. Neither checked nor clipped."""
+    layout, _, unit = box_format.partition("-")
+    xyxy = to_xyxy(boxes, layout, (1, 1))  # a layout is the same in every unit
+    return xyxy if _FULL[unit] is None else xyxy * sizes[:, [1, 0, 1, 0]] / _FULL[unit]
+
+
+class BoxReader:
+    """Boxes of one file as clipped xyxy pixels, whatever its convention, with an eye on whether it is the right one.
+
+    name: the file, for messages. box_format: one of `BOX_FORMATS`. counts: where what was clipped and left out is
+    counted. strict: a box with nothing in its image is an error instead of being left out, counted and named.
+    """
+
+    def __init__(self, name: str, box_format: str, counts: Counter, strict: bool = False):
+        if box_format not in BOX_FORMATS:
+            raise ValueError(f"unknown box format {box_format!r}; choose one of {', '.join(BOX_FORMATS)}")
+        self.name, self.box_format, self.counts, self.strict = str(name), box_format, counts, strict
+        self._sample: list[np.ndarray] = []  # (N, 6): box, height, width
+        self._seen = 0
+        self._named = 0
+
+    def read(self, items: Iterable[tuple[Any, tuple[int, int], str, Any]]) -> Iterator[tuple[Box, Any]]:
+        """(box, payload) of every (numbers, image_hw, where, payload), lazily and in order, without the empty ones.
+
+        Raises ValueError that begins with `where` for what is not four finite numbers, and one that begins with the
+        file for a convention that does not fit: after the first thousand boxes, and at the end.
+        """
+        items = iter(items)
+        while chunk := list(islice(items, CHUNK)):
+            yield from self._convert(chunk)
+        self._check()
+
+    def _convert(self, chunk: list[tuple]) -> Iterator[tuple[Box, Any]]:
+        for numbers, _, where, _ in chunk:
+            _check_numbers(numbers, where)
+        boxes = np.array([numbers for numbers, *_ in chunk], dtype=np.float64)
+        sizes = np.array([image_hw for _, image_hw, *_ in chunk], dtype=np.float64)
+        if not np.isfinite(boxes).all():
+            row = int(np.flatnonzero(~np.isfinite(boxes).all(axis=1))[0])
+            raise ValueError(f"{chunk[row][2]}: box {list(chunk[row][0])}: a number is not finite")
+        first = not self._seen
+        if self._seen < SAMPLE:
+            self._sample.append(np.hstack([boxes, sizes]))
+        self._seen += len(chunk)
+        if first:
+            self._check()
+        xyxy = _pixels(boxes, sizes, self.box_format)
+        clipped = np.clip(xyxy, 0.0, sizes[:, [1, 0, 1, 0]])
+        self.counts["boxes clipped to their image"] += int((clipped != xyxy).any(axis=1).sum())
+        empty = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1).tolist()
+        for row, (box, (numbers, image_hw, where, payload)) in enumerate(zip(clipped.tolist(), chunk, strict=True)):
+            if empty[row]:
+                self._leave_out(list(numbers), image_hw, where)
+            else:
+                yield tuple(box), payload
+
+    def _leave_out(self, numbers: list, image_hw: tuple[int, int], where: str) -> None:
+        text = (
+            f"{where}: box {numbers} ({self.box_format}) covers nothing of its image, {image_hw[1]} wide and "
+            f"{image_hw[0]} high"
+        )
+        if self.strict:
+            raise ValueError(text)
+        self.counts["boxes left out: nothing of them in the image"] += 1
+        self._named += 1
+        if self._named <= EXAMPLES:
+            print(f"{text}; left out", file=sys.stderr)
+
+    def _check(self) -> None:
+        if self._sample:
+            sample = np.concatenate(self._sample)
+            if problem := box_convention_problem(sample[:, :4], sample[:, 4:], self.box_format):
+                raise ValueError(f"{self.name}: {problem}")
+
+
+def _check_numbers(numbers: Sequence, where: str) -> None:
+    numbers = numbers if isinstance(numbers, (list, tuple)) else None
+    if numbers is None or len(numbers) != 4 or not all(type(number) in (int, float) for number in numbers):
+        raise ValueError(f"{where}: box {numbers!r}: expected four numbers")
+
+
+def add_box_format(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """The option that names a file's convention; without a default, since nothing in a file tells it for sure."""
+    parser.add_argument(
+        "--box-format",
+        choices=BOX_FORMATS,
+        required=required,
+        help="what the numbers of a box are; '-unit' counts 0 to 1, '-1000' in thousandths of the image, else pixels",
+    )
