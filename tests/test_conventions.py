@@ -103,7 +103,7 @@ def test_what_is_not_four_numbers_names_its_place(bad):
 
 
 def test_a_wrong_convention_is_told_after_the_first_boxes_and_one_that_begins_late_at_the_end():
-    xyxy, hws = boxes_of(6000)
+    xyxy, hws = boxes_of(6000, largest=0.4)
     wrong = written_as(xyxy, hws, "xywh").tolist()
     stream = ((box, tuple(hw), "x", None) for box, hw in zip(wrong, hws.tolist(), strict=True))
     with pytest.raises(ValueError, match="a.csv: .*as 'xywh' 100% fit"):
