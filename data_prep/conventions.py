@@ -34,7 +34,7 @@ def box_convention_problem(boxes: ArrayLike, image_hws: ArrayLike, box_format: s
     all but a hundredth (xywh and cxcywh of small things are that alike).
 
         >>> box_convention_problem([[200, 300, 50, 60], [500, 90, 40, 80]], [[480, 640]] * 2)
-        "100% of 2 boxes leave their image or are not a pixel wide when read as 'xyxy'; as 'xywh' 100% fit"
+        "100% of 2 boxes leave their image or are not a pixel wide when read as 'xyxy'; as 'xywh' or 'cxcywh' 100% fit"
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     sizes = np.asarray(image_hws, dtype=np.float64).reshape(-1, 2)
@@ -47,18 +47,21 @@ def box_convention_problem(boxes: ArrayLike, image_hws: ArrayLike, box_format: s
     if not len(boxes):
         return None
     share = {name: _fitting(boxes, sizes, name) for name in BOX_FORMATS}
-    layout, _, unit = box_format.partition("-")
+    unit = box_format.partition("-")[2]
     here = share.pop(box_format)
-    # the same unit first: a user mixes up layouts more often, and thousandths fit nearly everything
-    best = max(share, key=lambda name: (round(share[name], 2), name.partition("-")[2] == unit))
-    alike = max((share[name] for name in share if name.partition("-")[2] == unit), default=0.0)
-    if here >= 0.5 and not (len(boxes) >= 50 and here < 0.9 and alike >= 0.99):
+    alike = [name for name in share if name.partition("-")[2] == unit]
+    most = max(share[name] for name in alike)
+    if here >= 0.5 and not (len(boxes) >= 50 and here < 0.9 and most >= 0.99):
         return None
     found = (
         f"{1 - here:.0%} of {len(boxes):,} boxes leave their image or are not a pixel wide when read as {box_format!r}"
     )
+    # another layout first: pixels of any kind fit as thousandths
+    candidates = alike if most >= 0.9 else list(share)
+    most = max(share[name] for name in candidates)
+    names = [name for name in candidates if share[name] >= max(0.9, most - 0.01)]
+    fits = [f"as {' or '.join(map(repr, names))} {min(share[name] for name in names):.0%} fit"] if names else []
     exchanged = _fitting(boxes[:, [1, 0, 3, 2]], sizes, box_format)
-    fits = [f"as {best!r} {share[best]:.0%} fit"] if share[best] >= 0.9 else []
     if exchanged >= 0.9:
         fits.append(f"with x and y (or the height and width of the images) exchanged {exchanged:.0%} fit")
     if fits:
@@ -86,20 +89,22 @@ def _pixels(boxes: np.ndarray, sizes: np.ndarray, box_format: str) -> np.ndarray
 class BoxReader:
     """Boxes of one file as clipped xyxy pixels, whatever its convention, with an eye on whether it is the right one.
 
-    name: the file, for messages. box_format: one of `BOX_FORMATS`. counts: where what was clipped and left out is
-    counted. strict: a box with nothing in its image is an error instead of being left out, counted and named.
+    name: the file, for messages. box_format: one of `BOX_FORMATS`; None: the file should have no boxes, only masks.
+    counts: where what was clipped and left out is counted. strict: a box with nothing in its image is an error instead
+    of being left out, counted and named.
     """
 
-    def __init__(self, name: str, box_format: str, counts: Counter, strict: bool = False):
-        if box_format not in BOX_FORMATS:
+    def __init__(self, name: str, box_format: str | None, counts: Counter, strict: bool = False):
+        if box_format not in (*BOX_FORMATS, None):
             raise ValueError(f"unknown box format {box_format!r}; choose one of {', '.join(BOX_FORMATS)}")
         self.name, self.box_format, self.counts, self.strict = str(name), box_format, counts, strict
         self._sample: list[np.ndarray] = []  # (N, 6): box, height, width
         self._seen = 0
         self._named = 0
 
-    def read(self, items: Iterable[tuple[Any, tuple[int, int], str, Any]]) -> Iterator[tuple[Box, Any]]:
-        """(box, payload) of every (numbers, image_hw, where, payload), lazily and in order, without the empty ones.
+    def read(self, items: Iterable[tuple[Any, tuple[int, int], str, Any]]) -> Iterator[tuple[Box | None, Any]]:
+        """(box, payload) of every (numbers, image_hw, where, payload), lazily and in order, without the empty boxes.
+        Numbers that are None stay None.
 
         Raises ValueError that begins with `where` for what is not four finite numbers, and one that begins with the
         file for a convention that does not fit: after the first thousand boxes, and at the end.
@@ -109,26 +114,34 @@ class BoxReader:
             yield from self._convert(chunk)
         self._check()
 
-    def _convert(self, chunk: list[tuple]) -> Iterator[tuple[Box, Any]]:
-        for numbers, _, where, _ in chunk:
+    def _convert(self, chunk: list[tuple]) -> Iterator[tuple[Box | None, Any]]:
+        boxed = [item for item in chunk if item[0] is not None]
+        if boxed and self.box_format is None:
+            raise ValueError(f"{boxed[0][2]}: there are boxes; say what their numbers are with --box-format")
+        for numbers, _, where, _ in boxed:
             _check_numbers(numbers, where)
-        boxes = np.array([numbers for numbers, *_ in chunk], dtype=np.float64)
-        sizes = np.array([image_hw for _, image_hw, *_ in chunk], dtype=np.float64)
+        boxes = np.array([numbers for numbers, *_ in boxed], dtype=np.float64).reshape(-1, 4)
+        sizes = np.array([image_hw for _, image_hw, *_ in boxed], dtype=np.float64).reshape(-1, 2)
         if not np.isfinite(boxes).all():
             row = int(np.flatnonzero(~np.isfinite(boxes).all(axis=1))[0])
-            raise ValueError(f"{chunk[row][2]}: box {list(chunk[row][0])}: a number is not finite")
+            raise ValueError(f"{boxed[row][2]}: box {list(boxed[row][0])}: a number is not finite")
         first = not self._seen
         if self._seen < SAMPLE:
             self._sample.append(np.hstack([boxes, sizes]))
-        self._seen += len(chunk)
+        self._seen += len(boxed)
         if first:
             self._check()
-        xyxy = _pixels(boxes, sizes, self.box_format)
+        xyxy = _pixels(boxes, sizes, self.box_format or "xyxy")
         clipped = np.clip(xyxy, 0.0, sizes[:, [1, 0, 1, 0]])
         self.counts["boxes clipped to their image"] += int((clipped != xyxy).any(axis=1).sum())
         empty = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1).tolist()
-        for row, (box, (numbers, image_hw, where, payload)) in enumerate(zip(clipped.tolist(), chunk, strict=True)):
-            if empty[row]:
+        rows = iter(zip(clipped.tolist(), empty, strict=True))
+        for numbers, image_hw, where, payload in chunk:
+            if numbers is None:
+                yield None, payload
+                continue
+            box, is_empty = next(rows)
+            if is_empty:
                 self._leave_out(list(numbers), image_hw, where)
             else:
                 yield tuple(box), payload
@@ -146,7 +159,7 @@ class BoxReader:
             print(f"{text}; left out", file=sys.stderr)
 
     def _check(self) -> None:
-        if self._sample:
+        if self._seen:
             sample = np.concatenate(self._sample)
             if problem := box_convention_problem(sample[:, :4], sample[:, 4:], self.box_format):
                 raise ValueError(f"{self.name}: {problem}")

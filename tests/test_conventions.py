@@ -34,7 +34,11 @@ def test_the_right_convention_has_no_problem_and_a_wrong_one_is_told_with_the_ri
     np.testing.assert_allclose(to_xyxy(boxes[:1], box_format, tuple(hws[0].tolist())), xyxy[:1])
     assert box_convention_problem(boxes, hws, box_format) is None
     wrong = [name for name in BOX_FORMATS if name != box_format]
-    told = [name for name in wrong if f"as {box_format!r}" in (box_convention_problem(boxes, hws, name) or "")]
+    told = [
+        name
+        for name in wrong
+        if repr(box_format) in (box_convention_problem(boxes, hws, name) or "").partition("; as ")[2]
+    ]
     # pixels read as thousandths stay inside the image whatever they are; so may a centre read as a corner
     missed = set(wrong) - set(told)
     assert all(name.endswith("-1000") for name in missed) and (not missed or not box_format.endswith(("unit", "1000")))
@@ -96,10 +100,18 @@ def test_boxes_come_as_clipped_pixels_in_order_and_empty_ones_are_counted_and_na
         list(BoxReader("a.csv", "xywh", Counter(), strict=True).read(rows))
 
 
-@pytest.mark.parametrize("bad", [[1, 2, 3], "1234", None, [1, 2, 3, "4"], [1, 2, 3, True], [1, 2, 3, float("nan")], 5])
+@pytest.mark.parametrize("bad", [[1, 2, 3], "1234", {}, [1, 2, 3, "4"], [1, 2, 3, True], [1, 2, 3, float("nan")], 5])
 def test_what_is_not_four_numbers_names_its_place(bad):
     with pytest.raises(ValueError, match="a.csv:3: box"):
         list(BoxReader("a.csv", "xyxy", Counter()).read(items([1, 2, 3, 4], bad)))
+
+
+def test_regions_without_a_box_pass_in_their_place_and_need_no_convention():
+    rows = items([1, 2, 3, 4], None, [5, 6, 7, 8])
+    assert [payload for _, payload in BoxReader("a.json", "xyxy", Counter()).read(rows)] == [2, 3, 4]
+    assert list(BoxReader("a.json", None, Counter()).read(items(None))) == [(None, 2)]
+    with pytest.raises(ValueError, match="a.csv:2: there are boxes; say what their numbers are with --box-format"):
+        list(BoxReader("a.json", None, Counter()).read(rows))
 
 
 def test_a_wrong_convention_is_told_after_the_first_boxes_and_one_that_begins_late_at_the_end():

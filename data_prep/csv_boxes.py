@@ -1,0 +1,158 @@
+"""A table of boxes (CSV, TSV) -> record file.
+
+    python -m data_prep.csv_boxes --csv mine.csv --images photos --box-format xyxy --out data/mine/train.jsonl
+    python -m data_prep.csv_boxes --csv mine.csv --images photos --box-format xywh-unit --delimiter ';' \
+        --image-column file --box-columns left top w h --caption-column text --out data/mine/train.jsonl
+
+The first line names the columns: an image, four numbers of the box, and where there are such columns a caption, a
+category, tags (parted by ;), an id and a split. Rows of the same box are one region with several captions; a row
+without a caption is a region without one. UTF-8 with or without a byte order mark, or what --encoding says.
+"""
+
+import argparse
+import csv
+import difflib
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.conventions import add_box_format
+from data_prep.own import Found, OwnImages, arguments, write_found
+from dynrefer.commands import run_command
+
+BOX_COLUMNS = {
+    "xyxy": ("x1", "y1", "x2", "y2"),
+    "xywh": ("x", "y", "width", "height"),
+    "cxcywh": ("cx", "cy", "width", "height"),
+}
+OPTIONAL = ("caption", "category", "tags", "id", "split")
+
+
+def regions(
+    path: Path, images: OwnImages, columns: dict, delimiter: str, encoding: str, counts: Counter
+) -> Iterator[Found]:
+    """Regions of a table in the order of their first rows; the captions of later rows of a box join the first's.
+
+    columns: "image" -> name, "box" -> four names, and of `OPTIONAL` those that the table has. The whole table is read
+    first, since rows of a box may stand anywhere.
+    """
+    merged: dict[tuple, list] = {}  # (image, box) -> [line, captions, category, tags, id, split]
+    for line, row in read_rows(path, columns, delimiter, encoding):
+        counts["rows"] += 1
+        where = f"{path}:{line}"
+        box = tuple(_number(row[name], name, where) for name in columns["box"])
+        caption, category, tags, region_id, split = (row[columns[key]] if key in columns else "" for key in OPTIONAL)
+        known = merged.setdefault((row[columns["image"]], box), [line, [], category, tags, region_id, split])
+        if known[0] != line:
+            for key, old, new in zip(OPTIONAL[1:], known[2:], (category, tags, region_id, split), strict=True):
+                if old != new and key != "id":
+                    raise ValueError(f"{where}: {key} {new!r}, but {old!r} in line {known[0]}, which is the same box")
+        if caption.strip() and (caption := caption.strip()) not in known[1]:
+            known[1].append(caption)
+    counts["rows that repeat a box"] = counts["rows"] - len(merged)
+    lines: dict[str, int] = {}
+    for (image, box), (line, captions, category, tags, region_id, split) in merged.items():
+        where = f"{path}:{line}"
+        if region_id and (first := lines.setdefault(region_id, line)) != line:
+            raise ValueError(f"{where}: id {region_id!r} stands in line {first} already, at another box")
+        file, image_hw = images.find(image, where)
+        keys = {"id": region_id or str(line), "image": file, "captions": captions, "category": category or None}
+        if "tags" in columns:
+            keys["tags"] = [tag.strip() for tag in tags.split(";") if tag.strip()]
+        if split:
+            keys["split"] = split
+        yield list(box), image_hw, where, keys
+
+
+def read_rows(path: Path, columns: dict, delimiter: str, encoding: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, row) of a table whose first line names its columns. ValueError names file and line of what is wrong."""
+    line = 1
+    try:
+        with open(path, encoding=encoding, newline="") as file:
+            table = csv.reader(file, delimiter=delimiter, strict=True)
+            header = [name.strip() for name in next(table, [])]
+            _check_header(header, columns, delimiter, path)
+            for cells in table:
+                line = table.line_num
+                if len(cells) != len(header) and cells:
+                    raise ValueError(
+                        f"{path}:{line}: {len(cells)} cells, but {len(header)} columns; texts with {delimiter!r} in "
+                        "them stand in quotation marks"
+                    )
+                if cells:
+                    yield line, dict(zip(header, cells, strict=True))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: behind line {line}: not {encoding.upper()} text ({error.reason}); save it as UTF-8, or say its "
+            "--encoding (cp1252, latin-1, utf-16, ...)"
+        ) from error
+    except csv.Error as error:
+        raise ValueError(f"{path}: behind line {line}: not a table, or cut off ({error})") from error
+    except (OSError, LookupError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+
+
+def _check_header(header: list[str], columns: dict, delimiter: str, path: Path) -> None:
+    if not any(header):
+        raise ValueError(f"{path}: empty; expected a line that names the columns")
+    for name in (columns["image"], *columns["box"], *(columns[key] for key in OPTIONAL if key in columns)):
+        if name not in header:
+            near = difflib.get_close_matches(name, header, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            if len(header) == 1 and (other := next((d for d in ",;\t|" if d != delimiter and d in header[0]), None)):
+                hint = f"; are they parted by {other!r}? Say --delimiter"
+            raise ValueError(f"{path}:1: no column {name!r}; there are {header}{hint}")
+    if len(set(header)) != len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise ValueError(f"{path}:1: two columns are called {twice!r}")
+
+
+def _header(path: Path, delimiter: str, encoding: str) -> list[str]:
+    try:
+        with open(path, encoding=encoding, newline="") as file:
+            return [name.strip() for name in next(csv.reader(file, delimiter=delimiter), [])]
+    except (OSError, LookupError, UnicodeDecodeError, csv.Error):
+        return []  # `read_rows` says what is wrong
+
+
+def _number(text: str, column: str, where: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        comma = "; numbers have a point, not a comma" if "," in text else ""
+        raise ValueError(f"{where}: {column} {text!r}: expected a number{comma}") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = arguments("csv_boxes", __doc__.splitlines()[0])
+    parser.add_argument("--csv", type=Path, required=True, help="the table")
+    add_box_format(parser)
+    parser.add_argument("--delimiter", default=",", help=r"between cells (default ,); \t or tab for a tab")
+    parser.add_argument("--encoding", default="utf-8-sig", help="of the text (default UTF-8, with or without a mark)")
+    parser.add_argument("--image-column", default="image", metavar="NAME")
+    parser.add_argument("--box-columns", nargs=4, metavar="NAME", help="x1 y1 x2 y2, x y width height, or cx cy ...")
+    for key in OPTIONAL:
+        parser.add_argument(f"--{key}-column", metavar="NAME", help=f"default: {key}, where there is such a column")
+    return run_command("csv_boxes", _run, parser.parse_args(argv))
+
+
+def _run(args: argparse.Namespace) -> None:
+    delimiter = {r"\t": "\t", "tab": "\t"}.get(args.delimiter, args.delimiter)
+    if len(delimiter) != 1:
+        raise ValueError(f"--delimiter {args.delimiter!r}: expected one character")
+    names = args.box_columns or BOX_COLUMNS[args.box_format.partition("-")[0]]
+    columns = {"image": args.image_column, "box": list(names)}
+    header = _header(args.csv, delimiter, args.encoding)
+    for key in OPTIONAL:
+        name = getattr(args, f"{key}_column")
+        if name is not None or key in header:
+            columns[key] = name or key
+    counts: Counter[str] = Counter()
+    images = OwnImages(args.images, args.out, args.image_prefix)
+    found = regions(args.csv, images, columns, delimiter, args.encoding, counts)
+    write_found(args, args.csv, found, counts, args.box_format)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""What the converters of users' own data share: their options, images named in any way and measured by their headers,
+entries of JSON and JSONL files, conversations, and masks.
+
+    python -m data_prep.csv_boxes      a table: image, box, caption
+    python -m data_prep.llava          conversations about <region>s (Osprey, GLaMM, ViP-LLaVA and the like)
+    python -m data_prep.swift          ms-swift's grounding lines (objects: ref, bbox)
+    python -m data_prep.label_studio   Label Studio's JSON export
+    python -m data_prep.cvat           "CVAT for images 1.1"
+    python -m data_prep.hub            a dataset of the Hub, or a folder of `datasets`
+    python -m data_prep.coco           COCO JSON
+"""
+
+import argparse
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from data_prep.conventions import BoxReader
+from data_prep.sources import ImageFolder, read_items, tell, write
+from dynrefer.data.schema import Region, read_jsonl
+from dynrefer.images import read_image_hw
+from dynrefer.masks import rle_to_box
+
+NUM_SIZES = 65536  # image sizes remembered, in case the rows of an image do not stand together
+
+# a region as a converter finds it: its box's numbers or None (the mask's box), image_hw, place in the file, and the
+# other keys of its record
+Found = tuple[list | None, tuple[int, int], str, dict]
+
+
+def arguments(name: str, description: str, images: bool = True) -> argparse.ArgumentParser:
+    """The options that converters of own data share. images: whether the pictures lie in a folder of their own."""
+    parser = argparse.ArgumentParser(prog=f"python -m data_prep.{name}", description=description)
+    if images:
+        parser.add_argument("--images", type=Path, required=True, help="folder of the images; records point into it")
+        parser.add_argument("--image-prefix", default="", help="what to remove where an image's name begins with it")
+    parser.add_argument("--out", type=Path, required=True, help="record file: .jsonl, .jsonl.gz, or an Arrow folder")
+    parser.add_argument("--name", help="what the records' ids begin with (default: the input's name)")
+    parser.add_argument("--split", default="", help="split that the records say (train, val, test)")
+    parser.add_argument("--source", help="where the data come from, for the records (default: the input's name)")
+    parser.add_argument("--licence", default="", help="licence that the records say")
+    parser.add_argument("--strict", action="store_true", help="a region with nothing in its image is an error")
+    return parser
+
+
+def write_found(
+    args: argparse.Namespace, file: str | Path, found: Iterable[Found], counts: Counter, box_format: str | None
+) -> None:
+    """Reads the boxes, writes the records and prints what was counted. The file appears whole or not at all.
+
+    file: the input. found: its regions; the keys of each are those of a record without box, image_hw, source, licence
+    and split, and an id that is unique in the input. box_format: one of `BOX_FORMATS`, None = only masks expected.
+    """
+    file = Path(file)
+    name = args.name or file.name.split(".")[0]
+    common = {"source": args.source or file.name, "licence": args.licence, "split": args.split}
+    reader = BoxReader(str(file), box_format, counts, args.strict)
+
+    def regions() -> Iterator[Region]:
+        for box, (where, image_hw, keys) in reader.read((b, hw, where, (where, hw, d)) for b, hw, where, d in found):
+            if box is None and keys.get("mask") is None:
+                raise ValueError(f"{where}: neither a box nor a mask")
+            if box is None and (box := mask_box(keys["mask"], image_hw, where)) is None:
+                if args.strict:
+                    raise ValueError(f"{where}: the mask has no pixel in its image")
+                counts["masks left out: nothing of them in the image"] += 1
+                continue
+            captions = keys.get("captions") or []
+            counts["regions"] += 1
+            counts["captions"] += len(captions)
+            counts["regions without a caption"] += not captions
+            counts["regions with a mask"] += keys.get("mask") is not None
+            record = {**common, **keys, "id": f"{name}-{keys['id']}", "image_hw": image_hw, "box": box}
+            yield Region.from_dict(record, where)
+
+    write(args.out, regions())
+    tell(args.out, {key: count for key, count in counts.items() if count or key in ("regions", "captions")})
+
+
+class OwnImages:
+    """Images in a folder as annotations name them: their path for a record, and their size from the file's header.
+
+    prefix: what to remove where a name begins with it (a folder of another machine, "COCO_train2014_").
+    """
+
+    def __init__(self, folder: Path, out: Path, prefix: str = ""):
+        self.folder, self.prefix = folder, prefix
+        self._files = ImageFolder(folder, out)
+        self._known: OrderedDict[str, tuple[str, tuple[int, int]]] = OrderedDict()
+
+    def find(self, name: Any, where: str, recorded_hw: tuple[int, int] | None = None) -> tuple[str, tuple[int, int]]:
+        """(path relative to the record file, image_hw). recorded_hw: the size that the annotation says, to be checked.
+
+        Raises ValueError that begins with `where` for a name that leads out of the folder, a file that is not there or
+        no image, and another size than recorded.
+        """
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"{where}: image {name!r}: expected the name of a file")
+        if name not in self._known:
+            if len(self._known) >= NUM_SIZES:
+                self._known.popitem(last=False)
+            inside = self._inside(name, where)
+            path = self._files.path(inside, where)
+            try:
+                self._known[name] = path, read_image_hw(self.folder / inside)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+        path, image_hw = self._known[name]
+        if recorded_hw is not None and tuple(recorded_hw) != image_hw:
+            turned = " (turned by its EXIF orientation?)" if tuple(recorded_hw) == image_hw[::-1] else ""
+            raise ValueError(
+                f"{where}: image {name!r} is {image_hw}, the annotation says {tuple(recorded_hw)}, both (height, width)"
+                f"{turned}; boxes count in the recorded size: give the images that were annotated"
+            )
+        return path, image_hw
+
+    def _inside(self, name: str, where: str) -> str:
+        """The name relative to the folder."""
+        short = name.replace("\\", "/").removeprefix("file://").removeprefix(self.prefix)
+        for root in (self.folder, self.folder.absolute(), self.folder.resolve()):
+            short = short.removeprefix(f"{root.as_posix()}/")  # an absolute path of this machine
+        path = PurePosixPath(short.removeprefix("./"))
+        if path.is_absolute() or ".." in path.parts or "://" in short:
+            raise ValueError(
+                f"{where}: image {name!r} does not lie in {self.folder}; remove the beginning of such names with "
+                "--image-prefix"
+            )
+        if not (self.folder / path).is_file() and (self.folder / path.name).is_file():
+            beginning = name.replace("\\", "/")[: -len(path.name)]
+            raise ValueError(
+                f"{where}: there is no {path} in {self.folder}, but {path.name}: say --image-prefix {beginning!r}"
+            )
+        return str(path)
+
+
+def read_entries(path: Path) -> Iterator[tuple[str, dict]]:
+    """(place, entry) of a JSON list, or of JSON lines where the name ends with .jsonl (both also .gz); streamed."""
+    lines = path.name.endswith((".jsonl", ".jsonl.gz"))
+    entries = read_jsonl(path) if lines else enumerate(read_items(path, "item"))
+    for number, entry in entries:
+        where = f"{path}:{number}" if lines else f"{path}: entry {number}"
+        if not isinstance(entry, dict):
+            raise ValueError(f"{where}: {type(entry).__name__} instead of an object")
+        yield where, entry
+
+
+def read_turns(entry: dict, where: str) -> list[tuple[str, str]]:
+    """(speaker, text) of a conversation in any of the usual spellings; speaker is "user", "assistant" or "system".
+
+    conversations: [{from: human, value}, {from: gpt, value}]; messages: [{role: user, content}, ...], content also as
+    [{type: text, text}, ...]; conversation: [{human, assistant}]; query and response with history.
+    """
+    if isinstance(turns := entry.get("conversations", entry.get("messages")), list):
+        result = []
+        for turn in turns:
+            if not isinstance(turn, dict):
+                raise ValueError(f"{where}: a turn of the conversation is {turn!r}; expected an object")
+            speaker, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+            if isinstance(text, list):  # parts: texts and pictures
+                text = "".join(part.get("text", "") for part in text if isinstance(part, dict))
+            if speaker not in _SPEAKERS or not isinstance(text, str):
+                raise ValueError(
+                    f"{where}: a turn of {speaker!r} saying {text!r}; expected a text of {', '.join(_SPEAKERS)}"
+                )
+            result.append((_SPEAKERS[speaker], text))
+        return result
+    pairs: list = []
+    if isinstance(turns := entry.get("conversation"), list):
+        pairs = [(turn.get("human"), turn.get("assistant")) for turn in turns if isinstance(turn, dict)]
+    elif "query" in entry and "response" in entry:
+        pairs = [*(entry.get("history") or []), (entry["query"], entry["response"])]
+    if bad := [pair for pair in pairs if len(pair) != 2 or not all(isinstance(text, str) for text in pair)]:
+        raise ValueError(f"{where}: question and answer {bad[0]!r}: expected two texts")
+    return [turn for question, answer in pairs for turn in (("user", question), ("assistant", answer))]
+
+
+_SPEAKERS = {
+    **dict.fromkeys(("human", "user", "USER"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "bot", "chatgpt", "ASSISTANT"), "assistant"),
+    **dict.fromkeys(("system", "tool", "tool_call", "tool_response", "function_call", "observation"), "system"),
+}
+
+
+def read_questions(turns: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """(question, answer) of a conversation; an answer to nothing is left out, and a question without an answer."""
+    question = None
+    for speaker, text in turns:
+        if speaker == "user":
+            question = text
+        elif speaker == "assistant" and question is not None:
+            yield question, text
+            question = None
+
+
+def mask_box(mask: dict | list, image_hw: tuple[int, int], where: str) -> tuple[float, float, float, float] | None:
+    """The box of run lengths or polygons, clipped to the image, without painting them; None where nothing is inside."""
+    try:
+        if isinstance(mask, dict):
+            if tuple(mask.get("size") or ()) != tuple(image_hw):
+                raise ValueError(f"mask of size {mask.get('size')} for an image of {image_hw}, both (height, width)")
+            box = rle_to_box(mask)
+            return None if box is None else tuple(box.tolist())
+        corners = np.concatenate([np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in mask])
+        if not np.isfinite(corners).all():
+            raise ValueError("mask polygon: a corner is not finite")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    low = np.clip(corners.min(axis=0), 0, image_hw[::-1])
+    high = np.clip(corners.max(axis=0), 0, image_hw[::-1])
+    return (*low.tolist(), *high.tolist()) if (high > low).all() else None
+
+
+def turned_rectangle(x: float, y: float, width: float, height: float, degrees: float) -> list[float]:
+    """Corners [x1, y1, ..., x4, y4] in pixels of a rectangle turned clockwise (as seen) about its corner (x, y)."""
+    angle = np.deg2rad(degrees)
+    along = np.array([np.cos(angle), np.sin(angle)]) * width
+    across = np.array([-np.sin(angle), np.cos(angle)]) * height
+    corner = np.array([x, y])
+    return np.concatenate([corner, corner + along, corner + along + across, corner + across]).tolist()
+
+
+def ellipse(cx: float, cy: float, rx: float, ry: float, degrees: float, num_corners: int = 64) -> list[float]:
+    """Corners [x1, y1, ...] of a polygon of the ellipse's form, turned clockwise (as seen) about its centre."""
+    turn, angle = np.deg2rad(degrees), np.arange(num_corners) * (2 * np.pi / num_corners)
+    x, y = rx * np.cos(angle), ry * np.sin(angle)
+    corners = [cx + x * np.cos(turn) - y * np.sin(turn), cy + x * np.sin(turn) + y * np.cos(turn)]
+    return np.stack(corners, axis=1).reshape(-1).tolist()
