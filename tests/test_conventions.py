@@ -57,7 +57,7 @@ def test_a_few_boxes_suffice_when_most_are_wrong():
     assert box_convention_problem([[200, 300, 50, 60], [500, 90, 40, 80], [1, 2, 60, 70]], [HW] * 3) == (
         "67% of 3 boxes leave their image or are not a pixel wide when read as 'xyxy'; as 'xywh' 100% fit"
     )
-    assert "'xyxy-unit' 100%" in box_convention_problem([[0.1, 0.2, 0.9, 0.8]], [HW])
+    assert "'xyxy-unit' 100%" in box_convention_problem([[0.1, 0.2, 0.95, 0.9]], [HW])
     assert box_convention_problem([], []) is None and box_convention_problem([[np.nan] * 4], [HW]) is None
 
 
