@@ -173,9 +173,9 @@ def _some(regions: Iterable[Region], out: Path) -> Iterator[Region]:
         raise ValueError(f"{out}: no regions came out; look at the splits and the excluded images")
 
 
-def write_list(path: Path, entries: Sequence[str] | Sequence[dict]) -> None:
+def write_list(path: Path, entries: Sequence[str] | Sequence[dict], check_only: bool = False) -> None:
     """A word list beside the records: one name a line, or JSON where the path ends so. ValueError where other words
-    stand there already, of another dataset in the same folder."""
+    stand there already, of another dataset in the same folder. check_only: nothing is written."""
     if path.suffix == ".json":
         text = "[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries) + "\n]\n"
     else:
@@ -184,8 +184,9 @@ def write_list(path: Path, entries: Sequence[str] | Sequence[dict]) -> None:
         raise ValueError(
             f"{path}: another list stands there; records with other words need a folder of their own (or delete it)"
         )
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    if not check_only:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def tell(out: Path, counts: Mapping[str, int]) -> None:
