@@ -20,6 +20,7 @@ CHUNK = 1024  # boxes converted at once
 SAMPLE = 16384  # boxes that the check looks at, the first of the file
 SLACK = 0.02  # of the image's side that a sound box may reach beyond it: annotators draw past the edge
 EXAMPLES = 3  # boxes left out that are named, the others are counted
+NUMBERS = frozenset((int, float))
 _FULL = {"": None, "unit": 1.0, "1000": 1000.0}
 
 Box = tuple[float, float, float, float]
@@ -167,7 +168,7 @@ class BoxReader:
 
 def _check_numbers(numbers: Sequence, where: str) -> None:
     numbers = numbers if isinstance(numbers, (list, tuple)) else None
-    if numbers is None or len(numbers) != 4 or not all(type(number) in (int, float) for number in numbers):
+    if numbers is None or len(numbers) != 4 or not NUMBERS.issuperset(map(type, numbers)):
         raise ValueError(f"{where}: box {numbers!r}: expected four numbers")
 
 
