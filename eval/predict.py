@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dynrefer.data.schema import RegionRecords, RegionResult, atomic_path, read_jsonl
-
-SAMPLED_VALUES = 64  # of each tensor, for the model's fingerprint
+from dynrefer.models.fingerprint import model_fingerprint
 
 TAGS_LISTED_ABOVE = 0.01
 
@@ -112,17 +111,6 @@ def read_predictions(path: str | os.PathLike) -> dict[str, RegionResult]:
             raise ValueError(f"{path}:{line}: a second prediction for region {result.id!r}; there is one a region")
         results[result.id] = result
     return results
-
-
-def model_fingerprint(model: Any) -> str:
-    """Sixteen hex digits that change when a model is trained on: its parameters' names, shapes and sampled
-    values. (Not its buffers: cached text embeddings are made anew now and then.)"""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.named_parameters()):
-        flat = tensor.detach().reshape(-1)
-        values = flat[:: max(1, flat.numel() // SAMPLED_VALUES)].float().cpu().numpy()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + values.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def file_sha256(path: str | os.PathLike) -> str:

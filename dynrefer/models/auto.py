@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig
+from transformers.utils.hub import resolve_revision
 
 from . import FAMILIES
+from .base_parts import HUB_OPTIONS, LOOKUP_OPTIONS
 
 BEST = "best"  # the folder of a run's best checkpoint
 
@@ -17,31 +19,40 @@ def load(
     device: str | torch.device = "auto",
     dtype: torch.dtype | str | None = None,
     revision: str | None = None,
+    **options,
 ):
     """A model in eval mode, with `.processor`.
 
     name: a run folder (its best checkpoint), a folder that `save_pretrained` wrote, or a hub id; device: "auto" takes
-    CUDA, then MPS, then CPU; dtype: such as "bfloat16", the saved one when None; revision: of a hub id.
+    CUDA, then MPS, then CPU; dtype: such as "bfloat16"; as it was saved when None or "auto"; revision: branch, tag or
+    commit of a hub id; options: of transformers' from_pretrained, such as device_map (then `device` stays "auto"),
+    quantization_config (of the language model), token or cache_dir.
 
-    Raises ValueError when there is no model, it is of no known family, or its file lacks tensors or has others.
+    Raises ValueError when there is no model, it is of no known family, its file lacks tensors or has others, or a part
+    that it left out cannot be fetched or has changed.
     """
     source = model_folder(name)
-    for row in FAMILIES.values():
-        row.load("config")  # makes its model type known to AutoConfig
+    hub = {key: options[key] for key in HUB_OPTIONS if key in options}
+    dtype = check_dtype(dtype)
+    if options.get("device_map") is not None and str(device) != "auto":
+        raise ValueError(f"device {str(device)!r} and device_map {options['device_map']!r}: give one of them")
+    if not Path(source).exists():  # once for all files
+        revision = resolve_revision(source, revision, **{k: v for k, v in hub.items() if k in LOOKUP_OPTIONS})
+    place = {"revision": revision, **hub, **({"subfolder": s} if (s := options.get("subfolder")) else {})}
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, **place)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"model {str(name)!r}: no run folder, model folder or hub id that can be read ({first_line(error)})"
         ) from error
-    rows = [row for key, row in FAMILIES.items() if key == config.model_type]
-    if not rows:
+    row = FAMILIES.get(config.model_type)
+    if row is None:
         raise ValueError(f"model {str(name)!r} is of type {config.model_type!r}; families here: {', '.join(FAMILIES)}")
-    model_class, processor_class = rows[0].load("model"), rows[0].load("processor")
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if options.get("quantization_config") or getattr(config, "quantization_config", None):
+        options.setdefault("device_map", {"": pick_device(device)})  # a quantized model is not moved
     try:
-        model, info = model_class.from_pretrained(
-            source, config=config, revision=revision, dtype=dtype, output_loading_info=True
+        model, info = row.load("model").from_pretrained(
+            source, config=config, revision=revision, dtype=dtype, output_loading_info=True, **options
         )
     except (OSError, RuntimeError) as error:
         raise ValueError(
@@ -54,9 +65,19 @@ def load(
                 f"model {str(name)!r}: {kind.replace('_', ' ')} in its weights: {', '.join(names[:5])}"
                 f"{' ...' if len(names) > 5 else ''} ({len(names)}); the file belongs to another config.json"
             )
-    model.processor = processor_class.from_pretrained(source, revision=revision, config=config)
+    model.processor = row.load("processor").from_pretrained(source, config=model.config, **place)
     model.check_text_bank()
-    return model.to(pick_device(device)).eval()
+    return model.eval() if options.get("device_map") is not None else model.to(pick_device(device)).eval()
+
+
+def check_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """None for "auto"; ValueError for what is no floating-point type of torch."""
+    if dtype is None or dtype == "auto":
+        return None
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f'dtype {dtype!r}: expected a floating-point type of torch, such as "bfloat16", or "auto"')
+    return found
 
 
 def model_folder(name: str | Path) -> str:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from dynrefer.vocabulary import read_attributes, read_words, words_of_records
 
+from ..base_parts import Source, fill_part, locate
 from ..tokenizer import train_tokenizer
 from .config import DynReferConfig
 from .model import DynReferModel
@@ -51,6 +52,9 @@ def build(section: Mapping, records: Sequence) -> tuple[DynReferModel, DynReferP
     )
     model = DynReferModel(config)
     load_parts(model, parts)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # what is trained is trained in full precision, whatever a hub id's config says
+            parameter.data = parameter.data.float()
     processor = DynReferProcessor(config, tokenizer, text_tokenizer)
     model.processor = processor
     model.before_eval()
@@ -150,19 +154,8 @@ def word_list(source, kind: str, read, records: Sequence) -> list:
 
 
 def load_parts(model: DynReferModel, parts: Mapping[str, Mapping]) -> None:
-    """Pretrained weights of the named parts. ValueError when the file lacks a tensor of the part."""
-    modules = {"vision": model.vision.model, "language": model.language.model, "text": model.text_encoder.model}
+    """Pretrained weights of the named parts, and their sources into the config. ValueError when a file lacks a tensor
+    of its part."""
     for name, part in parts.items():
         if part.get("name"):
-            module = modules[name]
-            loaded, info = type(module).from_pretrained(
-                part["name"], revision=part.get("revision"), config=module.config, output_loading_info=True
-            )
-            if info["missing_keys"]:
-                raise ValueError(
-                    f"{part['name']}: lacks {len(info['missing_keys'])} tensors of the {name} part, such as "
-                    f"{sorted(info['missing_keys'])[0]}; is it a {module.config.model_type} checkpoint?"
-                )
-            module.load_state_dict(
-                loaded.state_dict(), strict=name != "language" or model.config.language_mode != "lora"
-            )
+            fill_part(model, name, Source("transformers", *locate(part["name"], part.get("revision"))))

@@ -35,6 +35,8 @@ class DynReferConfig(PreTrainedConfig):
         box_jitter: training boxes move by up to this share of their sides.
     mask_same_caption (`bool`): two regions with one caption are no negatives of each other (released: they are).
     generation (`dict`): default generation options.
+    licence (`str`): of the weights, for the model card, such as "apache-2.0"; training (`list`): what they were trained
+        on, a dict a run (train/checkpoint.py); base_parts (`dict`): where parts were taken from (base_parts.py).
     """
 
     model_type = "dynrefer"
@@ -86,6 +88,9 @@ class DynReferConfig(PreTrainedConfig):
     box_jitter: float = 0.0
     mask_same_caption: bool = True
     generation: dict | None = None
+    licence: str | None = None
+    training: list | None = None
+    base_parts: dict | None = None
 
     def __post_init__(self, **kwargs):
         for name in ("vision_config", "language_config"):
@@ -108,4 +113,4 @@ class DynReferConfig(PreTrainedConfig):
             self.qformer_config.encoder_hidden_size = self.vision_shape[0]
 
 
-AutoConfig.register("dynrefer", DynReferConfig)
+AutoConfig.register("dynrefer", DynReferConfig, exist_ok=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Blip2QFormerModel, PreTrainedModel
+from transformers import AutoModel, Blip2QFormerModel
 
 from dynrefer.data.batch import RegionBatch
 from dynrefer.data.schema import RegionResult
@@ -16,6 +16,7 @@ from dynrefer.prompts import parse_control
 from dynrefer.vocabulary import attribute_texts, category_texts, read_attributes, text_hash
 
 from ..language import LANGUAGE_MODELS, check_generation, language_kind
+from ..saving import RegionModel
 from ..text_encoder import TextEncoder
 from ..vision import VisionEncoder
 from .align import DeformableAlign
@@ -27,7 +28,7 @@ TASKS = ("captions", "tags", "region_text", "attributes", "categories", "view_te
 TEXT_CHUNK = 512  # texts embedded at once when a word list is set
 
 
-class DynReferModel(PreTrainedModel):
+class DynReferModel(RegionModel):
     """One model, five tasks. `forward` gives their losses, `predict` the answers.
 
     `processor` is set by `dynrefer.load` and by training: predicted tags must become prompt tokens.
@@ -38,10 +39,11 @@ class DynReferModel(PreTrainedModel):
     main_input_name = "batch"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["Blip2EncoderLayer", "T5Block", "LlamaDecoderLayer"]
+    _no_split_modules = ["RegionEncoder", "TextQueryDecoder", "ViewTextHead"]
+    BASE_PARTS = {"vision": "vision.model", "language": "language.model", "text": "text_encoder.model"}
 
-    def __init__(self, config: DynReferConfig):
-        super().__init__(config)
+    def __init__(self, config: DynReferConfig, dtypes: Mapping[str, torch.dtype] | None = None):
+        super().__init__(config, dtypes)
         shape = None if config.vision_shape is None else tuple(config.vision_shape)
         self.vision = VisionEncoder(config.vision_config, config.image_size, shape)
         config.vision_shape = [self.vision.width, self.vision.grid]
@@ -76,13 +78,10 @@ class DynReferModel(PreTrainedModel):
         )
         for name, texts in self.bank_texts().items():
             self.register_buffer(f"{name}_texts", torch.zeros(len(texts), self.text_encoder.width))
-        self.processor = None
         self.tasks = TASKS if config.view_text else TASKS[:-1]  # those whose losses forward computes
         self._bank_ids: dict[str, tuple[Tensor, Tensor]] = {}
         self.freeze()
         self.post_init()
-        # post_init asks only direct children, and the language model stands inside its adapter
-        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -96,13 +95,6 @@ class DynReferModel(PreTrainedModel):
         self.vision.requires_grad_(self.config.vision_trainable)
         self.text_encoder.requires_grad_(self.config.text_trainable)
         self.language.freeze()
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """transformers' from_pretrained; frozen parts are frozen again, which loading forgets."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
-        return loaded
 
     def train(self, mode: bool = True) -> DynReferModel:
         """Frozen towers stay in eval mode: no dropout, no moving averages."""

@@ -193,15 +193,19 @@ class DynReferProcessor(PushToHubMixin):
     # ------------------------------------------------------------------------------------------ files
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs) -> None:
-        """Both tokenizers and the processor's class name; the rest is in the model's config.json, written too."""
+        """Both tokenizers and the processor's class name. The rest is in the model's config.json, which is written
+        where there is none yet. push_to_hub: also uploads them, kwargs as `push_to_hub` has them."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        self.config.save_pretrained(folder)
+        if not (folder / "config.json").exists():
+            self.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.text_tokenizer.save_pretrained(folder / TEXT_TOKENIZER)
         (folder / "processor_config.json").write_text(
             json.dumps({"processor_class": type(self).__name__}, indent=2) + "\n"
         )
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None, **kwargs) -> DynReferProcessor:
@@ -250,4 +254,4 @@ def jitter_boxes(
     return np.clip(moved, 0, [width, height, width, height]).astype(np.float32)
 
 
-AutoProcessor.register(DynReferConfig, DynReferProcessor)
+AutoProcessor.register(DynReferConfig, DynReferProcessor, exist_ok=True)

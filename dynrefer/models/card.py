@@ -1,0 +1,193 @@
+"""The model card: README.md of a saved model, written from what the config and the run's score files hold.
+
+What nobody said is said to be unknown. Scores are those of `RUN/predictions/*/scores.json` that were made with the very
+weights that are saved.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from .fingerprint import model_fingerprint
+
+# A card without this line is somebody's own and stays as it is.
+MARK = "<!-- Written by dynrefer. Without this line the card is yours and is not written again. -->"
+TAGS = ("dynrefer", "region-captioning", "dense-captioning", "image-captioning")
+# licences that the hub knows by these names; others are given as "other" with their own name
+HUB_LICENCES = (
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "mpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "unlicense"),
+    *("cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-3.0", "cc-by-nc-4.0"),
+    *("cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "openrail", "llama2", "llama3", "gemma"),
+)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def write_card(folder: Path, model, config, records: Mapping[str, dict], name: str | None = None) -> None:
+    """Writes folder/README.md, unless somebody's own stands there. records: parts that are left out; name: hub id."""
+    path = folder / "README.md"
+    if path.exists() and MARK not in path.read_text(encoding="utf-8"):
+        return
+    path.write_text(model_card(model, config, records, name), encoding="utf-8")
+
+
+def model_card(model, config, records: Mapping[str, dict], name: str | None = None) -> str:
+    scores = found_scores(model)
+    front = yaml.safe_dump(front_matter(model, config, scores, name), sort_keys=False, allow_unicode=True, width=1000)
+    parts = [
+        f"---\n{front}---\n{MARK}",
+        f"# {name or 'Region-level vision-language model'}",
+        "An image and regions (boxes or masks) in; for each region a caption with its probability, tags, attributes "
+        f"and a category. Model family `{config.model_type}`"
+        + (" ([arXiv 2405.16071](https://arxiv.org/abs/2405.16071))." if config.model_type == "dynrefer" else "."),
+        usage(name),
+        "## Parts\n\n" + parts_table(model, config, records),
+        "## Training\n\n" + training_text(config.training or []),
+        "## Scores\n\n" + scores_text(scores),
+        "## Licence\n\n" + licence_text(config),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def front_matter(model, config, scores: Sequence[Mapping], name: str | None) -> dict:
+    """The hub's metadata: https://huggingface.co/docs/hub/model-cards."""
+    licence = (config.licence or "unknown").strip()
+    known = licence.lower() in (*HUB_LICENCES, "unknown")
+    metadata: dict = {"license": licence.lower() if known else "other"}
+    if not known:
+        metadata["license_name"] = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")
+    metadata |= {"library_name": "dynrefer", "pipeline_tag": "image-to-text"}
+    metadata["tags"] = list(dict.fromkeys([*TAGS, *(getattr(model, "model_tags", None) or ())]))
+    datasets = [row["source"] for stage in config.training or [] for row in stage["sources"]]
+    if datasets := [source for source in dict.fromkeys(datasets) if HUB_ID.fullmatch(source)]:
+        metadata["datasets"] = datasets
+    sources = [row["name"] for row in (config.base_parts or {}).values() if row["kind"] != "clip_text"]
+    if bases := [source for source in dict.fromkeys(sources) if HUB_ID.fullmatch(source)]:
+        metadata["base_model"] = bases
+    if scores:
+        results = [
+            {
+                "task": {"type": "image-to-text", "name": "Region description"},
+                "dataset": {
+                    "name": score["task"],
+                    "type": score["task"],
+                    "args": {"sha256": score["data_sha256"], "regions": score["regions"]},
+                },
+                "metrics": [
+                    {"type": metric, "value": round(value, 4), "name": metric}
+                    for metric, value in score["scores"].items()
+                ],
+            }
+            for score in scores
+        ]
+        metadata["model-index"] = [{"name": (name or "model").split("/")[-1], "results": results}]
+    return metadata
+
+
+def usage(name: str | None) -> str:
+    return f"""## Use
+
+```python
+import dynrefer
+
+model = dynrefer.load({json.dumps(name or "FOLDER_OR_HUB_ID")})
+results = dynrefer.RegionPredictor(model)("photo.jpg", boxes=[[40, 30, 180, 200]])
+print(results[0].caption, results[0].score, results[0].category)
+```
+
+After `import dynrefer`, transformers' `AutoModel`, `AutoConfig` and `AutoProcessor` load it too."""
+
+
+def parts_table(model, config, records: Mapping[str, dict]) -> str:
+    rows = ["| part | type | parameters | trained | taken from |", "|---|---|---|---|---|"]
+    paths = {path: part for part, path in model.BASE_PARTS.items()}
+    inside = {
+        name: paths.get(next((p for p in paths if name.startswith(f"{p}.")), ""), "own layers")
+        for name, _ in model.named_parameters()
+    }
+    for part in (*model.BASE_PARTS, "own layers"):
+        sizes = {True: 0, False: 0}
+        for parameter_name, parameter in model.named_parameters():
+            if inside[parameter_name] == part:
+                # ZeRO-3 keeps only a piece of each here
+                sizes[parameter.requires_grad] += getattr(parameter, "ds_numel", parameter.numel())
+        source = (config.base_parts or {}).get(part)
+        kind = config.model_type if part == "own layers" else getattr(config, f"{part}_config").model_type
+        origin = f"`{place_name(source)}`" if source else ""
+        if part in records:
+            origin += ", not in this folder: fetched when the model is loaded"
+        trained = f"{sizes[True]:,}" if sizes[True] else "no"
+        rows.append(f"| {part} | {kind} | {sum(sizes.values()):,} | {trained} | {origin} |")
+    return "\n".join(rows)
+
+
+def place_name(source: Mapping) -> str:
+    """Hub id and revision, or the last part of a local path: a card need not tell where somebody's files lie."""
+    name = Path(source["name"]).name if Path(source["name"]).is_absolute() else source["name"]
+    return f"{name}@{source['revision']}" if source.get("revision") else name
+
+
+def training_text(stages: Sequence[Mapping]) -> str:
+    if not stages:
+        return "Not recorded."
+    blocks = []
+    for stage in stages:
+        start = f", starting from `{place_name({'name': stage['init']})}`" if stage.get("init") else ""
+        tasks = ", ".join(f"{task} {weight:g}" for task, weight in stage["tasks"].items())
+        lines = [
+            f"Run `{stage['run']}`{start}: {stage['steps']:,} steps of {stage['batch_size']} regions on "
+            f"{stage['regions']:,} regions; weights of the tasks' losses: {tasks}; seed {stage['seed']}.",
+            "",
+            "| data | regions | licence |",
+            "|---|---|---|",
+        ]
+        for row in stage["sources"]:
+            lines.append(f"| {row['source'] or 'not stated'} | {row['regions']:,} | {row['licence'] or 'not stated'} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def scores_text(scores: Sequence[Mapping]) -> str:
+    if not scores:
+        return "None recorded for these weights."
+    blocks = []
+    for score in scores:
+        lines = [f"### {score['task']}, version {score['task_version']}", "", score["protocol"], ""]
+        rows = {"this model": score["scores"], **(score.get("baselines") or {})}
+        names = [name for name in score["scores"] if "/" not in name]
+        lines += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        for row, values in rows.items():
+            cells = [f"{values[name]:.3f}" if name in values else "" for name in names]
+            lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        lines += [
+            "",
+            f"{score['regions']:,} regions of `{Path(score['data']).name}` (sha256 {score['data_sha256']}), "
+            f"{score['date'][:10]}; settings: `{json.dumps(score['settings'], sort_keys=True)}`.",
+        ]
+        lines += [f"Not computed: {metric} ({why})." for metric, why in (score.get("left_out") or {}).items()]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def licence_text(config) -> str:
+    said = config.licence or "Not stated by whoever published the weights."
+    return f"{said}\n\nThe data and the models that parts were taken from have their own licences."
+
+
+def found_scores(model) -> list[dict]:
+    """What score files of the run that the model was loaded from say of these weights."""
+    if model.loaded_from is None or any(parameter.is_meta for parameter in model.parameters()):
+        return []
+    folder = Path(model.loaded_from[0])
+    files = sorted(path for place in (folder, folder.parent) for path in place.glob("predictions/*/scores.json"))
+    own = model_fingerprint(model) if files else None
+    scores = []
+    for path in files:
+        made_with = path.with_name("predictions.jsonl.meta.json")
+        if made_with.is_file() and json.loads(made_with.read_text(encoding="utf-8")).get("model") == own:
+            scores.append(json.loads(path.read_text(encoding="utf-8")))
+    return scores

@@ -1,0 +1,337 @@
+"""Saving, loading and publishing a model: what every family inherits.
+
+FOLDER/
+  config.json  model.safetensors (or shards)   as transformers writes them
+  processor files, text_tokenizer/             where the model has its processor
+  adapter/                                     LoRA layers, as PEFT reads them
+  base_parts.json                              with `save_trainable_only`: what was left out, and where it is
+  README.md                                    the model card
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
+
+from . import base_parts
+from .base_parts import HUB_OPTIONS, LORA, locate, plain, read_tensors, weight_files
+from .card import write_card
+
+ADAPTER = "adapter"
+ADAPTER_FILE = f"{ADAPTER}/adapter_model.safetensors"
+ADAPTERS = ("separate", "merged")
+# of an earlier save or push, which would be read instead of, or beside, the new files
+STALE = ("*.safetensors", "*.safetensors.index.json", f"{ADAPTER}/*", base_parts.FILE)
+
+
+class RegionModel(PreTrainedModel):
+    """A model made of parts that others trained and its own layers.
+
+    `BASE_PARTS`: {part: its module}; the part's config is `config.PART_config`, and the language model stands in
+    `language.model`. `processor` is set by `dynrefer.load` and by training. `loaded_from`: (name, revision) of the
+    model that was loaded, from which frozen parts can be fetched again.
+    """
+
+    BASE_PARTS: dict[str, str] = {}
+
+    def __init__(self, config, dtypes: Mapping[str, torch.dtype] | None = None):
+        """dtypes: of single tensors, where they differ from the model's (a saved model's, while it is loaded)."""
+        super().__init__(config)
+        self.processor = None
+        self.loaded_from: tuple[str, str | None] | None = None
+        self.copies_of: set[tuple[base_parts.Source, str]] = set()  # see base_parts.leave_out
+        self._dtypes = dtypes
+
+    def post_init(self) -> None:
+        super().post_init()
+        # transformers asks direct children only, and the parts stand inside their adapters
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+        for module in self.modules():
+            if isinstance(module, PreTrainedModel):
+                self._no_split_modules |= set(module._no_split_modules or ())
+                self._skip_keys_device_placement |= set(module._skip_keys_device_placement or ())
+                self._keep_in_fp32_modules |= set(module._keep_in_fp32_modules or ())
+        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+            if self._dtypes and name in self._dtypes:
+                tensor.data = tensor.data.to(self._dtypes[name])
+
+    def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
+        return {} if self._dtypes is not None else super()._get_dtype_plan(dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first tensor that is in memory: offloaded ones are on no device."""
+        return next(tensor.device for tensor in self.parameters() if not tensor.is_meta)
+
+    def freeze(self) -> None:
+        """Only what the config trains asks for gradients."""
+
+    # ------------------------------------------------------------------------------------------ loading
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """transformers' from_pretrained, for a folder or a hub id, with these differences:
+
+        - Without `dtype` (or with "auto") every tensor has the number type it was saved in.
+        - Parts that were left out are fetched from their sources and checked (base_parts.py), adapters read.
+        - `quantization_config` quantizes the language model only, unless it names modules to skip itself.
+        - Frozen parts are frozen again, which loading forgets.
+        """
+        name = pretrained_model_name_or_path
+        if name is None or kwargs.get("state_dict") is not None:
+            return super().from_pretrained(name, *args, **kwargs)
+        hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+        place = {key: kwargs[key] for key in ("revision", "subfolder") if kwargs.get(key)}
+        own = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype", "quantization_config") if key in kwargs}
+        wants_info = kwargs.pop("output_loading_info", False)
+        config = kwargs.pop("config", None)
+        if not isinstance(config, cls.config_class):
+            config, kwargs = cls.config_class.from_pretrained(
+                config or name, return_unused_kwargs=True, **{**kwargs, **hub, **place}
+            )
+            kwargs = {**kwargs, **hub, **place}
+        records = base_parts.read_records(name, **hub, **place)
+        adapter = cached_file(name, ADAPTER_FILE, _raise_exceptions_for_missing_entries=False, **hub, **place)
+        skeleton = cls.skeleton(config) if records or adapter or own.get("quantization_config") else None
+        if own.get("quantization_config") is not None:
+            own["quantization_config"] = language_only(own["quantization_config"], skeleton)
+        other_kind = kwargs.get("variant") or kwargs.get("gguf_file")
+        tensors = {} if other_kind else read_tensors(weight_files(name, **hub, **place))
+        if adapter:
+            tensors |= skeleton.read_adapter(adapter)
+        if own.get("dtype", own.get("torch_dtype")) in (None, "auto"):
+            left_out = {key: getattr(torch, t) for row in records.values() for key, t in row["tensors"].items()}
+            own["dtypes"] = {key: tensor.dtype for key, tensor in tensors.items()} | left_out
+        if records or adapter:
+            tensors |= base_parts.fetch(skeleton, records, **hub)
+            kwargs = {key: value for key, value in kwargs.items() if key not in (*hub, *place)}
+            source = {"pretrained_model_name_or_path": None, "state_dict": tensors}
+        else:
+            source = {"pretrained_model_name_or_path": name}
+        model, info = super().from_pretrained(*args, **source, config=config, output_loading_info=True, **own, **kwargs)
+        model.config.name_or_path = str(name)
+        if records:
+            rows = {part: {k: v for k, v in row.items() if k != "tensors"} for part, row in records.items()}
+            model.config.base_parts = {**(model.config.base_parts or {}), **rows}
+        if not place.get("subfolder"):
+            model.loaded_from = locate(name, place.get("revision"), **hub)
+        model.keep_loose_tensors(tensors)
+        model.freeze()
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def skeleton(cls, config) -> RegionModel:
+        """The model without memory for its tensors."""
+        with torch.device("meta"):
+            return cls(copy.deepcopy(config))
+
+    def keep_loose_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Tensors that belong to a module with modules inside stay in memory when the rest is offloaded: accelerate
+        fetches a module's tensors when it is called, and these are used without a call."""
+        for path, module in self.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                full = f"{path}.{name}" if path else name
+                if parameter.is_meta and next(module.children(), None) is not None and full in tensors:
+                    value = tensors[full].to(self.device, parameter.dtype)
+                    setattr(module, name, torch.nn.Parameter(value, requires_grad=parameter.requires_grad))
+
+    # ------------------------------------------------------------------------------------------ saving
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        save_trainable_only: bool = False,
+        adapters: str = "separate",
+        **kwargs,
+    ) -> None:
+        """transformers' save_pretrained, with the processor and a model card, and two more options.
+
+        save_trainable_only: leaves out what was not trained and can be fetched from where it came; see base_parts.py.
+        adapters: LoRA layers "separate", in `adapter/` as PEFT reads them, or "merged" into the language model.
+        """
+        if adapters not in ADAPTERS:
+            raise ValueError(f"adapters {adapters!r}: expected one of {', '.join(ADAPTERS)}")
+        options = {k: v for k, v in kwargs.items() if k in ("max_shard_size", "variant", "save_original_format")}
+        if not is_main_process:
+            return super().save_pretrained(save_directory, is_main_process=False, state_dict=state_dict, **options)
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        quantized = getattr(self, "hf_quantizer", None) is not None
+        if quantized and (save_trainable_only or adapters == "merged"):
+            raise ValueError(
+                "a quantized model is saved whole, its adapters as they are: load it without quantization_config for "
+                "save_trainable_only or adapters='merged'"
+            )
+        config = copy.deepcopy(self.config)
+        state = dict(self.state_dict() if state_dict is None else state_dict)
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        adapter: dict[str, str] = {}
+        if config.language_mode == "lora" and adapters == "merged":
+            if state_dict is not None:
+                raise ValueError("adapters='merged' takes the model's own tensors: leave state_dict out")
+            merged = self.merged_language()
+            state = {k: v for k, v in state.items() if not k.startswith("language.model.")} | merged
+            trained |= merged.keys()
+            config.language_mode, config.language_lora = "frozen", None
+        elif config.language_mode == "lora" and not quantized:
+            adapter = self.adapter_names()
+        records = base_parts.leave_out(self, state, trained, folder) if save_trainable_only else {}
+        config.base_parts = {
+            part: row
+            for part, row in (self.config.base_parts or {}).items()
+            if not all(p.requires_grad for p in self.get_submodule(self.BASE_PARTS[part]).parameters())
+        } or None
+
+        for pattern in STALE:
+            for path in folder.glob(pattern):
+                path.unlink()
+        if adapter:
+            self.write_adapter(folder / ADAPTER, {name: state[ours] for name, ours in adapter.items()})
+        elsewhere = {name for row in records.values() for name in row["tensors"]}.union(adapter.values())
+        kept = {name: tensor for name, tensor in state.items() if name not in elsewhere}
+        kept = {k: v for k, v in kept.items() if self.all_tied_weights_keys.get(k) not in elsewhere}
+        own_config, self.config = self.config, config
+        try:
+            super().save_pretrained(folder, state_dict=kept, **options)
+        finally:
+            self.config = own_config
+        if records:
+            text = json.dumps(records, indent=1) + "\n"
+            (folder / base_parts.FILE).write_text(text, encoding="utf-8")
+        if self.processor is not None:
+            self.processor.save_pretrained(folder)
+            config.save_pretrained(folder)  # the processor writes the config it was made with
+        write_card(folder, self, config, records)
+        if push_to_hub:
+            upload(folder, kwargs.pop("repo_id", folder.name), **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        save_trainable_only: bool = False,
+        adapters: str = "separate",
+        max_shard_size: int | str = "50GB",
+        **kwargs,
+    ):
+        """Saves the model with its processor and card as `save_pretrained` does, and uploads it.
+
+        kwargs: commit_message, commit_description, private, token, revision, create_pr. Returns huggingface_hub's
+        CommitInfo. Raises ValueError where a part is left out that only this machine has.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(
+                folder, save_trainable_only=save_trainable_only, adapters=adapters, max_shard_size=max_shard_size
+            )
+            return upload(Path(folder), repo_id, **kwargs)
+
+    # ------------------------------------------------------------------------------------------ adapters
+
+    def adapter_names(self) -> dict[str, str]:
+        """{name in PEFT's file: our name} of the LoRA layers."""
+        from peft import get_peft_model_state_dict
+
+        language = self.language.model
+        state = {name: tensor for name, tensor in language.state_dict(keep_vars=True).items() if LORA in name}
+        ours = {id(tensor): f"language.model.{name}" for name, tensor in state.items()}
+        found = get_peft_model_state_dict(language, state_dict=state, save_embedding_layers=False)
+        return {f"base_model.model.{name}": ours[id(tensor)] for name, tensor in found.items()}
+
+    def write_adapter(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        from safetensors.torch import save_file
+
+        config = copy.deepcopy(self.language.model.peft_config["default"])
+        source = (self.config.base_parts or {}).get("language") or {}
+        config.base_model_name_or_path, config.revision = source.get("name"), source.get("revision")
+        config.task_type = "SEQ_2_SEQ_LM" if self.config.language_config.is_encoder_decoder else "CAUSAL_LM"
+        config.inference_mode = True
+        config.save_pretrained(folder)
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, folder / Path(ADAPTER_FILE).name, metadata={"format": "pt"})
+
+    def read_adapter(self, path: str | Path) -> dict[str, Tensor]:
+        """The LoRA layers of an adapter file under our names; ValueError where they do not fit the config."""
+        tensors = read_tensors([path])
+        names = self.adapter_names() if self.config.language_mode == "lora" else {}
+        if different := sorted(names.keys() ^ tensors.keys()):
+            raise ValueError(
+                f"{path}: {len(different)} LoRA tensors do not fit config.json's language_lora, such as {different[0]}"
+            )
+        return {names[name]: tensor for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def merged_language(self) -> dict[str, Tensor]:
+        """The language model's tensors with the adapters added to its weights; the model stays as it is."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        language = self.language.model
+        merged = {plain(name): tensor for name, tensor in language.state_dict().items() if LORA not in name}
+        for name, layer in language.named_modules():
+            if isinstance(layer, BaseTunerLayer):
+                weight = layer.get_base_layer().weight
+                before = weight.data.clone()
+                layer.merge(safe_merge=True)
+                merged[f"{name}.weight"] = weight.data.clone()
+                layer.unmerge()
+                weight.data.copy_(before)  # adding and subtracting rounds
+        return {f"language.model.{name}": tensor for name, tensor in merged.items()}
+
+
+def language_only(quantization_config, model: RegionModel):
+    """The user's quantization settings; where they name no modules to skip, all but the language model's layers are.
+
+    Its output layer and its LoRA layers stay as they are too.
+    """
+    settings = copy.deepcopy(quantization_config)
+    keep = [name for name, _ in model.named_children() if name != "language"]
+    keep += [f"language.{name}" for name, _ in model.language.named_children() if name != "model"]
+    output = model.language.model.get_output_embeddings()
+    keep += [name for name, module in model.named_modules() if module is output]
+    keep += [r".*\.lora_.*"]
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if isinstance(settings, dict):
+            settings.setdefault(name, keep)
+        elif getattr(settings, name, keep) is None:
+            setattr(settings, name, keep)
+    return settings
+
+
+def upload(folder: Path, repo_id: str, **kwargs):
+    """A saved folder to the hub, in one commit that also removes weights of an earlier push."""
+    from huggingface_hub import HfApi
+
+    records = base_parts.read_records(folder)
+    local = {part: row["name"] for part, row in records.items() if base_parts.Source(row["kind"], row["name"]).is_local}
+    if local:
+        part, place = next(iter(local.items()))
+        raise ValueError(
+            f"push_to_hub: the {part} part is left out and its source {place!r} is on this machine only; push the "
+            "model whole, or push the source first and fine-tune from its hub id"
+        )
+    create = {key: kwargs.pop(key) for key in ("private",) if key in kwargs}
+    token = kwargs.pop("token", None)
+    api = HfApi(library_name="dynrefer", token=token)
+    repo_id = api.create_repo(repo_id, exist_ok=True, **create).repo_id
+    revision = kwargs.pop("revision", None)
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    message = kwargs.pop("commit_message", None) or "Upload model"
+    return api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        revision=revision,
+        commit_message=message,
+        delete_patterns=list(STALE),
+        **kwargs,
+    )
