@@ -122,17 +122,15 @@ class OwnImages:
         short = name.replace("\\", "/").removeprefix("file://").removeprefix(self.prefix)
         for root in (self.folder, self.folder.absolute(), self.folder.resolve()):
             short = short.removeprefix(f"{root.as_posix()}/")  # an absolute path of this machine
-        path = PurePosixPath(short.removeprefix("./"))
-        if path.is_absolute() or ".." in path.parts or "://" in short:
-            raise ValueError(
-                f"{where}: image {name!r} does not lie in {self.folder}; remove the beginning of such names with "
-                "--image-prefix"
-            )
-        if not (self.folder / path).is_file() and (self.folder / path.name).is_file():
-            beginning = name.replace("\\", "/")[: -len(path.name)]
-            raise ValueError(
-                f"{where}: there is no {path} in {self.folder}, but {path.name}: say --image-prefix {beginning!r}"
-            )
+        path = PurePosixPath(short)
+        outside = path.is_absolute() or ".." in path.parts or "://" in short
+        if outside or not (self.folder / path).is_file():
+            problem = f"{where}: image {name!r} does not lie in {self.folder}"
+            if path.name != short and (self.folder / path.name).is_file():
+                beginning = name.replace("\\", "/").removesuffix(path.name)
+                raise ValueError(f"{problem}, but {path.name} does: say --image-prefix {beginning!r}")
+            if outside:
+                raise ValueError(f"{problem}; remove the beginning of such names with --image-prefix")
         return str(path)
 
 

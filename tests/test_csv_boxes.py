@@ -117,8 +117,11 @@ def refused(folder, capsys, table, *options, **more) -> str:
         (TABLE + "a.png,1,2\n", "mine.csv:6: 3 cells, but 8 columns"),
         (TABLE + "c.png,1,2,3,4,,,\n", "mine.csv:6: image 'c.png' is not in"),
         (TABLE + "b.png,1,2,3,4,,,\n", "mine.csv:6: image 'b.png' is not in"),
-        (TABLE + "x/y/a.png,1,2,3,4,,,\n", "mine.csv:6: .*say --image-prefix 'x/y/'"),
-        (TABLE + "../a.png,1,2,3,4,,,\n", "mine.csv:6: image '../a.png' does not lie in"),
+        (
+            TABLE + "x/y/a.png,1,2,3,4,,,\n",
+            "mine.csv:6: image 'x/y/a.png' does not lie in .*, but a.png does: say --image-prefix 'x/y/'",
+        ),
+        (TABLE + "../a.png,1,2,3,4,,,\n", "mine.csv:6: image '../a.png' does not lie in .*--image-prefix '../'"),
         (TABLE + "/etc/passwd,1,2,3,4,,,\n", "mine.csv:6: image '/etc/passwd' does not lie in"),
         (TABLE + "http://host/a.png,1,2,3,4,,,\n", "--image-prefix"),
         (TABLE + "a.png,10,20,60,90,x,dog,\n", "mine.csv:6: category 'dog', but 'cup' in line 2"),

@@ -1,0 +1,215 @@
+r"""LLaVA-style JSON about regions (Osprey, ViP-LLaVA, GLaMM, RegionGPT and the like) -> record file.
+
+    python -m data_prep.llava --json mine.json --images photos --box-format xyxy --out data/mine/train.jsonl
+    python -m data_prep.llava --json osprey_short_form.json --images coco/train2017 --image-prefix COCO_train2014_ \
+        --box-format xywh --first-region 1 --question 'describe|what is' --out data/osprey/train.jsonl
+
+A list of entries, or one a line in .jsonl. Each has an image (`image`, `file_name`, `filename` or `img_file_name`) and
+its regions: objects with bbox and segmentation in `annotation`, `annotations`, `regions`, `objects` or `refs`, or lists
+of their own (`bboxes`, `segmentations`; also `bbox`, `masks`, `rle`). A mask is COCO run lengths or polygons. Texts are
+
+    description     one for each region, with or without "<region1>: " before it (Osprey)
+    sentence, caption, description, phrase or label of each region's object (RefCOCOg as GLaMM has it)
+    groundings      phrase -> its run lengths (GLaMM's grounded conversations); masks of a phrase count as one region
+    answer          where there is a single region (ViP-LLaVA)
+    conversations   an answer to a question that names exactly one region: <region>, <mask>, <bbox> in the order of the
+                    regions, or with a number, <region1>, of which --first-region says whether 0 or 1 comes first.
+                    In a conversation about a single region that names none, all answers are about it.
+
+Questions that name several regions, or none of several, say nothing about one: their answers are left out and counted.
+What boxes count in is for --box-format to say (Osprey and GLaMM xywh, ViP-LLaVA xyxy); regions with a mask alone need
+none.
+"""
+
+import argparse
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.conventions import add_box_format
+from data_prep.own import Found, OwnImages, arguments, read_entries, read_questions, read_turns, write_found
+from dynrefer.commands import run_command
+from dynrefer.masks import mask_to_rle, to_mask
+
+IMAGES = ("image", "file_name", "filename", "img_file_name", "image_path")
+OBJECTS = ("annotation", "annotations", "regions", "objects", "refs")
+BOXES, MASKS = ("bboxes", "boxes", "bbox", "box"), ("segmentations", "segmentation", "masks", "mask", "rles", "rle")
+TEXTS = ("sentence", "sentences", "caption", "captions", "description", "phrase", "label", "answer")
+PLACEHOLDER = re.compile(r"<(?:region|mask|bbox|box|object|obj)[ _]?(\d*)>", re.IGNORECASE)
+
+
+def regions(
+    path: Path, images: OwnImages, counts: Counter, first_region: int | None, question: str | None
+) -> Iterator[Found]:
+    """Regions of a file in its order, one after the other. first_region: the number of the first in <region1>-like
+    placeholders. question: a regular expression; only answers to questions in which it is found are captions."""
+    wanted = _pattern(question)
+    for number, (where, entry) in enumerate(read_entries(path)):
+        if len(entry) == 1 and isinstance(only := next(iter(entry.values())), dict):
+            entry = only  # {image id: entry}
+        counts["entries"] += 1
+        recorded = (entry["height"], entry["width"]) if {"height", "width"} <= entry.keys() else None
+        file, image_hw = images.find(_first(entry, IMAGES), where, recorded)
+        found = _objects(entry, where, image_hw, counts)
+        counts["entries without a region"] += not found
+        captions = _captions(entry, found, where, counts, first_region, wanted) if found else []
+        for k, ((box, mask, _), texts) in enumerate(zip(found, captions, strict=True)):
+            texts = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
+            keys = {"id": f"{number}-{k}", "image": file, "mask": mask, "captions": texts}
+            yield box, image_hw, f"{where}, region {k}", keys
+
+
+def _objects(
+    entry: dict, where: str, image_hw: tuple[int, int], counts: Counter
+) -> list[tuple[list | None, Any, list[str]]]:
+    """(box as it stands or None, mask or None, own texts) of every region of an entry."""
+    if isinstance(groundings := entry.get("groundings"), dict):
+        return [
+            (None, _union(phrase, thing, where, image_hw), [phrase])
+            for phrase, thing in groundings.items()
+            if isinstance(thing, dict) and thing.get("rle_masks")
+        ]
+    listed = _first(entry, OBJECTS)
+    if listed is not None:
+        if not isinstance(listed, list) or not all(isinstance(thing, dict) for thing in listed):
+            raise ValueError(f"{where}: {_name(entry, OBJECTS)}: expected a list of objects with bbox or segmentation")
+        things = [(_first(thing, BOXES), _first(thing, MASKS), _own_texts(thing)) for thing in listed]
+    else:
+        boxes, masks = _several(_first(entry, BOXES)), _several(_first(entry, MASKS))
+        if boxes and masks and len(boxes) != len(masks):
+            raise ValueError(f"{where}: {len(boxes)} boxes but {len(masks)} masks; expected one of each a region")
+        count = max(len(boxes), len(masks))
+        things = [(boxes[k] if boxes else None, masks[k] if masks else None, []) for k in range(count)]
+    return [(box or None, _mask(mask, where, counts), texts) for box, mask, texts in things]
+
+
+def _several(value: Any) -> list:
+    """Boxes or masks of several regions, also where one stands there alone."""
+    alone = isinstance(value, dict) or (isinstance(value, list) and value and _is_number(value[0]))
+    return [value] if alone else list(value or [])
+
+
+def _mask(mask: Any, where: str, counts: Counter) -> dict | list | None:
+    """A mask as a record has it; polygons also as corners in pairs, [[[x, y], ...], ...]. Those of fewer than three
+    corners have no inside and are left out."""
+    if not mask or isinstance(mask, dict):
+        return mask or None
+    if not isinstance(mask, list):
+        raise ValueError(f"{where}: mask of type {type(mask).__name__}: expected run lengths or polygons")
+    if _is_number(mask[0]) or (isinstance(mask[0], list) and len(mask[0]) == 2 and _is_number(mask[0][0])):
+        mask = [mask]  # one polygon
+    polygons = [sum(polygon, []) if polygon and isinstance(polygon[0], list) else polygon for polygon in mask]
+    whole = [polygon for polygon in polygons if len(polygon) >= 6]
+    counts["polygons left out: fewer than three corners"] += len(polygons) - len(whole)
+    return whole or None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _union(phrase: str, thing: dict, where: str, image_hw: tuple[int, int]) -> dict:
+    masks = thing["rle_masks"]
+    if len(masks) == 1:
+        return masks[0]
+    try:
+        return mask_to_rle(np.logical_or.reduce([to_mask(mask, image_hw) for mask in masks]))
+    except ValueError as error:
+        raise ValueError(f"{where}: masks of {phrase!r}: {error}") from error
+
+
+def _own_texts(thing: dict) -> list[str]:
+    value = _first(thing, TEXTS)
+    return [value] if isinstance(value, str) else [text for text in value or [] if isinstance(text, str)]
+
+
+def _captions(
+    entry: dict,
+    found: list,
+    where: str,
+    counts: Counter,
+    first_region: int | None,
+    wanted: re.Pattern,
+) -> list[list[str]]:
+    """Captions of every region of an entry."""
+    captions = [list(texts) for _, _, texts in found]
+    described = entry.get("description")
+    if isinstance(described, list):
+        if len(described) != len(found):
+            raise ValueError(f"{where}: {len(described)} descriptions of {len(found)} regions")
+        for texts, text in zip(captions, described, strict=True):
+            texts.append(re.sub(r"^\s*<[^<>]*>\s*:\s*", "", str(text)))
+    elif isinstance(answer := entry.get("answer", described), str) and len(found) == 1:
+        captions[0].append(answer)
+    turns = read_turns(entry, where)
+    mentions = [match for speaker, text in turns if speaker == "user" for match in PLACEHOLDER.findall(text)]
+    plain = sum(not number for number in mentions)
+    if plain and len(found) > 1 and plain != len(found):
+        raise ValueError(
+            f"{where}: {plain} placeholders without a number in the questions, but {len(found)} regions; they are "
+            "taken in order and must be as many"
+        )
+    if any(mentions) and first_region is None:
+        raise ValueError(
+            f"{where}: numbered placeholders like <region{next(filter(None, mentions))}>; say with --first-region "
+            "whether 0 or 1 is the first"
+        )
+    passed = 0
+    for question, answer in read_questions(turns):
+        named = []
+        for number in PLACEHOLDER.findall(question):
+            named.append(int(number) - first_region if number else passed if len(found) > 1 else 0)
+            passed += not number
+        if outside := [k for k in named if not 0 <= k < len(found)]:
+            raise ValueError(
+                f"{where}: a question names region {outside[0] + (first_region or 0)}, but there are {len(found)} "
+                f"regions, the first is {first_region or 0}"
+            )
+        about = set(named) or ({0} if len(found) == 1 and not mentions else set())
+        if len(about) != 1 or PLACEHOLDER.search(answer):
+            counts["answers left out: not about one region"] += 1
+        elif not wanted.search(question):
+            counts["answers left out: to other questions than --question"] += 1
+        else:
+            captions[about.pop()].append(answer)
+    return captions
+
+
+def _first(entry: dict, names: tuple[str, ...]) -> Any:
+    return next((entry[name] for name in names if entry.get(name) is not None), None)
+
+
+def _name(entry: dict, names: tuple[str, ...]) -> str:
+    return next(name for name in names if entry.get(name) is not None)
+
+
+def _pattern(question: str | None) -> re.Pattern:
+    try:
+        return re.compile(question or "", re.IGNORECASE)
+    except re.error as error:
+        raise ValueError(f"--question {question!r}: not a regular expression ({error})") from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = arguments("llava", __doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, required=True, help=".json or .jsonl, also .gz")
+    add_box_format(parser, required=False)
+    parser.add_argument("--first-region", type=int, choices=(0, 1), help="number of the first region in placeholders")
+    parser.add_argument("--question", metavar="REGEX", help="only answers to questions with this in them are captions")
+    return run_command("llava", _run, parser.parse_args(argv))
+
+
+def _run(args: argparse.Namespace) -> None:
+    counts: Counter[str] = Counter()
+    images = OwnImages(args.images, args.out, args.image_prefix)
+    found = regions(args.json, images, counts, args.first_region, args.question)
+    write_found(args, args.json, found, counts, args.box_format)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
