@@ -1,0 +1,55 @@
+"""The bench: ways timed in turns, rows with ratios, and a word about what is not installed."""
+
+import sys
+
+import pytest
+
+from bench import run
+from bench.timing import Budget, Result, compare
+
+
+def bench(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["bench.run", *arguments])
+    run.main()
+    return capsys.readouterr().out
+
+
+def test_ways_take_turns_after_a_warm_up():
+    calls = []
+    ways = {"plain": lambda: calls.append("plain") or 1, "ours": lambda: calls.append("ours") or 2}
+    rates = compare(ways, Budget(seconds=0, rounds=3))
+    assert calls == ["plain", "ours"] * 4 and list(rates) == ["plain", "ours"]
+
+
+def test_rows_show_the_ratio_to_the_first():
+    lines = run.report("speed", "of things", Result({"plain": 50.0, "ours": 1000.0}, "things/s", ["a note"])).split(
+        "\n"
+    )
+    assert lines[0] == "speed: of things" and lines[3] == "  a note"
+    assert lines[1].split() == ["plain", "50", "things/s", "x1.00"]
+    assert lines[2].split() == ["ours", "1,000", "things/s", "x20.00"]
+
+
+def test_view_selection_is_measured_against_opencv(monkeypatch, capsys):
+    pytest.importorskip("cv2", reason="pip install opencv-python-headless")
+    lines = bench(monkeypatch, capsys, "views", "transform", "--quick").split("\n")
+    assert [line.split(":")[0] for line in lines if not line.startswith("  ")] == ["views", "transform", ""]
+    assert any(line.endswith("of 45,056 hash bits differ") for line in lines)
+    assert sum(line.startswith("  floor: ") for line in lines) == 2
+    ratios = [float(line.split("x")[-1]) for line in lines if line.startswith("  dynrefer.")]
+    assert len(ratios) == 2 and min(ratios) > 2, "far below what is measured on an idle machine"
+
+
+def test_a_missing_package_is_named_and_the_others_run(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setitem(run.BENCHMARKS, "loader", loader := lambda budget: Result({"plain": 1.0}, "samples/s"))
+    loader.__doc__ = "A stand-in."
+    printed = bench(monkeypatch, capsys, "views", "loader", "--quick")
+    assert "views: not measured: the plain way needs OpenCV" in printed
+    assert "pip install opencv-python-headless" in printed and "loader: A stand-in." in printed
+
+
+def test_an_unknown_benchmark_is_refused(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        bench(monkeypatch, capsys, "view")
+    assert "no benchmark 'view'; there are views, views-large, transform" in capsys.readouterr().err
