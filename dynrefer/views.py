@@ -26,7 +26,7 @@ VIEW_STRATEGIES = {
     "joint": ("those whose hashes differ most from view 0 and from each other", "inference, when asked for"),
     "task": ("those nearest to what a task likes; task:attributes names it", "inference, when one task counts"),
     "random": ("distinct ones, uniform; random:0.2 shows 1 region in 5 at one scale", "training, by default"),
-    "fixed": ("exactly these, view 0 included; fixed:0,0.3,1", "measuring scales (eval.views), small models"),
+    "fixed": ("exactly these, view 0 included; fixed:0,0.3,1", "measuring scales (eval.views); flickr30k_small"),
 }
 
 # The scale a task likes, from the paper's figure 4: attributes live in the region itself, captions want some context,
@@ -188,7 +188,7 @@ def choose_scales(
             if lone and generator.random() < lone:
                 scales[r] = generator.choice((0.0, *CANDIDATE_SCALES))
     elif name == "task":
-        nearest = sorted(CANDIDATE_SCALES, key=lambda t: (abs(t - liked), t))[:num_extra]
+        nearest = sorted(CANDIDATE_SCALES, key=lambda t: (round(abs(t - liked), 6), t))[:num_extra]
         scales[:, 1:] = np.sort(nearest)
     else:
         grey_image = grey(image)

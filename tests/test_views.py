@@ -1,13 +1,16 @@
 """Views: boxes by hand-checkable numbers, crops, the hash, and the choice of scales."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dynrefer import views
+from dynrefer import phash, views
+from dynrefer.models.dynrefer.config import DynReferConfig
 from dynrefer.phash import dct_rows
-from dynrefer.views import CANDIDATE_SCALES, choose_scales, crop_views, perceptual_hash, view_boxes
+from dynrefer.views import CANDIDATE_SCALES, VIEW_STRATEGIES, choose_scales, crop_views, perceptual_hash, view_boxes
 
 BOX = torch.tensor([40.0, 30, 80, 90])
 
@@ -78,6 +81,68 @@ def test_the_fast_hash_is_the_plain_one():
     boxes = np.array([[0, 0, 160, 120], [10, 20, 60, 50], [5, 5, 6, 90], [100, 3, 159, 119], [7, 8, 9, 10]], float)
     expected = np.stack([plain_hash(grey, box) for box in boxes])
     assert (perceptual_hash(grey, boxes) == expected).all()
+    assert (perceptual_hash(grey.astype(np.float32), boxes) == expected).all()
+
+
+@pytest.mark.parametrize("height", [phash.LONG_HEIGHT, phash.LONG_HEIGHT + 1])
+@pytest.mark.parametrize("width", [phash.LONG_WIDTH, phash.LONG_WIDTH + 1])
+def test_the_hash_of_long_sides_is_the_plain_one(height, width):
+    grey = views.grey(picture(height + 20, width + 20))
+    box = np.array([7, 11, 7 + width, 11 + height], float)
+    assert (perceptual_hash(grey, box[None])[0] == plain_hash(grey, box)).all()
+
+
+def test_the_hash_is_what_opencv_gives():
+    cv2 = pytest.importorskip("cv2", reason="pip install opencv-python-headless")
+    rng = np.random.default_rng(0)
+    for seed, (height, width) in enumerate([(40, 64), (240, 320), (331, 203), (700, 500)]):
+        image = picture(height, width, seed)
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        assert (views.grey(image) == grey).all()
+        corners = np.sort(rng.integers(0, [[height], [width]], (25, 2, 2)), axis=2)  # (N, y and x, from and to)
+        boxes = np.stack([corners[:, 1, 0], corners[:, 0, 0], corners[:, 1, 1] + 1, corners[:, 0, 1] + 1], axis=1)
+        blocks = [
+            cv2.dct(cv2.resize(grey[y1:y2, x1:x2].astype(np.float32), (224, 224)))[:8, :8].ravel()
+            for x1, y1, x2, y2 in boxes
+        ]
+        assert (perceptual_hash(grey, boxes) == [block > block.mean() for block in blocks]).all()
+
+
+def test_grey_rounds_in_fixed_point():
+    colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    red, green, blue = colours.astype(int).transpose(2, 0, 1)
+    assert (views.grey(colours) == (9798 * red + 19235 * green + 3735 * blue + 2**14) // 2**15).all()
+
+
+def test_flat_crops_have_the_same_bits_everywhere():
+    box = np.array([[3, 4, 50, 60]])
+    assert perceptual_hash(np.full((70, 80), 9, np.uint8), box).nonzero()[1].tolist() == [0], "only the mean"
+    assert not perceptual_hash(np.zeros((70, 80), np.uint8), box).any()
+
+
+def some_boxes(number, height, width):
+    corners = np.random.default_rng(0).uniform(0, 0.6, (number, 2))
+    sides = np.random.default_rng(1).uniform(0.1, 0.4, (number, 2))
+    return np.concatenate([corners, corners + sides], axis=1) * [width, height, width, height]
+
+
+@pytest.mark.parametrize("strategy", ["phash", "joint"])
+def test_regions_do_not_see_each_other(strategy, monkeypatch):
+    monkeypatch.setattr(views, "REGIONS_AT_ONCE", 4)
+    image, boxes = picture(100, 200)[:20, :30].repeat(8, 0).repeat(8, 1), some_boxes(9, 160, 240)
+    together = choose_scales(strategy, image, boxes, 3, [])
+    alone = [choose_scales(strategy, image, boxes[r : r + 1], 3, [])[0] for r in range(9)]
+    assert (together == np.stack(alone)).all() and len(np.unique(together, axis=0)) > 1
+
+
+@pytest.mark.parametrize("strategy", ["phash", "joint"])
+def test_many_regions_need_little_memory(strategy):
+    image, boxes = picture(32, 48), some_boxes(3000, 32, 48)
+    tracemalloc.start()
+    scales = choose_scales(strategy, image, boxes, 3, [])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert scales.shape == (3000, 3) and peak < 10e6, f"{peak / 1e6:.0f} MB"
 
 
 def test_released_choice_divides_by_t_and_ties_go_to_the_smaller():
@@ -128,9 +193,28 @@ def test_fixed_scales_need_one_a_view():
             choose_scales(wrong, image, boxes, 3, [None])
 
 
-def test_an_unknown_strategy_is_refused():
-    with pytest.raises(ValueError, match="phash, joint, task, random, fixed"):
-        choose_scales("pash", picture(), np.zeros((1, 4)), 3, [None])
+def test_task_scales_lie_around_what_the_task_likes():
+    image, boxes = picture(), np.array([[3, 4, 50, 60]], np.float32)
+    for strategy, expected in (
+        ("task", [0, 0.3, 0.4]),
+        ("task:attributes", [0, 0.1, 0.2]),
+        ("task:tags", [0, 0.2, 0.3]),
+    ):
+        np.testing.assert_allclose(choose_scales(strategy, image, boxes, 3, []), [expected])
+    with pytest.raises(ValueError, match="'task:atributes': unknown task. Did you mean 'attributes'"):
+        choose_scales("task:atributes", image, boxes, 3, [])
+
+
+def test_an_unknown_strategy_answers_with_the_nearest():
+    for wrong, near in (("pash", "phash"), ("Joint", "joint"), ("fixd:0,1", "fixed")):
+        with pytest.raises(ValueError, match=f"{wrong}'. Did you mean '{near}'.*phash, joint, task, random, fixed"):
+            choose_scales(wrong, picture(), np.zeros((1, 4)), 3, [None])
+
+
+def test_the_table_of_strategies_says_what_the_model_uses_by_default():
+    config = DynReferConfig()
+    assert VIEW_STRATEGIES[config.view_strategy][1] == "inference, by default"
+    assert VIEW_STRATEGIES[config.train_view_strategy][1] == "training, by default"
 
 
 def test_random_views_show_a_single_scale_as_often_as_asked():
