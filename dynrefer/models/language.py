@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, T5ForConditionalGeneration
 
 MODES = ("frozen", "lora", "full")
 
@@ -20,6 +20,16 @@ def token_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """Summed negative log-likelihood of the target tokens. logits (R, T, W); targets, mask (R, T)."""
     kept = mask.bool()
     return F.cross_entropy(logits[kept].float(), targets[kept], reduction="sum")
+
+
+class UntiedT5(T5ForConditionalGeneration):
+    """T5 1.1 and Flan-T5: encoder and decoder share one embedding, the output layer has a matrix of its own.
+
+    Transformers' class knows only all of them tied or none, and files hold the shared embedding once.
+    """
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        return {f"{stack}.embed_tokens.weight": "shared.weight" for stack in ("encoder", "decoder")}
 
 
 class LanguageModel(nn.Module):
@@ -33,7 +43,8 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: PreTrainedConfig, region_width: int, mode: str = "frozen", lora: dict | None = None):
         super().__init__()
-        self.model = self.auto_class.from_config(config)
+        untied = config.model_type == "t5" and not config.tie_word_embeddings
+        self.model = UntiedT5._from_config(config) if untied else self.auto_class.from_config(config)
         width = self.model.get_input_embeddings().embedding_dim
         self.projection = nn.Linear(region_width, width)
         self.control_memory = nn.Parameter(torch.zeros(width))
@@ -61,7 +72,8 @@ class LanguageModel(nn.Module):
     def freeze(self) -> None:
         """Only what the mode trains asks for gradients."""
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(self.mode == "full" or (self.mode == "lora" and "lora_" in name))
+            trained = self.mode == "full" or (self.mode == "lora" and "lora_" in name)
+            parameter.requires_grad_(trained and parameter.is_floating_point())  # quantized weights stay as they are
 
     def prompt(self, region_embeds: Tensor, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
         """region_embeds (R, Q, E); prompt_ids, prompt_mask (R, T). Returns embeddings (R, Q+T, d) and mask (R, Q+T)."""

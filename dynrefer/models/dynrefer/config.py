@@ -21,9 +21,11 @@ class DynReferConfig(PreTrainedConfig):
     text_config (`dict`): the CLIP text tower that embeds tags, attributes, categories and captions.
     qformer_config (`dict`): BLIP-2's Q-Former; its encoder width is the vision width.
     image_size (`int`): side S of a view in pixels; image_mean, image_std: channel normalization.
-    num_views (`int`): V; num_query_tokens: Q; grid: side of the aligned map, the vision grid when None.
+    num_views (`int`): V; num_query_tokens: Q; query_tokens_trainable: whether they learn (released: BLIP-2's stay);
+        grid: side of the aligned map, the vision grid when None.
     align_groups, align_start, positions, roi_aligned: see region_encoder.py; truncate_region_boxes: released rounding
-        of the region's box in a view.
+        of the region's box in a view; mask_box_last_index: a mask's box ends at its last pixel's index instead of one
+        past it, as in the released program, which loses the last row and column.
     decoder_width, decoder_heads, decoder_mlp_width, decoder_layers, decoder_dropout, decoder_gain: tag and region-text
         decoders.
     tags, attributes, categories (`list`): the word lists; attributes are dicts name, type, is_has_att.
@@ -61,12 +63,14 @@ class DynReferConfig(PreTrainedConfig):
     image_std: list | tuple = CLIP_STD
     num_views: int = 3
     num_query_tokens: int = 32
+    query_tokens_trainable: bool = True
     grid: int | None = None
     align_groups: int = 4
     align_start: str = "zero"
     roi_aligned: bool = False
     positions: bool = False
     truncate_region_boxes: bool = False
+    mask_box_last_index: bool = False
     decoder_width: int = 256
     decoder_heads: int = 4
     decoder_mlp_width: int = 1024

@@ -7,12 +7,22 @@ checked as a copy and ignored, or named in an error.
 
 from __future__ import annotations
 
+import copy
+import difflib
+import os
+import pickle
 import re
-from collections.abc import Callable, Mapping
+import shutil
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ..base_parts import LORA, Source, locate, plain, record
 
 # Released name -> ours; {i} is a layer number. Both directions read this one table.
 CHECKPOINT_NAMES = {
@@ -64,8 +74,21 @@ TEXT_NAMES = {
     "positional_embedding": "embeddings.position_embedding.weight",
     "ln_final.": "final_layer_norm.",
 }
-COPIES = re.compile(r"(t5_model|llm_model)\.(.*embed_tokens\.weight|shared\.weight)$")
-POSITION_IDS = re.compile(r"Qformer\.bert\.embeddings\.position_ids$")
+# Tensors of a checkpoint that repeat something: compared with it, then ignored.
+COPIES = {
+    r"(t5_model|llm_model)\.(.*embed_tokens\.weight|shared\.weight)$": "the base's word embeddings",
+    r"llm_model\..*rotary_emb\.inv_freq$": "what the language model computes",
+    r"Qformer\.bert\.embeddings\.position_ids$": "0, 1, 2, ...",
+    r"(clip|att|ov)_embeds$": "the text embeddings of the word lists",
+}
+TEXT_BANKS = {"clip_embeds": "tag_texts", "att_embeds": "attribute_texts", "ov_embeds": "category_texts"}
+# InstructBLIP's Q-Former can read text too; DynRefer gives it queries only, so these never take part.
+TEXT_BRANCH = {
+    "Qformer.bert.embeddings.word_embeddings.": "qformer.embeddings.word_embeddings.",
+    "Qformer.bert.embeddings.position_embeddings.": "qformer.embeddings.position_embeddings.",
+    "Qformer.bert.encoder.layer.{i}.intermediate.": "qformer.encoder.layer.{i}.intermediate.",
+    "Qformer.bert.encoder.layer.{i}.output.": "qformer.encoder.layer.{i}.output.",
+}
 
 
 def rename(name: str, table: Mapping[str, str]) -> str | None:
@@ -82,8 +105,8 @@ def rename(name: str, table: Mapping[str, str]) -> str | None:
 
 
 def checkpoint_name(name: str) -> str | None:
-    """Released name -> ours, the decoders' inner names too."""
-    ours = rename(name, CHECKPOINT_NAMES)
+    """Released name -> ours, the decoders' inner names too. PEFT's wrapper of the language model leaves no trace."""
+    ours = rename(name.replace("_model.base_model.model.", "_model."), CHECKPOINT_NAMES)
     for decoder in ("tag_decoder.", "region_text_decoder."):
         if ours is not None and ours.startswith(decoder + "layer."):
             inner = rename(ours.removeprefix(decoder), DECODER_NAMES)
@@ -94,52 +117,105 @@ def checkpoint_name(name: str) -> str | None:
 def rename_all(
     tensors: Mapping[str, Tensor], rename_one: Callable[[str], str | None], source: str
 ) -> dict[str, Tensor]:
-    """Every tensor under our name; ValueError naming those that no row of the tables knows."""
+    """Every tensor under our name; ValueError naming those that no row of the tables knows, or that share a name."""
     renamed = {name: rename_one(name) for name in tensors}
     unknown = sorted(name for name, ours in renamed.items() if ours is None)
     if unknown:
         raise ValueError(
             f"{source}: {len(unknown)} unknown tensors, such as {', '.join(unknown[:5])}; is it a file of this kind?"
         )
-    return {ours: tensors[name] for name, ours in renamed.items()}
+    result: dict[str, Tensor] = {}
+    for name, ours in renamed.items():
+        if ours in result:
+            first = next(other for other in renamed if renamed[other] == ours)
+            raise ValueError(f"{source}: {first} and {name} are both {ours}; expected one of them")
+        result[ours] = tensors[name]
+    return result
 
 
 def text_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """EVA-CLIP's or open_clip's text tower -> transformers' CLIPTextModelWithProjection names.
+    """EVA-CLIP's, OpenAI's or open_clip's text tower -> transformers' CLIPTextModelWithProjection names.
 
     Keys are `text.*` beside `visual.*` (ignored), or the tower's own. The packed query, key and value are split.
     """
     inner = {name.removeprefix("text."): tensor for name, tensor in tensors.items() if not name.startswith("visual.")}
-    inner = {name: tensor for name, tensor in inner.items() if name not in ("logit_scale", "logit_bias", "attn_mask")}
+    ignored = ("logit_scale", "logit_bias", "attn_mask", "input_resolution", "context_length", "vocab_size")
     renamed: dict[str, Tensor] = {}
     for name, tensor in inner.items():
         if match := re.match(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)$", name):
             for part, piece in zip("qkv", tensor.chunk(3), strict=True):
-                renamed[f"text_model.encoder.layers.{match[1]}.self_attn.{part}_proj.{match[2]}"] = piece
+                renamed[f"text_model.encoder.layers.{match[1]}.self_attn.{part}_proj.{match[2]}"] = piece.clone()
         elif name == "text_projection":
-            renamed["text_projection.weight"] = tensor.t()
+            renamed["text_projection.weight"] = tensor.t().contiguous()
         elif (ours := rename(name, TEXT_NAMES)) is not None:
             renamed[f"text_model.{ours}"] = tensor
-        else:
-            raise ValueError(f"text encoder: unknown tensor {name!r}; expected EVA-CLIP's text.* or open_clip's names")
+        elif name not in ignored:
+            raise ValueError(
+                f"text encoder: unknown tensor {name!r}; expected EVA-CLIP's text.* or open_clip's names"
+                + seems(tensors)
+            )
+    if "text_projection.weight" not in renamed or "text_model.embeddings.token_embedding.weight" not in renamed:
+        raise ValueError(f"text encoder: no token_embedding.weight or text_projection in it{seems(tensors)}")
     return renamed
 
 
+KINDS = {
+    "a DynRefer checkpoint (--checkpoint)": ("cvem_", "tag_head.", "attr_head."),
+    "a CLIP text encoder (--text-encoder)": ("text.", "token_embedding.", "transformer.resblocks.", "visual."),
+    "a BLIP-2 of transformers (--base, as a folder)": ("vision_model.", "language_model.", "qformer."),
+    "a BLIP-2 of LAVIS (see `dynrefer convert lavis`)": ("visual_encoder.", "ln_vision."),
+}
+
+
+def seems(names: Iterable[str]) -> str:
+    """ "; it looks like ..." for the names of a file's tensors, "" where they tell nothing."""
+    counts = {kind: sum(name.startswith(starts) for name in names) for kind, starts in KINDS.items()}
+    kind = max(counts, key=lambda kind: counts[kind])
+    return f"; it looks like {kind}" if counts[kind] else ""
+
+
 def read_torch(path: str | Path) -> dict[str, Tensor]:
-    """A .pth or .pt file's tensors by name, without running code from it; {"model": {...}} is unpacked."""
+    """A .pth, .pt or .safetensors file's tensors by name, without running code; {"model": {...}} is unpacked."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"checkpoint {str(path)!r}: no such file")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken or hostile file
-        raise ValueError(f"checkpoint {str(path)!r}: cannot be read as plain tensors ({error})") from error
+        # memory-mapped where the format allows it: a training checkpoint holds the optimizer's numbers, too
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"checkpoint {str(path)!r}: damaged, or it holds more than tensors, such as code, which is never run "
+            f"({first_line(error)})"
+        ) from error
+    except Exception as error:  # torch raises many kinds for a broken file
+        raise ValueError(
+            f"checkpoint {str(path)!r}: truncated, damaged or not PyTorch's ({first_line(error)})"
+        ) from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict):
         raise ValueError(f"checkpoint {str(path)!r}: expected names and tensors, found {type(content).__name__}")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"checkpoint {str(path)!r}: {name!r} is a {type(value).__name__}; expected tensors only")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{str(path)!r}: truncated, damaged or not safetensors ({first_line(error)})") from error
+
+
+def first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
 
 # ------------------------------------------------------------------------------------------------ released -> ours
@@ -151,6 +227,7 @@ RELEASED_GENERATION = {
     "length_penalty": 0.0,
     "repetition_penalty": 1.5,
 }
+REPLACED = ("qformer.", "language.projection.")  # the base's own are trained further in the checkpoint
 
 
 def convert(
@@ -168,73 +245,168 @@ def convert(
     shows, from the base's config, and for the text encoder from text_heads (width / 64, at least 4, when None).
 
     checkpoint: the released .pth; base: BLIP-2's or InstructBLIP's hub id or folder; text_encoder: eva_clip_psz14.pt or
-    an open_clip name; vocabulary, attributes, categories: word lists, see vocabulary.py.
+    an open_clip name; vocabulary, attributes, categories: word lists, see vocabulary.py; output: a folder that is new
+    or empty, which appears when everything in it is written.
 
-    Raises ValueError for unknown, missing, wrongly shaped or differing tensors.
+    Raises ValueError for unknown, missing, wrongly shaped or differing tensors, and for files of the wrong kind.
     """
     from dynrefer.vocabulary import read_attributes, read_words
 
     from .config import DynReferConfig
-    from .model import DynReferModel
     from .processor import DynReferProcessor
 
-    released = read_torch(checkpoint)
-    folder = base_folder(base, revision)
-    base_tensors, base_config = read_base(folder)
-    texts = text_tensors(read_text_encoder(text_encoder))
-    trained, copies = split_released(released, str(checkpoint))
-    config = DynReferConfig(
-        **released_sizes(trained, base_tensors, base_config),
-        text_config=text_sizes(texts, text_heads),
-        truncate_region_boxes=True,
-        roi_aligned=False,
-        mask_same_caption=False,
-        tags=read_words(vocabulary),
-        attributes=read_attributes(attributes),
-        categories=read_words(categories),
-        generation=dict(RELEASED_GENERATION),
-    )
-    tensors = {name: tensor for name, tensor in base_tensors.items() if not name.startswith(REPLACED)}
-    tensors |= trained | {f"text_encoder.model.{name}": tensor for name, tensor in texts.items()}
-    model = DynReferModel(config)
-    load_all(model, tensors)
-    check_copies(model, copies)
-    model.processor = DynReferProcessor(config, base_tokenizer(folder), clip_tokenizer(config.text_config.vocab_size))
-    model.eval().before_eval()
-    model.save_pretrained(output)
-    model.processor.save_pretrained(output)
+    words = {
+        "tags": once_each(read_words(vocabulary), str(vocabulary)),
+        "attributes": read_attributes(attributes),
+        "categories": read_words(categories),
+    }
+    for name, entries in words.items():
+        if not entries:
+            raise ValueError(f"{name}: the list is empty")
+    with new_folder(output) as folder:
+        released = read_torch(checkpoint)
+        trained, copies = split_released(released, str(checkpoint))
+        texts = text_tensors(read_text_encoder(text_encoder))
+        base_files = base_folder(base, revision)
+        base_tensors, base_config = read_base(base_files)
+        check_language(released, base_config, f"checkpoint {str(checkpoint)!r}", f"base {str(base)!r}")
+        config = DynReferConfig(
+            **released_sizes(trained, base_tensors, base_config),
+            **released_settings(),
+            **language_settings(base_config, base_tensors, trained),
+            text_config=text_sizes(texts, text_heads, **open_clip_settings(text_encoder)),
+            **words,
+        )
+        model = filled_model(config, all_tensors(trained, base_tensors, texts))
+        tokenizers = base_tokenizer(base_files), clip_tokenizer(config.text_config.vocab_size)
+        model.processor = DynReferProcessor(config, *tokenizers)
+        model.eval().before_eval()
+        check_copies(model, base_tensors, copies)
+        record_sources(model, trained, base, revision, text_encoder)
+        model.save_pretrained(folder)
     return Path(output)
 
 
-REPLACED = ("qformer.", "language.projection.")  # the base's own are trained further in the checkpoint
+def all_tensors(
+    trained: Mapping[str, Tensor], base: Mapping[str, Tensor], texts: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What a model is made of, under our names: the checkpoint's, and the base's that it does not replace."""
+    wrapped = {name.split(f".{LORA}")[0] for name in trained if LORA in name}
+    tensors = {}
+    for name, tensor in base.items():
+        layer, _, kind = name.rpartition(".")
+        if not name.startswith(REPLACED):
+            tensors[f"{layer}.base_layer.{kind}" if layer in wrapped else name] = tensor
+    return tensors | trained | {f"text_encoder.model.{name}": tensor for name, tensor in texts.items()}
+
+
+def released_settings() -> dict:
+    """Fields of DynReferConfig in which the released program differs from our defaults."""
+    return {
+        "truncate_region_boxes": True,
+        "mask_box_last_index": True,
+        "roi_aligned": False,
+        "mask_same_caption": False,
+        "query_tokens_trainable": False,
+        "generation": dict(RELEASED_GENERATION),
+    }
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to write into that takes its name when all is written; nothing is left of it after an error."""
+    path = Path(path).absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"output {str(path)!r} exists and is not an empty folder; give another, or remove it")
+    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if path.exists():
+            path.rmdir()
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def once_each(words: list[str], source: str) -> list[str]:
+    """Words without repeats, with a warning: the same word twice is the same text with the same score."""
+    kept = list(dict.fromkeys(words))
+    if len(kept) < len(words):
+        warnings.warn(f"{source}: {len(words) - len(kept)} repeated words are left out", stacklevel=3)
+    return kept
 
 
 def split_released(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Trained tensors under our names, and copies of frozen ones under ours; position ids are checked and dropped."""
-    copies = {name: tensor for name, tensor in tensors.items() if COPIES.match(name)}
-    for name, tensor in tensors.items():
-        if POSITION_IDS.search(name) and not torch.equal(tensor.flatten(), torch.arange(tensor.numel())):
-            raise ValueError(f"{source}: {name} is not 0, 1, 2, ...; the released file's is")
-    rest = {name: tensor for name, tensor in tensors.items() if name not in copies and not POSITION_IDS.search(name)}
-    return rename_all(rest, checkpoint_name, source), rename_all(copies, checkpoint_name, source)
+    """Trained tensors under our names, and what only repeats others, under released names."""
+    if not any(name.startswith("cvem_") for name in tensors):
+        raise ValueError(f"checkpoint {source!r}: no cvem_mlp; is it a released DynRefer file?{seems(tensors)}")
+    copies = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if any(re.match(pattern, name) for pattern in COPIES) or rename(name, TEXT_BRANCH) is not None
+    }
+    trained = {name: tensor for name, tensor in tensors.items() if name not in copies}
+    return rename_all(trained, checkpoint_name, f"checkpoint {source!r}"), copies
 
 
-def check_copies(model, copies: Mapping[str, Tensor]) -> None:
-    """ValueError where a tensor that repeats a frozen one differs from it by more than half precision."""
+def check_language(released: Mapping[str, Tensor], base_config, checkpoint: str, base: str) -> None:
+    """ValueError where the checkpoint's language model is of the other kind than the base's."""
+    found = [prefix for prefix in ("t5", "llm") if f"{prefix}_proj.weight" in released]
+    if len(found) != 1:
+        raise ValueError(
+            f"{checkpoint}: expected t5_proj.weight or llm_proj.weight, found {'both' if found else 'neither'}"
+        )
+    language = base_config.text_config
+    expected = "t5" if language.is_encoder_decoder else "llm"
+    if found[0] != expected:
+        kind = "an encoder-decoder" if language.is_encoder_decoder else "decoder-only"
+        raise ValueError(
+            f"{checkpoint} has a {found[0]}_proj, but the language model of {base} is {kind} ({language.model_type}); "
+            f"it needs a base with {'T5' if found[0] == 't5' else 'a decoder-only language model, such as Vicuna'}"
+        )
+
+
+def filled_model(config, tensors: Mapping[str, Tensor]):
+    """The config's model in float32 with exactly these tensors; ValueError naming what does not fit. Text embeddings
+    of the word lists are still zero."""
+    from .model import DynReferModel
+
+    with torch.device("meta"):  # tensors are checked before memory is taken
+        skeleton = DynReferModel(copy.deepcopy(config))
+    check_fit(skeleton, tensors)
+    banks = {name: torch.zeros(tensor.shape) for name, tensor in skeleton.state_dict().items() if is_bank(name)}
+    model = DynReferModel.from_pretrained(None, config=config, state_dict={**tensors, **banks}, dtype=torch.float32)
     state = model.state_dict()
-    for name, tensor in copies.items():
-        if name not in state or state[name].shape != tensor.shape:
-            raise ValueError(f"checkpoint tensor {name} {tuple(tensor.shape)} repeats nothing in the base model")
-        if not torch.allclose(state[name].float(), tensor.float(), rtol=1e-2, atol=1e-3):
-            raise ValueError(f"checkpoint tensor {name} differs from the base's: they belong to different base models")
+    changed = [name for name, tensor in tensors.items() if not torch.equal(state[name], tensor.float())]
+    if changed:
+        raise ValueError(f"{changed[0]} and {len(changed) - 1} more tensors differ from the file after loading: tied?")
+    return model
 
 
-def load_all(model, tensors: Mapping[str, Tensor]) -> None:
-    """Every tensor into the model and every tensor of the model from them; ValueError naming what does not fit. Text
-    embeddings of the word lists are made anew."""
+def record_sources(model, trained: Mapping[str, Tensor], base: str | Path, revision: str | None, text_encoder) -> None:
+    """Notes where the frozen parts come from; those that the checkpoint changes come from nowhere else."""
+    sources = {
+        "vision": Source("transformers", *locate(base, revision)),
+        "language": Source("transformers", *locate(base, revision)),
+        "text": Source("clip_text", str(Path(text_encoder).resolve() if Path(text_encoder).exists() else text_encoder)),
+    }
+    for part, source in sources.items():
+        if not any(name.startswith(f"{model.BASE_PARTS[part]}.") and LORA not in name for name in trained):
+            record(model, part, source, model.state_dict())
+
+
+def is_bank(name: str) -> bool:
+    return name in TEXT_BANKS.values()
+
+
+def check_fit(model, tensors: Mapping[str, Tensor]) -> None:
+    """ValueError unless there is a tensor of its shape for everything in the model, and nothing else. One of two tied
+    tensors is enough."""
     state = model.state_dict()
-    wanted = {name for name in state if not re.fullmatch(r"(tag|attribute|category)_texts", name)}
-    problems = [f"missing {name}" for name in sorted(wanted - tensors.keys())]
+    tied = {name for name, original in model.all_tied_weights_keys.items() if original in tensors}
+    wanted = {name for name in state if not is_bank(name)}
+    problems = [f"missing {name}" for name in sorted(wanted - tied - tensors.keys())]
     problems += [f"unused {name}" for name in sorted(tensors.keys() - wanted)]
     problems += [
         f"{name} is {tuple(tensors[name].shape)}, expected {tuple(state[name].shape)}"
@@ -244,53 +416,89 @@ def load_all(model, tensors: Mapping[str, Tensor]) -> None:
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ValueError(f"tensors and config do not fit: {'; '.join(problems[:8])}{more}")
-    model.load_state_dict({name: tensors[name].to(state[name].dtype) for name in wanted}, strict=False)
+
+
+def check_copies(model, base: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> None:
+    """ValueError where a tensor that repeats another differs from it by more than half precision. A text branch that
+    the base does not have cannot be compared: a warning, since DynRefer never reads it."""
+    buffers = dict(model.named_buffers())
+    known = {plain(name): tensor for name, tensor in (buffers | model.state_dict()).items()} | base
+    inverse_frequencies = next((t for name, t in buffers.items() if name.endswith("rotary_emb.inv_freq")), None)
+    unread = []
+    for name, tensor in copies.items():
+        if name.endswith("position_ids"):
+            original = torch.arange(tensor.numel()).reshape(tensor.shape)
+        elif name.endswith("inv_freq"):
+            original = inverse_frequencies
+        elif (ours := rename(name, TEXT_BRANCH)) is not None:
+            original = base.get(ours)
+            if original is None:
+                unread.append(name)
+                continue
+        else:
+            original = known.get(TEXT_BANKS.get(name) or plain(checkpoint_name(name)))
+        if original is None or original.shape != tensor.shape:
+            found = "nothing" if original is None else f"a tensor {tuple(original.shape)}"
+            raise ValueError(f"checkpoint tensor {name} {tuple(tensor.shape)} repeats {found} of the other files")
+        if not torch.allclose(original.float(), tensor.float(), rtol=1e-2, atol=1e-3):
+            raise ValueError(
+                f"checkpoint tensor {name} differs from what it should repeat: it belongs to other word lists, or they "
+                "belong to different base models"
+            )
+    if unread:
+        warnings.warn(
+            f"{len(unread)} tensors of the Q-Former's text branch, such as {unread[0]}, are left out: DynRefer does "
+            "not read them, and the base has none to compare them with",
+            stacklevel=3,
+        )
 
 
 # ------------------------------------------------------------------------------------------------ sizes
 
 
-def released_sizes(trained: Mapping[str, Tensor], base: Mapping[str, Tensor], base_config: Mapping) -> dict:
-    """Fields of DynReferConfig that the tensors show, head counts from the base's config."""
+def released_sizes(trained: Mapping[str, Tensor], base: Mapping[str, Tensor], base_config) -> dict:
+    """Fields of DynReferConfig that the tensors show, head counts and what else shapes do not tell from the base's
+    config."""
 
-    def shape(name: str, tensors: Mapping[str, Tensor] = trained) -> tuple[int, ...]:
-        if name not in tensors:
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in trained:
             raise ValueError(f"missing tensor {name}: is the checkpoint a released DynRefer file?")
-        return tuple(tensors[name].shape)
+        return tuple(trained[name].shape)
 
     def layers(pattern: str) -> set[int]:
         return {int(match[1]) for name in trained if (match := re.match(pattern, name))}
 
-    width = shape("region_encoder.mlp.2.weight")[0]
-    cross = layers(r"qformer\.encoder\.layer\.(\d+)\.crossattention\.")
+    width, fused = shape("region_encoder.mlp.0.weight")
+    if fused % width:
+        raise ValueError(f"region_encoder.mlp.0.weight is {(width, fused)}: no whole number of views of width {width}")
+    cross = sorted(layers(r"qformer\.encoder\.layer\.(\d+)\.crossattention\."))
     depth = layers(r"qformer\.encoder\.layer\.(\d+)\.")
     query_tokens = trained.get("query_tokens", base.get("query_tokens"))
     if not cross or query_tokens is None:
         raise ValueError("no Q-Former cross-attention or query tokens: is the checkpoint a released DynRefer file?")
+    vision = {**part_settings(base_config.vision_config), "model_type": "blip_2_vision_model"}  # InstructBLIP's as well
+    side = base_config.vision_config.image_size
     decoder_width, _ = shape("tag_decoder.vision_proj.weight")
-    vision = {**base_config["vision_config"], "model_type": "blip_2_vision_model"}  # InstructBLIP's is the same
-    qformer = {
-        "hidden_size": query_tokens.shape[-1],
-        "num_hidden_layers": len(depth),
-        "num_attention_heads": base_config["qformer_config"].get("num_attention_heads", 12),
-        "intermediate_size": shape("qformer.encoder.layer.0.intermediate_query.dense.weight")[0],
-        "cross_attention_frequency": max(depth) + 1 if len(cross) == 1 else sorted(cross)[1] - sorted(cross)[0],
-        "encoder_hidden_size": width,
-        **{
-            key: base_config["qformer_config"][key]
-            for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps", "hidden_act")
-            if key in base_config["qformer_config"]
-        },
-    }
+    qformer = base_config.qformer_config
     return {
         "vision_config": vision,
-        "vision_shape": [width, vision.get("image_size", 224) // vision.get("patch_size", 14)],
-        "image_size": vision.get("image_size", 224),
-        "qformer_config": qformer,
-        "language_config": dict(base_config["text_config"]),
+        "vision_shape": [width, side // base_config.vision_config.patch_size],
+        "image_size": side,
+        "qformer_config": {
+            "hidden_size": query_tokens.shape[-1],
+            "num_hidden_layers": len(depth),
+            "num_attention_heads": qformer.num_attention_heads,
+            "intermediate_size": shape("qformer.encoder.layer.0.intermediate_query.dense.weight")[0],
+            "cross_attention_frequency": len(depth) if len(cross) == 1 else cross[1] - cross[0],
+            "encoder_hidden_size": width,
+            "hidden_dropout_prob": qformer.hidden_dropout_prob,
+            "attention_probs_dropout_prob": qformer.attention_probs_dropout_prob,
+            "layer_norm_eps": qformer.layer_norm_eps,
+            "hidden_act": qformer.hidden_act,
+        },
         "num_query_tokens": query_tokens.shape[1],
-        "num_views": shape("region_encoder.mlp.0.weight")[1] // width,
-        "align_groups": shape("region_encoder.align.offset_mask.weight")[0] // 27,
+        "num_views": fused // width,
+        "align_groups": shape("region_encoder.align.offset_mask.weight")[0] // 27 if fused > width else 4,
         "decoder_width": decoder_width,
         "decoder_heads": head_count(decoder_width),
         "decoder_mlp_width": shape("tag_decoder.layers.0.intermediate.weight")[0],
@@ -298,19 +506,63 @@ def released_sizes(trained: Mapping[str, Tensor], base: Mapping[str, Tensor], ba
     }
 
 
-def text_sizes(texts: Mapping[str, Tensor], heads: int | None) -> dict:
-    """CLIPTextConfig fields of EVA-CLIP's text tower: exact GELU, pooled at the end token, the largest id."""
+def part_settings(config) -> dict:
+    """A part's config as a dict, without the number type that its file had."""
+    return {key: value for key, value in config.to_dict().items() if key not in ("dtype", "torch_dtype")}
+
+
+def language_settings(base_config, base: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> dict:
+    """Fields of DynReferConfig for the language model: the base's config, with what BLIP-2 and the tensors say."""
+    language = part_settings(base_config.text_config)
+    if language["model_type"] == "t5":
+        language["dense_act_fn"] = "gelu"  # BLIP-2's setting; "gated-gelu" alone means another approximation
+    output = base.get("language.model.lm_head.weight")
+    inputs = next((base[name] for name in WORD_EMBEDDINGS if name in base), output)
+    if output is not None and not torch.equal(output, inputs):
+        language["tie_word_embeddings"] = False  # whatever the config says: the file has two matrices
+        language.pop("scale_decoder_outputs", None)
+    return {"language_config": language, **lora_settings(trained)}
+
+
+WORD_EMBEDDINGS = tuple(
+    f"language.model.{name}.weight" for name in ("shared", "model.embed_tokens", "model.decoder.embed_tokens")
+)
+
+
+def lora_settings(trained: Mapping[str, Tensor]) -> dict:
+    """Fields of DynReferConfig for the LoRA layers of a checkpoint. Their alpha, which no tensor shows, is twice their
+    rank, as released (64 and 128)."""
+    ranks = {
+        name.split(f".{LORA}")[0]: len(tensor) for name, tensor in trained.items() if re.search(r"\.lora_\w*A\.", name)
+    }
+    if not ranks:
+        return {}
+    if len(set(ranks.values())) > 1:
+        raise ValueError(f"LoRA layers of several ranks, {sorted(set(ranks.values()))}; expected one")
+    rank = next(iter(ranks.values()))
+    targets = sorted({layer.rsplit(".", 1)[-1] for layer in ranks})
+    lora = {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.0, "target_modules": targets}
+    return {"language_mode": "lora", "language_lora": lora}
+
+
+def text_sizes(
+    texts: Mapping[str, Tensor], heads: int | None, known_heads: int | None = None, hidden_act: str = "gelu"
+) -> dict:
+    """CLIPTextConfig fields of a text tower, pooled at the end token, the largest id. EVA-CLIP's has exact GELU."""
     vocab_size, width = texts["text_model.embeddings.token_embedding.weight"].shape
     depth = {int(match[1]) for name in texts if (match := re.match(r"text_model\.encoder\.layers\.(\d+)\.", name))}
+    heads = heads or known_heads or head_count(width)
+    if heads < 1 or width % heads:
+        raise ValueError(f"text encoder of width {width} cannot have {heads} heads; give --text-heads")
     return {
         "vocab_size": vocab_size,
         "hidden_size": width,
         "intermediate_size": texts["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
         "num_hidden_layers": len(depth),
-        "num_attention_heads": heads or head_count(width),
+        "num_attention_heads": heads,
         "max_position_embeddings": texts["text_model.embeddings.position_embedding.weight"].shape[0],
         "projection_dim": texts["text_projection.weight"].shape[0],
-        "hidden_act": "gelu",
+        "hidden_act": hidden_act,
         "bos_token_id": vocab_size - 2,
         "eos_token_id": vocab_size - 1,
         "pad_token_id": 0,
@@ -341,50 +593,78 @@ def base_folder(base: str | Path, revision: str | None = None) -> Path:
         raise ValueError(f"base {str(base)!r}: neither a folder nor a hub id that can be fetched ({error})") from error
 
 
-def read_base(folder: Path) -> tuple[dict[str, Tensor], dict]:
-    """The base's tensors under our names, its Q-Former and projection left as they are, and its config.json."""
-    import json
+def read_base(folder: Path) -> tuple[dict[str, Tensor], object]:
+    """The base's tensors under our names, its Q-Former and projection left as they are, and its config."""
+    from transformers import AutoConfig
 
-    from safetensors.torch import load_file
-
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    parts = [key for key in ("vision_config", "qformer_config", "text_config") if not isinstance(config.get(key), dict)]
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"base {str(folder)!r}: its config.json cannot be read ({first_line(error)})") from error
+    parts = [name for name in ("vision_config", "qformer_config", "text_config") if not hasattr(config, name)]
     if parts:
-        raise ValueError(f"base {str(folder)!r}: its config.json has no {', '.join(parts)}; expected BLIP-2's layout")
+        raise ValueError(
+            f"base {str(folder)!r} is of type {config.model_type!r}, whose config has no {', '.join(parts)}; expected "
+            "BLIP-2's or InstructBLIP's layout"
+        )
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"base {str(folder)!r}: no .safetensors file in it")
-    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    return rename_all(tensors, lambda name: rename(name, BASE_NAMES), str(folder)), config
+    tensors = {name: tensor for file in files for name, tensor in read_safetensors(file).items()}
+    return rename_all(tensors, lambda name: rename(name, BASE_NAMES), f"base {str(folder)!r}"), config
 
 
 def read_text_encoder(source: str | Path) -> dict[str, Tensor]:
-    """A file's tensors, or the text tower of an open_clip model by name."""
-    if Path(source).is_file():
-        tensors = read_torch(source)
-        return {name: t for name, t in tensors.items() if name.startswith(("text.", "visual."))} or tensors
-    import open_clip
-
+    """A file's tensors, or those of an open_clip model by name, vision tower and all."""
+    if Path(source).exists():
+        return read_torch(source)
+    open_clip = import_open_clip()
     if str(source) not in open_clip.list_models():
-        raise ValueError(f"text encoder {str(source)!r}: neither a file nor one of open_clip.list_models()")
+        near = difflib.get_close_matches(str(source), open_clip.list_models(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"text encoder {str(source)!r}: neither a file nor one of open_clip.list_models(){hint}")
     tags = open_clip.list_pretrained_tags_by_model(str(source))
-    model = open_clip.create_model(str(source), pretrained=tags[0] if tags else None)
-    state = model.state_dict()
-    return {name: tensor for name, tensor in state.items() if name.startswith(("text.", "visual."))}
+    if not tags:
+        raise ValueError(f"text encoder {str(source)!r}: open_clip knows no weights of it; give a file")
+    try:
+        return open_clip.create_model(str(source), pretrained=tags[0]).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"text encoder {str(source)!r}: open_clip cannot fetch its weights {tags[0]!r}; give a file "
+            f"({first_line(error)})"
+        ) from error
+
+
+def open_clip_settings(source: str | Path) -> dict:
+    """What no tensor shows of an open_clip model by name; {} for a file."""
+    if Path(source).exists():
+        return {}
+    config = import_open_clip().get_model_config(str(source))
+    act = "quick_gelu" if config.get("quick_gelu") else "gelu"
+    return {"known_heads": config["text_cfg"].get("heads"), "hidden_act": act}
+
+
+def import_open_clip():
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ValueError("this needs open_clip: pip install open_clip_torch") from error
+    return open_clip
 
 
 def base_tokenizer(folder: Path):
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"base {str(folder)!r}: no tokenizer that can be read ({first_line(error)})") from error
 
 
 def clip_tokenizer(vocab_size: int):
     """OpenAI CLIP's byte-pair tokenizer from the list that open_clip_torch carries, as transformers' class."""
-    try:
-        from open_clip.tokenizer import SimpleTokenizer
-    except ImportError as error:
-        raise ValueError("CLIP's tokenizer comes with open_clip: pip install open_clip_torch") from error
+    import_open_clip()
+    from open_clip.tokenizer import SimpleTokenizer
     from transformers import CLIPTokenizer
 
     plain = SimpleTokenizer()
@@ -397,30 +677,72 @@ def clip_tokenizer(vocab_size: int):
 
 # ------------------------------------------------------------------------------------------------ ours -> released
 
+EXPORTED = ("region_encoder.", "qformer.", "tag_decoder.", "region_text_decoder.", "language.projection.")
+# What the released layout has no place for: it is read back with these settings.
+LAYOUT = {
+    "roi_aligned": (False,),
+    "positions": (False,),
+    "view_text": (False,),
+    "vision_trainable": (False,),
+    "text_trainable": (False,),
+    "language_mode": ("frozen", "lora"),
+}
+
 
 def export(model, path: str | Path) -> Path:
     """Writes the released layout: {"model": trained tensors under released names} (+ position ids and the repeated
-    embeddings that released files carry)."""
+    embeddings that released files carry). The frozen parts are left to the base and the text encoder's file.
+
+    Raises ValueError for a model that the layout cannot hold, and where there is a file of this name.
+    """
+    path = Path(path)
+    if path.exists():
+        raise ValueError(f"output {str(path)!r} exists; give another name, or remove it")
+    check_layout(model.config)
+    tensors = released_tensors(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    try:
+        torch.save({"model": tensors}, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def check_layout(config) -> None:
+    heads, grid = head_count(config.decoder_width), config.vision_shape[1]
+    fixed = LAYOUT | {"decoder_heads": (heads,), "grid": (None, grid)}
+    for name, allowed in fixed.items():
+        if (value := getattr(config, name)) not in allowed:
+            raise ValueError(
+                f"{name} is {value!r}: the released layout has no place for it (it means "
+                f"{' or '.join(map(repr, allowed))}); save_pretrained keeps everything"
+            )
+    lora = config.language_lora or {}
+    if lora.get("lora_alpha", 128) != 2 * lora.get("r", 64):
+        raise ValueError(f"language_lora {lora}: the released layout does not hold lora_alpha, it means twice r")
+
+
+def released_tensors(model) -> dict[str, Tensor]:
+    """The trained tensors on the CPU under released names, position ids and repeated embeddings among them."""
     prefix = "t5" if model.config.language_config.is_encoder_decoder else "llm"
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        if name.startswith(("region_encoder.", "qformer.", "tag_decoder.", "region_text_decoder.")) or name in (
-            "language.projection.weight",
-            "language.projection.bias",
-            "language.control_memory",
-        ):
+        learned = name.startswith(EXPORTED) or name == "language.control_memory" or LORA in name
+        learned |= name == "query_tokens" and model.config.query_tokens_trainable
+        copied = prefix == "t5" and plain(name).endswith("embed_tokens.weight")
+        if learned or copied:
             tensors[released_name(name, prefix)] = tensor.cpu()
-        elif "lora_" in name:
-            tensors[name.replace("language.model.", f"{prefix}_model.")] = tensor.cpu()
-        elif prefix == "t5" and name.endswith("embed_tokens.weight") and name.startswith("language.model."):
-            tensors[name.replace("language.model.", "t5_model.")] = tensor.cpu()
-    tensors["Qformer.bert.embeddings.position_ids"] = torch.arange(512)[None]
-    torch.save({"model": tensors}, path)
-    return Path(path)
+    positions = model.config.qformer_config.max_position_embeddings
+    tensors["Qformer.bert.embeddings.position_ids"] = torch.arange(positions)[None]
+    return tensors
 
 
 def released_name(name: str, prefix: str) -> str:
     """Our name -> the released one, by the same tables read backwards."""
+    if LORA in name:
+        return name.replace("language.model.", f"{prefix}_model.base_model.model.")
     decoders = {"tag_decoder.": "tag", "region_text_decoder.": "attr"}
     for ours, short in decoders.items():
         if name.startswith(ours + "layers."):
@@ -429,12 +751,11 @@ def released_name(name: str, prefix: str) -> str:
                 name.removeprefix(ours), {"layers.{i}.": "layer.{i}.crossattention.self."}
             )
             return f"{short}_head.encoder.{found}"
+    other = "llm_" if prefix == "t5" else "t5_"
     backwards = {
-        new: old
-        for old, new in CHECKPOINT_NAMES.items()
-        if not (new.startswith("language.projection") and not old.startswith(prefix)) and "head.encoder" not in old
+        new: old for old, new in CHECKPOINT_NAMES.items() if "head.encoder" not in old and not old.startswith(other)
     }
-    found = rename(name, backwards)
+    found = rename(plain(name), backwards)
     assert found is not None, name
     return found
 

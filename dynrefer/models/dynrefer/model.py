@@ -92,6 +92,7 @@ class DynReferModel(RegionModel):
 
     def freeze(self) -> None:
         """Only what the config trains asks for gradients."""
+        self.query_tokens.requires_grad_(self.config.query_tokens_trainable)
         self.vision.requires_grad_(self.config.vision_trainable)
         self.text_encoder.requires_grad_(self.config.text_trainable)
         self.language.freeze()
