@@ -70,7 +70,7 @@ def coco_image_id(name: str) -> int | None:
 
 def image_keys(paths: Sequence[str | os.PathLike]) -> set[int | str]:
     """What tells the images of some record files from others: COCO ids, and bare file names where there is none."""
-    names = {image for path in paths for image in open_records(path).images()}
+    names = {image for path in paths for image in open_records(path).image_names()}
     return {image_key(name) for name in names}
 
 

@@ -109,10 +109,13 @@ def test_what_cannot_be_compared_is_told(folder):
 
 
 def test_tables_are_checked_by_row(folder):
+    datasets = pytest.importorskip("datasets")
     good = Region("1", "a.png", HW, (1.0, 2.0, 10.0, 12.0))
     bad = Region("2", "a.png", HW, (10.0, 2.0, 1.0, 12.0))
-    save_arrow(folder / "arrow", [good, bad, good])
-    report = check_file(folder / "arrow")
+    save_arrow(folder / "arrow", [good, bad])
+    rows = datasets.load_from_disk(str(folder / "arrow"))
+    datasets.concatenate_datasets([rows, rows.select([0])]).save_to_disk(str(folder / "twice"))
+    report = check_file(folder / "twice")
     assert [line for line, _ in report.problems] == [1, 2] and "inverted" in report.problems[0][1]
 
 

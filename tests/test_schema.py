@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from dynrefer.data.index import column_hashes, hashes_of, repeated
 from dynrefer.data.schema import (
     Region,
     RegionResult,
@@ -190,13 +191,136 @@ def test_several_files_are_read_as_one(record_file, tmp_path):
 
 
 def test_ids_are_unique_in_every_format(tmp_path):
-    twice = [*regions(2), *regions(1)]
-    write_records(tmp_path / "r.jsonl", twice)
-    save_arrow(tmp_path / "arrow", twice)
+    datasets = pytest.importorskip("datasets")
+    write_records(tmp_path / "r.jsonl", [*regions(2), *regions(1)])
     with pytest.raises(ValueError, match="r.jsonl:3: id 'r0' stands in line 1"):
         open_records(tmp_path / "r.jsonl")
-    with pytest.raises(ValueError, match="arrow:row 2: id 'r0' stands in row 0"):
-        open_records(tmp_path / "arrow")
+    save_arrow(tmp_path / "arrow", regions(2))
+    rows = datasets.load_from_disk(str(tmp_path / "arrow"))
+    datasets.concatenate_datasets([rows, rows.select([0])]).save_to_disk(str(tmp_path / "twice"))
+    with pytest.raises(ValueError, match="twice:row 2: id 'r0' stands in row 0"):
+        open_records(tmp_path / "twice")
+    # what we write ourselves is checked before it takes its name, also where the two are far apart
+    many = [*regions(2), *(Region(**{**regions(1)[0].__dict__, "id": f"x{k}"}) for k in range(1000)), *regions(1)]
+    with pytest.raises(ValueError, match="none: id 'r0' of row 1002 stands in row 0"):
+        save_arrow(tmp_path / "none", many)
+    assert not list(tmp_path.glob("*none*"))
+
+
+def test_an_arrow_folder_knows_its_images_without_reading_rows(tmp_path, monkeypatch):
+    """What `save_arrow` notes is what a look at every row finds, together or not."""
+    together = [r for image in ("a.png", "b.png", "c.png") for r in regions() if r.image == f"images/{image}"]
+    for name, rows in (("mixed", regions(5)), ("together", together), ("one", regions(1))):
+        assert save_arrow(tmp_path / name, iter(rows)) == len(rows)
+        noted = open_records(tmp_path / name)
+        assert noted.image_names() == list(dict.fromkeys(region.image for region in rows))
+        with monkeypatch.context() as patch:
+            patch.setattr(noted, "_texts", None)  # would read the column
+            noted.check_ids()
+            groups = noted.image_groups()
+        looked = open_records(next((tmp_path / name).glob("*.arrow"))).image_groups()
+        expected = {image: [k for k, r in enumerate(rows) if r.image == image] for image in noted.image_names()}
+        assert groups == looked == list(expected.values())
+    assert open_records(tmp_path / "together").image_groups().order is None
+
+
+def test_what_was_noted_of_former_rows_is_not_believed(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    save_arrow(tmp_path / "arrow", regions())
+    turned = datasets.load_from_disk(str(tmp_path / "arrow")).select([4, 3, 2, 1, 0])
+    turned.save_to_disk(str(tmp_path / "turned"))
+    for file in (tmp_path / "turned").iterdir():  # as a writer does that leaves other files where they are
+        os.replace(file, tmp_path / "arrow" / file.name)
+    assert open_records(tmp_path / "arrow").image_groups() == [[0, 3], [1, 4], [2]]
+    assert open_records(tmp_path / "arrow").image_names() == ["images/a.png", "images/c.png", "images/b.png"]
+    save_arrow(tmp_path / "cut", regions())
+    (rows,) = (tmp_path / "cut").glob("*.arrow")
+    save_arrow(tmp_path / "short", regions(2))
+    os.replace(next((tmp_path / "short").glob("*.arrow")), rows)
+    with pytest.raises(ValueError, match="2 rows, 5 were written"):
+        open_records(tmp_path / "cut")
+
+
+def test_rows_are_the_same_however_they_are_asked_for(tmp_path):
+    many = [Region(**{**regions(5)[k % 5].__dict__, "id": f"{k}"}) for k in range(2000)]
+    pa = pytest.importorskip("pyarrow")
+    save_arrow(tmp_path / "arrow", many)
+    table = open_records(tmp_path / "arrow")._table
+    with pa.OSFile(str(tmp_path / "small.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    for path in (tmp_path / "arrow", tmp_path / "small.arrow"):
+        records = open_records(path)
+        assert list(records) == many and [records[k] for k in (0, 6, 7, 1999, -1)] == [
+            many[k] for k in (0, 6, 7, -1, -1)
+        ]
+        asked = [5, 6, 7, 8, 30, 29, 28, 1999, 0, 0]
+        assert records.fetch(asked) == [(tmp_path / many[k].image, many[k]) for k in asked]
+        assert records.subset(range(100, 200)).fetch([5, 6]) == records.fetch([105, 106])
+        assert [len(group) for group in records.image_groups()] == [800, 800, 400]
+        val = open_records(path, split="val")  # every fifth row
+        assert len(val) == 400 and val[1] == many[9] and val.image_groups()[0] == list(range(400))
+
+
+def test_files_that_share_images_are_read_as_one_and_repeat_no_id(tmp_path):
+    save_arrow(tmp_path / "arrow", regions())
+    write_records(
+        tmp_path / "more.jsonl", [Region.from_dict(record(id=f"x{k}", image=f"images/{k}.png")) for k in "ad"]
+    )
+    records = open_records([tmp_path / "arrow", tmp_path / "more.jsonl"])
+    assert records.image_groups() == [[0, 3], [1, 4, 5], [2], [6]]  # a.png of both files is one image
+    asked = [6, 0, 1, 5]
+    assert [region.id for _, region in records.fetch(asked)] == ["xd", "r0", "r1", "xa"]
+    assert records.subset(asked).image_groups() == [[0], [1], [2, 3]]
+    write_records(tmp_path / "again.jsonl", regions(1))
+    with pytest.raises(ValueError, match="again.jsonl: id 'r0' stands in .*arrow already"):
+        open_records([tmp_path / "arrow", tmp_path / "more.jsonl", tmp_path / "again.jsonl"])
+
+
+def test_a_writer_that_fails_leaves_no_arrow_folder(tmp_path):
+    def broken():
+        yield from regions()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        save_arrow(tmp_path / "arrow", broken())
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_that_are_none_are_refused_by_every_writer(tmp_path):
+    for changes in ({"box": (0.0, 1.0, float("nan"), 2.0)}, {"mask": [[0.0, 1.0, float("inf"), 2.0, 3.0, 4.0]]}):
+        bad = Region(**{**regions(1)[0].__dict__, **changes})
+        with pytest.raises(ValueError, match="JSON compliant"):
+            write_records(tmp_path / "r.jsonl", [bad])
+    null = Region(**{**regions(1)[0].__dict__, "captions": ("null",)})
+    write_records(tmp_path / "r.jsonl", [null])
+    assert list(open_records(tmp_path / "r.jsonl")) == [null]
+
+
+def test_text_that_is_not_utf8_in_a_table_is_an_error_that_names_the_row(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    save_arrow(tmp_path / "arrow", regions())
+    table = open_records(tmp_path / "arrow")._table.combine_chunks()
+    broken = pa.array([b"ok", b"\xff\xfe", b"ok", b"ok", b"ok"]).view(pa.string())
+    table = table.set_column(table.column_names.index("source"), "source", broken)
+    with pa.OSFile(str(tmp_path / "bad.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    records = open_records(tmp_path / "bad.arrow")
+    assert records[0].id == "r0"
+    with pytest.raises(ValueError, match="bad.arrow: row 1"):
+        records[1]
+
+
+def test_the_same_text_has_the_same_hash_and_others_have_others():
+    """Whatever its length and whatever stands before and behind it."""
+    texts = [("x" * n)[:k] + "y" * (n - k) for n in range(30) for k in (0, n // 2, n)] + ["tasse où", "tasse ou", ""]
+    alone = {text: int(hashes_of([text])[0]) for text in texts}
+    assert len(set(alone.values())) == len(alone)
+    assert hashes_of(texts).tolist() == [alone[text] for text in texts]
+    pa = pytest.importorskip("pyarrow")
+    for kind in (pa.string(), pa.large_string()):
+        array = pa.array(["before", *texts], kind).slice(1)
+        assert np.concatenate(list(column_hashes([array]))).tolist() == [alone[text] for text in texts]
+    assert repeated(lambda: iter([hashes_of(texts)]), len(texts), texts.__getitem__) == [0, 1]  # "" of length 0, thrice
 
 
 def test_a_bad_row_of_a_table_is_told_when_it_is_read(tmp_path):

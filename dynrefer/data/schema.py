@@ -1,7 +1,13 @@
-"""One record, one region: its checks, and reading and writing of record files (JSONL, Arrow, Parquet)."""
+"""One record, one region: its checks, and reading and writing of record files (JSONL, Arrow, Parquet).
+
+JSON lines are for people and for some hundred thousand regions: they are read as a whole. Arrow is for any number: the
+file is memory-mapped, and one that `save_arrow` wrote opens without a look at its records.
+"""
 
 import gzip
+import hashlib
 import json
+import mmap
 import os
 import secrets
 import shutil
@@ -9,16 +15,24 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+import orjson
 
 from dynrefer.boxes import check_boxes, check_image_hw
+from dynrefer.data.index import ImageGroups, column_groups, column_hashes, hashes_of, list_hashes, renumbered, repeated
 from dynrefer.masks import check_mask_record, mask_to_box, to_mask
 
 CHECK_HINT = "`python -m data_prep.check FILE` lists every bad record"
 REQUIRED = ("id", "image", "image_hw")
 OPTIONAL = ("box", "mask", "captions", "tags", "attributes", "category", "source", "licence", "split")
+KEYS = frozenset((*REQUIRED, *OPTIONAL))
+ARROW_FILE = "data-00000-of-00001.arrow"  # as `datasets` names it
+NUMBERS = frozenset((int, float))
+ROWS = 8192  # of a batch in an Arrow file
+PART = 512  # regions held as Python objects: many more, and the garbage collector takes longer than the work
 
 
 @dataclass(frozen=True)
@@ -60,37 +74,34 @@ class Region:
     def _from_dict(cls, d: dict) -> "Region":
         if not isinstance(d, dict):
             raise ValueError(f"{type(d).__name__} instead of a record; a record is a JSON object with {list(REQUIRED)}")
-        if unknown := d.keys() - {*REQUIRED, *OPTIONAL}:
-            raise ValueError(f"unknown key {sorted(map(str, unknown))}; a record has {[*REQUIRED, *OPTIONAL]}")
+        if not d.keys() <= KEYS:
+            unknown = sorted(map(str, d.keys() - KEYS))
+            raise ValueError(f"unknown key {unknown}; a record has {[*REQUIRED, *OPTIONAL]}")
         if missing := [key for key in REQUIRED if d.get(key) is None]:
             raise ValueError(f"missing key {missing}; a record has at least {list(REQUIRED)} and box or mask")
-        if d.get("box") is None and d.get("mask") is None:
+        box, mask, tags = d.get("box"), d.get("mask"), d.get("tags")
+        if box is None and mask is None:
             raise ValueError("neither box nor mask; a region has at least one of them")
-        region_id = _text(d, "id", empty=False)
-        image_hw = check_image_hw(d["image_hw"])
-        mask = d.get("mask")
-        box = d.get("box")
-        if box is None:
-            box = tuple(mask_to_box(to_mask(_mask_form(mask, image_hw), image_hw)).tolist())
-        else:
-            if mask is not None:
-                _mask_form(mask, image_hw)
-            box = _box(box, image_hw, region_id)
-        tags = d.get("tags")
-        return cls(
-            id=region_id,
-            image=_text(d, "image", empty=False),
-            image_hw=image_hw,
-            box=box,
-            mask=mask,
-            captions=_texts(d.get("captions") or (), "captions"),
-            tags=None if tags is None else _texts(tags, "tags"),
-            attributes=_attributes(d.get("attributes") or {}),
-            category=None if d.get("category") is None else _text(d, "category", empty=False),
-            source=_text(d, "source"),
-            licence=_text(d, "licence"),
-            split=_text(d, "split"),
-        )
+        region_id, image_hw = _text(d, "id", empty=False), _image_hw(d["image_hw"])
+        if mask is not None:
+            check_mask_record(mask, image_hw)
+        values = {
+            "id": region_id,
+            "image": _text(d, "image", empty=False),
+            "image_hw": image_hw,
+            "box": _mask_box(mask, image_hw) if box is None else _box(box, image_hw, region_id),
+            "mask": mask,
+            "captions": _texts(d.get("captions") or (), "captions"),
+            "tags": None if tags is None else _texts(tags, "tags"),
+            "attributes": _attributes(d.get("attributes") or {}),
+            "category": None if d.get("category") is None else _text(d, "category", empty=False),
+            "source": _text(d, "source"),
+            "licence": _text(d, "licence"),
+            "split": _text(d, "split"),
+        }
+        region = object.__new__(cls)
+        object.__setattr__(region, "__dict__", values)  # a frozen dataclass sets field by field, which takes longer
+        return region
 
     def to_dict(self) -> dict:
         """The record as JSON types, every key present; `Region.from_dict` reads it back."""
@@ -170,69 +181,186 @@ class RegionRecords(Sequence):
     def __getitem__(self, index: int) -> Region:
         return self._regions[index]
 
+    def fetch(self, indices: Sequence[int]) -> list[tuple[Path, Region]]:
+        """(where its image lies, the record) of every index."""
+        return [(self.root / region.image, region) for region in (self[index] for index in indices)]
+
     def image_path(self, index: int) -> Path:
         """Where the image of one region lies."""
-        return self.root / self[index].image
+        return self.fetch([index])[0][0]
 
     def images(self) -> list[str]:
         """The image of every record, (N,), without reading the rest of them where the format allows it."""
         return [region.image for region in self._regions]
 
-    def image_groups(self) -> list[list[int]]:
+    def image_names(self) -> list[str]:
+        """Every image once, in the order of `image_groups`."""
+        return list(dict.fromkeys(self.images()))
+
+    def image_groups(self) -> ImageGroups:
         """Indices that share an image, a list an image, in file order."""
-        groups: dict[str, list[int]] = {}
-        for index, image in enumerate(self.images()):
-            groups.setdefault(image, []).append(index)
-        return list(groups.values())
+        numbers: dict[str, int] = {}
+        return ImageGroups.from_codes(
+            np.array([numbers.setdefault(image, len(numbers)) for image in self.images()], np.int32)
+        )
 
     def subset(self, indices: Sequence[int]) -> "RegionRecords":
         """Some of the records, in the order given."""
         return RegionRecords(self.path, [self[index] for index in indices])
 
+    def _ids(self) -> tuple:
+        """What `repeated` wants to know of the file's ids."""
+        ids = [region.id for region in self._regions]
+        return (lambda: list_hashes(ids)), len(ids), ids.__getitem__
+
 
 class ArrowRecords(RegionRecords):
-    """Regions of Arrow tables, memory-mapped; each is checked when it is read. Opened again in a worker process."""
+    """Regions of Arrow tables, memory-mapped; each is checked when it is read. Opened again in a worker process.
 
-    def __init__(self, path: Path, split: str | None = None, indices: np.ndarray | None = None):
+    rows: which rows of the file, None = all, or all of the split.
+    """
+
+    def __init__(self, path: Path, split: str | None = None, rows: np.ndarray | None = None):
         super().__init__(path, ())
-        self._split, self._indices = split, indices
         self._open()
+        if rows is None:
+            rows = range(self._table.num_rows) if split is None else self._rows_of(split)
+        self._rows: range | np.ndarray = rows
 
     def _open(self) -> None:
-        self._table = _open_table(self.path)
-        if unknown := set(self._table.column_names) - {*REQUIRED, *OPTIONAL}:
+        self._table, self._maps = _open_table(self.path)
+        if unknown := set(self._table.column_names) - KEYS:
             raise ValueError(f"{self.path}: unknown column {sorted(unknown)}; a record has {[*REQUIRED, *OPTIONAL]}")
         if missing := set(REQUIRED) - set(self._table.column_names):
             raise ValueError(f"{self.path}: missing column {sorted(missing)}; a record has at least {list(REQUIRED)}")
-        if self._indices is None and self._split is not None:
-            names = self._table.column("split").to_pylist() if "split" in self._table.column_names else []
-            self._indices = np.flatnonzero([name == self._split for name in names])
-            if not self._indices.size:
-                raise ValueError(_no_split(self.path, self._split, names))
+        self._batches = self._table.to_batches()
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "_table"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_table", "_maps", "_batches")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._open()
 
     def __len__(self) -> int:
-        return self._table.num_rows if self._indices is None else len(self._indices)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> Region:
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)} in {self.path}")
-        row = index % len(self) if self._indices is None else int(self._indices[index])
-        return Region.from_dict(_from_row(self._table.slice(row, 1).to_pylist()[0]), f"{self.path}:row {row}")
+        return next(self._read(int(self._rows[index]), 1))
+
+    def __iter__(self) -> Iterator[Region]:
+        for start in range(0, len(self), PART):
+            yield from (region for _, region in self.fetch(range(start, min(start + PART, len(self)))))
+
+    def fetch(self, indices: Sequence[int]) -> list[tuple[Path, Region]]:
+        """(where its image lies, the record) of every index; neighbours in the file are read together."""
+        rows = self._select(np.asarray(indices, np.int64))
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else []
+        regions = [region for run in runs for region in self._read(int(run[0]), len(run))]
+        self._release()
+        paths = {image: self.root / image for image in {region.image for region in regions}}
+        return [(paths[region.image], region) for region in regions]
+
+    def _select(self, indices: np.ndarray) -> np.ndarray:
+        return indices + self._rows.start if isinstance(self._rows, range) else self._rows[indices]
+
+    def _read(self, first: int, count: int) -> Iterator[Region]:
+        """Rows first ... first + count - 1."""
+        while count:
+            number = int(np.searchsorted(self._starts, first, side="right")) - 1
+            batch = self._batches[number].slice(first - int(self._starts[number]), count)
+            for row, d in enumerate(_to_dicts(batch, self.path, first), first):
+                yield Region.from_dict(_from_row(d), f"{self.path}:row {row}")
+            first, count = first + batch.num_rows, count - batch.num_rows
 
     def images(self) -> list[str]:
-        column = self._table.column("image")
-        return (column if self._indices is None else column.take(self._indices)).to_pylist()
+        column, rows = self._table.column("image"), self._rows
+        return (column.slice(rows.start, len(rows)) if isinstance(rows, range) else column.take(rows)).to_pylist()
+
+    def image_names(self) -> list[str]:
+        return self._table.column("image").take(self._select(self.image_groups().firsts())).to_pylist()
+
+    def image_groups(self) -> ImageGroups:
+        groups = self._known_groups()
+        if groups is None:
+            import pyarrow as pa
+
+            groups = column_groups(self._texts("image"))
+            pa.default_memory_pool().release_unused()  # it keeps what it has for the next time, which does not come
+        if len(self) == self._table.num_rows and isinstance(self._rows, range):
+            return groups
+        codes = groups.codes()
+        rows = slice(self._rows.start, self._rows.stop) if isinstance(self._rows, range) else self._rows
+        return ImageGroups.from_codes(renumbered(codes[rows]))
 
     def subset(self, indices: Sequence[int]) -> "ArrowRecords":
-        rows = np.asarray(indices, dtype=np.int64)
-        return ArrowRecords(self.path, None, rows if self._indices is None else self._indices[rows])
+        return ArrowRecords(self.path, rows=self._select(np.asarray(indices, np.int64)))
+
+    def check_ids(self) -> None:
+        """ValueError where an id stands in two rows. In a file of `save_arrow` none does."""
+        if self._known_groups() is None:
+            if rows := repeated(*self._ids()):
+                name = self._ids()[-1](rows[1])
+                raise ValueError(
+                    f"{self.path}:row {rows[1]}: id {name!r} stands in row {rows[0]} already; ids are unique"
+                )
+
+    def _ids(self) -> tuple:
+        column = self._table.column("id")
+        return (lambda: column_hashes(self._texts("id"))), len(column), lambda row: column[row].as_py()
+
+    def _rows_of(self, split: str) -> range | np.ndarray:
+        import pyarrow.compute as pc
+
+        if "split" not in self._table.column_names:
+            raise ValueError(_no_split(self.path, split, []))
+        masks = [pc.equal(texts, split).to_numpy(zero_copy_only=False) for texts in self._texts("split", null="")]
+        rows = np.flatnonzero(np.concatenate([np.zeros(0, bool), *masks]))
+        if not len(rows):
+            names = {name for texts in self._texts("split", null="") for name in texts.unique().to_pylist()}
+            raise ValueError(_no_split(self.path, split, names))
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        return range(first, last) if last - first == len(rows) else rows
+
+    def _texts(self, name: str, null: str | None = None) -> Iterator:
+        """A column of texts as string arrays without nulls, of a batch each."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        for number, batch in enumerate(self._batches):
+            texts = batch.column(name)
+            if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+                try:
+                    texts = texts.cast(pa.string())
+                except pa.ArrowException as error:
+                    raise ValueError(f"{self.path}: column {name}: expected text ({error})") from error
+            if texts.null_count and null is None:
+                row = int(self._starts[number]) + pc.index(pc.is_null(texts), True).as_py()
+                raise ValueError(f"{self.path}:row {row}: missing key [{name!r}]; {CHECK_HINT}")
+            yield texts.fill_null(null) if texts.null_count else texts
+            if number % 64 == 63:
+                self._release()
+        self._release()
+
+    def _known_groups(self) -> ImageGroups | None:
+        """What `save_arrow` noted beside the rows; None in files of others, and where they wrote the folder anew."""
+        if not self.path.is_dir():
+            return None
+        groups = ImageGroups.load(_groups_stem(self.path))
+        if groups is not None and groups.starts[-1] != self._table.num_rows:
+            raise ValueError(
+                f"{self.path}: {self._table.num_rows} rows, {groups.starts[-1]} were written; write or copy it again"
+            )
+        return groups
+
+    def _release(self) -> None:
+        """What was read of the file counts as this process's memory until it is given back; it stays in the cache."""
+        for mapped in self._maps:
+            if hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
 
 
 class JoinedRecords(RegionRecords):
@@ -242,32 +370,50 @@ class JoinedRecords(RegionRecords):
         self.parts = list(parts)
         self.path, self.root = self.parts[0].path, self.parts[0].root
         self._starts = np.cumsum([0, *map(len, self.parts)])
-        self._indices = np.arange(self._starts[-1]) if indices is None else indices
+        self._indices = range(self._starts[-1]) if indices is None else indices
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    def _find(self, index: int) -> tuple[RegionRecords, int]:
+    def __getitem__(self, index: int) -> Region:
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)} in {len(self.parts)} files")
-        place = int(self._indices[index])
-        part = int(np.searchsorted(self._starts, place, side="right")) - 1
-        return self.parts[part], place - int(self._starts[part])
+        part, place = self._find(int(self._indices[index]))
+        return part[place]
 
-    def __getitem__(self, index: int) -> Region:
-        part, index = self._find(index)
-        return part[index]
+    def _find(self, place: int) -> tuple[RegionRecords, int]:
+        number = int(np.searchsorted(self._starts, place, side="right")) - 1
+        return self.parts[number], place - int(self._starts[number])
 
-    def image_path(self, index: int) -> Path:
-        part, index = self._find(index)
-        return part.image_path(index)
+    def fetch(self, indices: Sequence[int]) -> list[tuple[Path, Region]]:
+        """(where its image lies, the record) of every index."""
+        places = [int(self._indices[index]) for index in indices]
+        found = [self._find(place) for place in places]
+        starts = [k for k in range(len(found)) if not k or found[k][0] is not found[k - 1][0]]
+        return [
+            pair
+            for first, last in zip(starts, [*starts[1:], len(found)], strict=True)
+            for pair in found[first][0].fetch([place for _, place in found[first:last]])
+        ]
 
     def images(self) -> list[str]:
         images = [str(part.root / image) for part in self.parts for image in part.images()]
         return [images[place] for place in self._indices]
 
+    def image_groups(self) -> ImageGroups:
+        numbers: dict[str, int] = {}  # an image of two files is one
+        codes = []
+        for part in self.parts:
+            own = [numbers.setdefault(str(part.root / name), len(numbers)) for name in part.image_names()]
+            codes.append(np.array(own, np.int32)[part.image_groups().codes()])
+        codes = np.concatenate(codes)
+        if not isinstance(self._indices, range):
+            codes = renumbered(codes[self._indices])
+        return ImageGroups.from_codes(codes)
+
     def subset(self, indices: Sequence[int]) -> "JoinedRecords":
-        return JoinedRecords(self.parts, self._indices[np.asarray(indices, dtype=np.int64)])
+        places = np.asarray(indices, np.int64)
+        return JoinedRecords(self.parts, places if isinstance(self._indices, range) else self._indices[places])
 
 
 def open_records(path: str | os.PathLike | Sequence[str | os.PathLike], split: str | None = None) -> RegionRecords:
@@ -284,7 +430,7 @@ def open_records(path: str | os.PathLike | Sequence[str | os.PathLike], split: s
         raise ValueError(f"record file {path}: no such file or folder; `data_prep` writes them")
     if is_table(path):
         records = ArrowRecords(path, split)
-        _check_unique(records._table.column("id").to_pylist(), path)
+        records.check_ids()
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
         regions, lines = [], {}
         for line, d in read_jsonl(path):
@@ -324,6 +470,10 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
 def parse_line(text: bytes, where: str) -> object:
     """The value of one JSON line; ValueError begins with `where`."""
     try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        pass  # json reads some more, such as NaN, whose place in the record an error can then name
+    try:
         return json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{where}: not a JSON line ({error}); the file is damaged or cut off") from None
@@ -337,9 +487,11 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, object]]:
 
 def read_rows(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
     """(row, record as JSON types) of an Arrow folder, .arrow or .parquet file, one row in memory at a time."""
-    table = _open_table(Path(path))
-    for row in range(table.num_rows):
-        yield row, _from_row(table.slice(row, 1).to_pylist()[0])
+    row = 0
+    for batch in _open_table(Path(path))[0].to_batches(max_chunksize=PART):
+        for d in _to_dicts(batch, path, row):
+            yield row, _from_row(d)
+            row += 1
 
 
 def is_table(path: str | os.PathLike) -> bool:
@@ -373,36 +525,57 @@ def write_records(path: str | os.PathLike, regions: Iterable[Region]) -> int:
     path = Path(path)
     count = 0
     with atomic_path(path) as temporary:
-        opened = (
-            gzip.open(temporary, "wt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else open(temporary, "w", encoding="utf-8")
-        )
-        with opened as file:
+        with gzip.open(temporary, "wb") if path.suffix == ".gz" else open(temporary, "wb") as file:
             for region in regions:
-                file.write(json.dumps(region.to_dict(), ensure_ascii=False, allow_nan=False) + "\n")
+                file.write(_json_line(region))
                 count += 1
             file.flush()
             os.fsync(file.fileno())
     return count
 
 
-def save_arrow(path: str | os.PathLike, regions: Iterable[Region]) -> None:
-    """Writes an Arrow folder that `open_records` and `datasets.load_from_disk` read. Image paths stay relative to the
-    folder that holds it. Masks are JSON text, attributes a list of {name, value}."""
+def save_arrow(path: str | os.PathLike, regions: Iterable[Region]) -> int:
+    """Writes an Arrow folder that `open_records` and `datasets.load_from_disk` read, and returns how many regions.
+
+    Image paths stay relative to the folder that holds it. Masks are JSON text, attributes a list of {name, value}. The
+    regions are taken one by one, 12 bytes of each are kept; the folder appears whole or not at all. ValueError for an
+    id that comes twice.
+    """
     import datasets
     import pyarrow as pa
 
-    rows = [_to_row(region) for region in regions]
-    table = pa.Table.from_pylist(rows, schema=_arrow_schema())
-    noisy = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        with atomic_path(path) as temporary:
-            datasets.Dataset(table).save_to_disk(str(temporary))
-    finally:
-        if noisy:
-            datasets.enable_progress_bars()
+    features = datasets.Features.from_arrow_schema(_arrow_schema())
+    hashes, codes, numbers, count = [], [], {}, 0
+    stream, waiting = iter(regions), []
+    with atomic_path(path) as temporary:
+        temporary.mkdir()
+        with open(temporary / ARROW_FILE, "wb") as file:
+            with pa.ipc.new_stream(file, features.arrow_schema) as writer:
+                while part := list(islice(stream, PART)):
+                    waiting.append(_to_batch(part, features.arrow_schema))
+                    hashes.append(hashes_of([region.id for region in part]))
+                    images = [numbers.setdefault(region.image, len(numbers)) for region in part]
+                    codes.append(np.array(images, np.int32))
+                    count += len(part)
+                    if len(waiting) == ROWS // PART:
+                        writer.write_table(pa.Table.from_batches(waiting).combine_chunks())
+                        waiting = []
+                if waiting:
+                    writer.write_table(pa.Table.from_batches(waiting).combine_chunks())
+            file.flush()
+            os.fsync(file.fileno())
+        table, _ = _map_arrow(temporary / ARROW_FILE)
+        name = lambda row: table.column("id")[row].as_py()  # noqa: E731
+        if rows := repeated(lambda: iter(hashes), count, name):
+            raise ValueError(f"{path}: id {name(rows[1])!r} of row {rows[1]} stands in row {rows[0]}; ids are unique")
+        with open(temporary / ARROW_FILE, "rb") as file:
+            fingerprint = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        datasets.DatasetInfo(features=features).write_to_directory(str(temporary))
+        state = {"_data_files": [{"filename": ARROW_FILE}], "_fingerprint": fingerprint, "_format_columns": None}
+        state |= {"_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": None}
+        (temporary / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+        ImageGroups.from_codes(np.concatenate([np.zeros(0, np.int32), *codes])).save(_groups_stem(temporary))
+    return count
 
 
 def record_root(path: Path) -> Path:
@@ -415,23 +588,20 @@ def _join(parts: list[RegionRecords]) -> RegionRecords:
         raise ValueError("no record file given; name at least one")
     if len(parts) == 1:
         return parts[0]
-    seen: dict[str, Path] = {}
-    for part in parts:
-        names = part._table.column("id").to_pylist() if isinstance(part, ArrowRecords) else [r.id for r in part]
-        for name in names:
-            if name in seen:
-                raise ValueError(
-                    f"{part.path}: id {name!r} stands in {seen[name]} already; ids are unique over all files"
-                )
-        seen.update(dict.fromkeys(names, part.path))
-    return JoinedRecords(parts)
+    joined = JoinedRecords(parts)
+    ids = [part._ids() for part in parts]  # of whole files, also where a split was asked for
+    starts = np.cumsum([0, *(total for _, total, _ in ids)])
 
+    def find(row: int) -> tuple[RegionRecords, str]:
+        number = int(np.searchsorted(starts, row, side="right")) - 1
+        return parts[number], ids[number][2](row - int(starts[number]))
 
-def _check_unique(ids: list[str], path: Path) -> None:
-    seen: dict[str, int] = {}
-    for row, name in enumerate(ids):
-        if seen.setdefault(name, row) != row:
-            raise ValueError(f"{path}:row {row}: id {name!r} stands in row {seen[name]} already; ids are unique")
+    if rows := repeated(
+        lambda: chain.from_iterable(hashes() for hashes, _, _ in ids), int(starts[-1]), lambda row: find(row)[1]
+    ):
+        (first, _), (part, name) = map(find, rows)
+        raise ValueError(f"{part.path}: id {name!r} stands in {first.path} already; ids are unique over all files")
+    return joined
 
 
 def _no_split(path: Path, split: str, names: Iterable[str]) -> str:
@@ -439,8 +609,10 @@ def _no_split(path: Path, split: str, names: Iterable[str]) -> str:
 
 
 def _text(d: dict, key: str, empty: bool = True) -> str:
-    value = "" if d.get(key) is None else d[key]
-    if not isinstance(value, str) or not (empty or value.strip()):
+    value = d.get(key)
+    if value is None:
+        value = ""
+    if not isinstance(value, str) or not (empty or (value and not value.isspace())):
         raise ValueError(f"{key} {value!r}: expected text" + ("" if empty else " that is not empty"))
     return value
 
@@ -449,7 +621,7 @@ def _texts(values: object, key: str) -> tuple[str, ...]:
     if not isinstance(values, (list, tuple)):
         raise ValueError(f"{key} {values!r}: expected a list of texts")
     for value in values:
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not value or value.isspace():
             raise ValueError(f"{key}: {value!r} among them; expected texts that are not empty")
     return tuple(values)
 
@@ -458,14 +630,22 @@ def _attributes(values: object) -> dict[str, int]:
     if not isinstance(values, dict):
         raise ValueError(f"attributes {values!r}: expected an object, name -> 1 (has it) or -1 (has it not)")
     for name, value in values.items():
-        if not name.strip() or type(value) is not int or value not in (1, -1):
+        if not name or name.isspace() or type(value) is not int or value not in (1, -1):
             raise ValueError(f"attribute {name!r}: {value!r}; expected a name with 1 (has it) or -1 (has it not)")
     return dict(values)
 
 
+def _image_hw(value: object) -> tuple[int, int]:
+    if type(value) is list and len(value) == 2:  # the common case, without a call
+        height, width = value
+        if type(height) is int and type(width) is int and height > 0 and width > 0:
+            return height, width
+    return check_image_hw(value)
+
+
 def _box(box: object, image_hw: tuple[int, int], region_id: str) -> tuple[float, float, float, float]:
     numbers = box if isinstance(box, (list, tuple)) else ()
-    if len(numbers) != 4 or not all(type(number) in (int, float) for number in numbers):
+    if len(numbers) != 4 or not NUMBERS.issuperset(map(type, numbers)):
         raise ValueError(f"box {box!r} of region {region_id}: expected four numbers, [x1, y1, x2, y2] in pixels")
     try:
         x1, y1, x2, y2 = map(float, numbers)
@@ -476,9 +656,20 @@ def _box(box: object, image_hw: tuple[int, int], region_id: str) -> tuple[float,
     return tuple(check_boxes([numbers], image_hw, [region_id])[0].tolist())
 
 
-def _mask_form(mask: object, image_hw: tuple[int, int]) -> object:
-    check_mask_record(mask, image_hw)
-    return mask
+def _mask_box(mask: object, image_hw: tuple[int, int]) -> tuple[float, float, float, float]:
+    return tuple(mask_to_box(to_mask(mask, image_hw)).tolist())
+
+
+def _json_line(region: Region) -> bytes:
+    try:
+        line = orjson.dumps(region, option=orjson.OPT_APPEND_NEWLINE)
+        nones = (region.mask is None) + (region.tags is None) + (region.category is None)
+        if line.count(b"null") == nones:
+            return line
+    except TypeError:
+        pass
+    # json names a type that it does not know, and refuses NaN, of which orjson makes null
+    return (json.dumps(region.to_dict(), ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _arrow_schema():
@@ -490,19 +681,42 @@ def _arrow_schema():
     return pa.schema([(name, types.get(name, pa.string())) for name in (*REQUIRED, *OPTIONAL)])
 
 
-def _to_row(region: Region) -> dict:
-    row = region.to_dict()
-    row["mask"] = None if region.mask is None else json.dumps(region.mask)
-    row["attributes"] = [{"name": name, "value": value} for name, value in region.attributes.items()]
-    return row
+def _json_text(mask: dict | list) -> str:
+    try:
+        text = orjson.dumps(mask).decode()
+        if "null" not in text:  # see _json_line
+            return text
+    except TypeError:
+        pass
+    return json.dumps(mask, allow_nan=False)
+
+
+def _to_batch(regions: list[Region], schema):
+    import pyarrow as pa
+
+    columns = {name: [getattr(region, name) for region in regions] for name in schema.names}
+    columns["mask"] = [None if mask is None else _json_text(mask) for mask in columns["mask"]]
+    columns["attributes"] = [
+        [{"name": name, "value": value} for name, value in attributes.items()] for attributes in columns["attributes"]
+    ]
+    return pa.record_batch([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
+
+
+def _to_dicts(batch, path: str | os.PathLike, first: int) -> list[dict]:
+    """Rows of a pyarrow RecordBatch; `first` is the number of its first one."""
+    try:
+        columns = [column.to_pylist() for column in batch.columns]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: row {first} or one of the {batch.num_rows - 1} behind it: {error}") from error
+    return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _from_row(row: dict) -> dict:
     """A table's row as a record: also tables of others, with attributes as a struct and masks as such."""
     if isinstance(mask := row.get("mask"), str):
         try:
-            row["mask"] = json.loads(mask)
-        except json.JSONDecodeError as error:
+            row["mask"] = orjson.loads(mask)
+        except orjson.JSONDecodeError as error:
             raise ValueError(f"mask of {row.get('id')!r}: not JSON text ({error})") from None
     attributes = row.get("attributes")
     if isinstance(attributes, list):
@@ -512,33 +726,47 @@ def _from_row(row: dict) -> dict:
     return row
 
 
-def _open_table(path: Path):
-    """A pyarrow Table over memory-mapped files."""
+def _open_table(path: Path) -> tuple:
+    """A pyarrow Table over memory-mapped files, and the maps. Parquet is decompressed into memory instead."""
     import pyarrow as pa
 
     try:
         if path.suffix == ".parquet":
             import pyarrow.parquet
 
-            return pyarrow.parquet.read_table(path, memory_map=True)
+            return pyarrow.parquet.read_table(path), []
         if path.is_file():
-            return _map_arrow(path)
+            table, mapped = _map_arrow(path)
+            return table, [mapped]
         if (path / "dataset_dict.json").is_file():
             splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
             raise ValueError(f"{path}: holds several splits; name one of {[str(path / name) for name in splits]}")
         if not (path / "state.json").is_file():
             raise ValueError(f"{path}: not a folder written by `datasets.save_to_disk` (no state.json in it)")
         files = json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]
-        return pa.concat_tables([_map_arrow(path / entry["filename"]) for entry in files])
+        tables, maps = zip(*(_map_arrow(path / entry["filename"]) for entry in files), strict=True)
+        return pa.concat_tables(tables), list(maps)
     except (pa.ArrowException, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as Arrow or Parquet ({error}); write or download it again") from error
 
 
-def _map_arrow(path: Path):
+def _map_arrow(path: Path) -> tuple:
+    """(table, map) of one Arrow file."""
     import pyarrow as pa
 
-    source = pa.memory_map(str(path))
+    if not path.stat().st_size:
+        raise OSError(f"{path.name} is empty")
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    source = pa.BufferReader(pa.py_buffer(mapped))
     try:
-        return pa.ipc.open_stream(source).read_all()  # what `datasets` writes
+        return pa.ipc.open_stream(source).read_all(), mapped  # what `datasets` writes
     except pa.ArrowInvalid:
-        return pa.ipc.open_file(source).read_all()
+        return pa.ipc.open_file(source).read_all(), mapped
+
+
+def _groups_stem(folder: Path) -> str:
+    """Where `save_arrow` notes which rows share an image. The name carries the folder's fingerprint, which whoever
+    writes the folder anew changes: what was noted of former rows is not found then."""
+    fingerprint = json.loads((folder / "state.json").read_text(encoding="utf-8")).get("_fingerprint")
+    return str(folder / f"groups-{fingerprint}")
