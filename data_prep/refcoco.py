@@ -1,0 +1,348 @@
+r"""RefCOCO, RefCOCO+ and RefCOCOg (referring expressions of COCO objects) -> record files with masks.
+
+    python -m data_prep.refcoco --dataset refcocog-umd --split val --refs "refcocog/refs(umd).p" \
+        --instances refcocog/instances.json --images train2014 --out data/refcocog/val.jsonl
+    python -m data_prep.refcoco --dataset refcocog-umd --split val --captions finetune_refcocog_val_captions.json \
+        --per expression --images train2014 --out data/refcocog/val_expressions.jsonl
+    python -m data_prep.refcoco --dataset refcocog-umd --split train --refs "refcocog/refs(umd).p" \
+        --instances refcocog/instances.json --images train2014 --out data/refcocog/train.jsonl \
+        --exclude data/refcoco/testA.jsonl data/refcoco/testB.jsonl
+
+Where the files come from:
+
+    refs          REFER (github.com/lichengunc/refer): refcoco.zip, refcoco+.zip and refcocog.zip, each with
+                  instances.json and refs(unc).p, refs(umd).p or refs(google).p. The pickles are read without running
+                  code from them
+    captions      the same expressions as JSON, one "image" an expression: MDETR's finetune_refcocog_train.json and
+                  so on, GLaMM's mdetr_annotations (with finetune_refcocog_val_captions.json), Osprey's
+                  finetune_refcocog_val_with_mask.json (with masks). RefCOCOg is UMD's in all of them
+    images        cocodataset.org: train2014.zip (13 GB), or train2017 with its shorter names
+
+What comes out, expressions / regions / images:
+
+    refcoco          train 120,624 / 42,404 / 16,994   val 10,834 / 3,811 / 1,500
+                     testA 5,657 / 1,975 / 750         testB 5,095 / 1,810 / 750
+    refcoco+         train 120,191 / 42,278 / 16,992   val 10,758 / 3,805 / 1,500
+                     testA 5,726 / 1,975 / 750         testB 4,889 / 1,798 / 750
+    refcocog-umd     train 80,512 / 42,226 / 21,899    val 4,896 / 2,573 / 1,300    test 9,602 / 5,023 / 2,600
+    refcocog-google  train 85,474 / 44,822 / 24,698    val 9,536 / 5,000 / 4,650 (the test set was never released)
+
+A record is a region with all its expressions, or with --per expression a region and one of them: then a region with
+two is captioned and scored twice, as in the protocol of GLaMM, Osprey, ControlCap and DynRefer (4,896 items on
+RefCOCOg val).
+
+All of them use COCO's train2014 images: the train part of one has images of the others' val and test parts, and the two
+parts of refcocog-google share images. --exclude leaves those out of a train part.
+
+Licence: expressions for research, COCO's boxes and masks CC BY 4.0, photographs of their Flickr owners.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence, Set
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.captioned_boxes import read_captioned_boxes
+from data_prep.conventions import BoxReader
+from data_prep.plain_pickle import read_plain_pickle
+from data_prep.sources import (
+    ImageFolder,
+    arguments,
+    check_counts,
+    coco_image_id,
+    excluded_images,
+    image_keys,
+    read_items,
+    tell,
+    write,
+)
+from data_prep.tally import Tally
+from dynrefer.boxes import check_image_hw
+from dynrefer.commands import run_command
+from dynrefer.data.schema import Region
+from dynrefer.masks import check_mask_record
+
+COUNTED = ("expressions", "regions", "images")
+PUBLISHED = {  # REFER's files, which the JSON files were made of
+    "refcoco": {
+        "train": (120_624, 42_404, 16_994),
+        "val": (10_834, 3_811, 1_500),
+        "testA": (5_657, 1_975, 750),
+        "testB": (5_095, 1_810, 750),
+    },
+    "refcoco+": {
+        "train": (120_191, 42_278, 16_992),
+        "val": (10_758, 3_805, 1_500),
+        "testA": (5_726, 1_975, 750),
+        "testB": (4_889, 1_798, 750),
+    },
+    "refcocog-umd": {
+        "train": (80_512, 42_226, 21_899),
+        "val": (4_896, 2_573, 1_300),
+        "test": (9_602, 5_023, 2_600),
+    },
+    "refcocog-google": {"train": (85_474, 44_822, 24_698), "val": (9_536, 5_000, 4_650)},
+}
+PER = ("region", "expression")
+LICENCE = "Expressions: RefCOCO's authors, research; boxes, masks: COCO, CC BY 4.0; photographs: their Flickr owners"
+SHARED = "the val and test parts of RefCOCO, RefCOCO+ and RefCOCOg"
+
+
+class Reference(NamedTuple):
+    """A region with its expressions, before its box is read. key: of the region, in its dataset; expressions: (key,
+    text) of each; numbers: xywh pixels; name: of the image file."""
+
+    key: str
+    expressions: tuple[tuple[str, str], ...]
+    numbers: Any
+    mask: Any
+    category: str | None
+    name: str
+    image_hw: tuple[int, int]
+    where: str
+
+
+def read_refer(refs: Path, instances: Path, dataset: str, split: str, subset: bool = False) -> Iterator[Reference]:
+    """References of one split from REFER's files, in the order of instances.json, which is streamed."""
+    by_annotation: dict[int, list[dict]] = {}
+    count = {"expressions": 0, "regions": 0}
+    images: dict[int, tuple[str, tuple[int, int]]] = {}
+    for ref in _refs(refs):
+        if ref["split"] == split:
+            by_annotation.setdefault(ref["ann_id"], []).append(ref)
+            images[ref["image_id"]] = None
+            count["regions"] += 1
+            count["expressions"] += len(ref["sentences"])
+    found = {**count, "images": len(images)}
+    check_counts(found, _published(dataset, split), f"{refs}, {dataset} {split}", subset)
+    for image in read_items(instances, "images.item"):
+        image_id, name, height, width = _fields(image, ("id", "file_name", "height", "width"), instances)
+        if image_id in images:
+            images[image_id] = (str(name), check_image_hw((height, width)))
+    if lacking := [image_id for image_id, image in images.items() if image is None]:
+        raise ValueError(f"{instances}: lacks {len(lacking)} images of {refs}, the first is {lacking[0]}; {_PAIR}")
+    categories = dict(_fields(c, ("id", "name"), instances) for c in read_items(instances, "categories.item"))
+    keys = ("id", "image_id", "category_id", "bbox", "segmentation")
+    for annotation in read_items(instances, "annotations.item"):
+        annotation_id, image_id, category_id, numbers, mask = _fields(annotation, keys, instances)
+        for ref in by_annotation.pop(annotation_id, ()):
+            where = f"{instances}: annotation {annotation_id}"
+            if image_id != ref["image_id"]:
+                raise ValueError(f"{where} is of image {image_id}, but of {ref['image_id']} in {refs}; {_PAIR}")
+            expressions = tuple((f"{ref['ref_id']}-{s['sent_id']}", s["sent"].strip()) for s in ref["sentences"])
+            category = categories.get(category_id)
+            yield Reference(str(ref["ref_id"]), expressions, numbers, mask, category, *images[image_id], where)
+    if by_annotation:
+        first = next(iter(by_annotation))
+        raise ValueError(
+            f"{instances}: lacks {len(by_annotation)} annotations of {refs}, the first is {first}; {_PAIR}"
+        )
+
+
+_PAIR = "both files come from the same archive"
+
+
+def _fields(entry: Any, keys: Sequence[str], path: Path) -> tuple:
+    try:
+        return tuple([entry[key] for key in keys])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: {str(entry)[:200]}: expected {', '.join(keys)}, as in COCO ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _refs(path: Path) -> list[dict]:
+    """The entries of REFER's pickle, checked for what is used of them."""
+    refs = read_plain_pickle(path)
+    try:
+        for ref in refs:
+            whole = all(type(ref[key]) is int for key in ("ref_id", "ann_id", "image_id"))
+            texts = all(type(s["sent_id"]) is int and isinstance(s["sent"], str) for s in ref["sentences"])
+            if not (whole and texts and isinstance(ref["split"], str)):
+                raise ValueError("an id is no whole number, or an expression no text")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not REFER's list of references with ref_id, ann_id, image_id, split and sentences "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return refs
+
+
+def read_captions(path: Path, dataset: str, split: str, per: str, subset: bool = False) -> Iterator[Reference]:
+    """References from MDETR's, GLaMM's or Osprey's file of one split. With `per` "region" the expressions of a box are
+    brought together, which holds them all in memory."""
+    if dataset == "refcocog-google":
+        raise ValueError(f"{path}: these files hold UMD's split of RefCOCOg; say --dataset refcocog-umd")
+    categories = dict(_fields(category, ("id", "name"), path) for category in _optional(path, "categories.item"))
+    found = {"expressions": 0}
+    names: set[str] = set()
+    regions: dict[tuple, Reference] = {}
+    for annotation, image in read_captioned_boxes(path):
+        where = f"{path}: annotation {annotation['id']}"
+        if image.dataset and image.dataset != dataset.partition("-")[0]:
+            raise ValueError(f"{where} is of {image.dataset}, but --dataset says {dataset}")
+        found["expressions"] += 1
+        names.add(image.name)
+        key = f"e{annotation['id']}"
+        reference = Reference(
+            key,
+            ((key, annotation["caption"].strip()),),
+            annotation["bbox"],
+            annotation.get("segmentation"),
+            categories.get(annotation.get("category_id")),
+            image.name,
+            image.image_hw,
+            where,
+        )
+        if per == "expression":
+            yield reference
+            continue
+        box = (image.name, str(annotation["bbox"]))
+        first = regions.setdefault(box, reference)
+        if first is not reference:
+            regions[box] = first._replace(expressions=first.expressions + reference.expressions)
+    found["images"] = len(names)
+    published = {key: count for key, count in _published(dataset, split).items() if key in found}
+    check_counts(found, published, f"{path}, {dataset} {split}", subset)
+    yield from regions.values()
+
+
+def _optional(path: Path, prefix: str) -> list:
+    """What `read_items` gives, or nothing where a file has no such list."""
+    try:
+        return list(read_items(path, prefix))
+    except ValueError as error:
+        if "nothing at" in str(error):
+            return []
+        raise
+
+
+def _published(dataset: str, split: str) -> dict[str, int]:
+    return dict(zip(COUNTED, PUBLISHED[dataset][split], strict=True))
+
+
+def regions(
+    references: Iterable[Reference],
+    images: ImageFolder,
+    tally: Tally,
+    *,
+    name: str,
+    dataset: str,
+    split: str,
+    per: str = "region",
+    excluded: Set[int | str] = frozenset(),
+) -> Iterator[Region]:
+    """A record a reference, or one for each of its expressions. name: of the file, for messages. excluded: COCO ids of
+    images to leave out."""
+    if per not in PER:
+        raise ValueError(f"per {per!r}: expected one of {', '.join(PER)}")
+
+    def found() -> Iterator[tuple]:
+        for reference in references:
+            if coco_image_id(reference.name) in excluded:
+                tally["regions left out: of images in a part that --exclude names"] += 1
+                continue
+            path = _picture(images, reference)
+            yield reference.numbers, reference.image_hw, reference.where, (reference, path)
+
+    used: set[str] = set()
+    for box, (reference, path) in BoxReader(name, "xywh", tally, tally.strict).read(found()):
+        expressions = [(key, text) for key, text in reference.expressions if text]
+        tally["expressions left out: empty"] += len(reference.expressions) - len(expressions)
+        tally[f"{split} expressions"] += len(expressions)
+        used.add(path)
+        mask = _mask(reference, tally)
+        pooled = [(reference.key, tuple(text for _, text in expressions))]
+        for key, captions in pooled if per == "region" else [(key, (text,)) for key, text in expressions]:
+            tally[f"{split} records"] += 1
+            tally["records with a mask"] += mask is not None
+            yield Region(
+                id=f"{dataset}-{split}-{key}",
+                image=path,
+                image_hw=reference.image_hw,
+                box=box,
+                mask=mask,
+                captions=captions,
+                category=reference.category,
+                source=dataset,
+                licence=LICENCE,
+                split=split,
+            )
+    tally[f"{split} images"] = len(used)
+
+
+def _picture(images: ImageFolder, reference: Reference) -> str:
+    """The image's path for a record: as in train2014, or as train2017 names it."""
+    base = reference.name.rpartition("/")[2]
+    path = images.find(reference.name, base, base.rpartition("_")[2])
+    if path is None:
+        raise ValueError(
+            f"{reference.where}: image {reference.name!r} is not in {images.folder}, also not as "
+            f"{base.rpartition('_')[2]!r}; name the folder of COCO's train2014 (or train2017)"
+        )
+    images.check_size(path, reference.image_hw, reference.where)
+    return path
+
+
+def _mask(reference: Reference, tally: Tally) -> list | dict | None:
+    """COCO polygons or run lengths; None where there are none, or damaged ones."""
+    mask = reference.mask
+    if not mask:
+        return None
+    if isinstance(mask, dict):
+        mask = {key: mask[key] for key in ("size", "counts") if key in mask}
+    try:
+        check_mask_record(mask, reference.image_hw)
+    except ValueError as error:
+        tally.leave_out("masks", "damaged", f"{reference.where}: {error}")
+        return None
+    return mask
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = arguments("python -m data_prep.refcoco", "RefCOCO, RefCOCO+, RefCOCOg -> record files", SHARED)
+    parser.add_argument("--dataset", choices=tuple(PUBLISHED), required=True)
+    parser.add_argument("--split", required=True, help="train, val, test, testA or testB, as the dataset has it")
+    parser.add_argument("--refs", type=Path, metavar="FILE", help="REFER's refs(unc).p, refs(umd).p or refs(google).p")
+    parser.add_argument("--instances", type=Path, metavar="FILE", help="the instances.json beside it")
+    parser.add_argument("--captions", type=Path, metavar="FILE", help="MDETR's, GLaMM's or Osprey's JSON instead")
+    parser.add_argument("--per", choices=PER, default="region", help="what a record is (default: region)")
+    parser.add_argument("--strict", action="store_true", help="a faulty box or mask is an error")
+    return run_command(parser.prog, convert, parser.parse_args(argv))
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Writes the records that the command line asks for and prints what was counted."""
+    if args.split not in PUBLISHED[args.dataset]:
+        raise ValueError(f"--split {args.split}: {args.dataset} has {', '.join(PUBLISHED[args.dataset])}")
+    if (args.captions is None) == (args.refs is None) or (args.refs is None) != (args.instances is None):
+        raise ValueError("give --refs with --instances (REFER's files), or --captions (a JSON file)")
+    excluded = excluded_images(args, SHARED) if args.split == "train" or args.exclude else set()
+    for path in args.exclude or ():
+        if not any(isinstance(key, int) for key in image_keys([path])):
+            raise ValueError(
+                f"--exclude {path}: none of its images has a COCO name (COCO_train2014_000000000009.jpg or "
+                "000000000009.jpg), so it cannot be told which are shared"
+            )
+    tally = Tally(args.strict)
+    if args.refs:
+        references = read_refer(args.refs, args.instances, args.dataset, args.split, args.subset)
+    else:
+        references = read_captions(args.captions, args.dataset, args.split, args.per, args.subset)
+    records = regions(
+        references,
+        ImageFolder(args.images, args.out),
+        tally,
+        name=str(args.instances or args.captions),
+        dataset=args.dataset,
+        split=args.split,
+        per=args.per,
+        excluded=excluded,
+    )
+    write(args.out, records)
+    tell(args.out, tally.told())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
