@@ -5,6 +5,7 @@ Both read [region embeddings projected, control words]; the control words' embed
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Mapping
 
@@ -54,19 +55,35 @@ class LanguageModel(nn.Module):
         self.freeze()
 
     def add_lora(self, settings: Mapping) -> None:
-        """Puts LoRA layers into the language model, in place. ValueError when a target does not exist in it."""
+        """Puts LoRA layers into the language model, in place. ValueError for unknown settings and where a target does
+        not exist in the model."""
         from peft import LoraConfig, inject_adapter_in_model
 
+        known = [field.name for field in dataclasses.fields(LoraConfig)]
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise ValueError(
+                    f"LoRA setting {name!r} is not one of PEFT's LoraConfig"
+                    + (f"; did you mean {near[0]!r}?" if near else "")
+                )
+        if settings.get("modules_to_save") or settings.get("bias", "none") != "none":
+            raise ValueError("LoRA with modules_to_save or bias: only LoRA's own layers learn; mode full trains all")
+        targets = settings.get("target_modules")
+        modules = dict(self.model.named_modules())
+        linear = sorted({name.rsplit(".", 1)[-1] for name, module in modules.items() if type(module) is nn.Linear})
         try:
+            if not isinstance(targets, str | None):  # PEFT is content when one of several exists
+                for target in targets:
+                    if not any(name == target or name.endswith(f".{target}") for name in modules):
+                        raise ValueError(f"no module is called {target!r}")
             inject_adapter_in_model(
                 LoraConfig(**{"r": 64, "lora_alpha": 128, "lora_dropout": 0.05, **settings}), self.model
             )
         except ValueError as error:
-            linear = {
-                name.rsplit(".", 1)[-1] for name, module in self.model.named_modules() if type(module) is nn.Linear
-            }
             raise ValueError(
-                f"LoRA targets {settings.get('target_modules')}: {error}. Linear layers of this model: {sorted(linear)}"
+                f"LoRA targets {targets}: {error}; give a list of names, or one regular expression for whole paths. "
+                f"Linear layers of this model: {linear}"
             ) from error
 
     def freeze(self) -> None:

@@ -60,8 +60,9 @@ class RegionModel(PreTrainedModel):
                 self._skip_keys_device_placement |= set(module._skip_keys_device_placement or ())
                 self._keep_in_fp32_modules |= set(module._keep_in_fp32_modules or ())
         for name, tensor in (*self.named_parameters(), *self.named_buffers()):
-            if self._dtypes and name in self._dtypes:
-                tensor.data = tensor.data.to(self._dtypes[name])
+            dtype = (self._dtypes or {}).get(name, tensor.dtype)
+            if dtype != tensor.dtype and dtype.is_floating_point and tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
 
     def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
         return {} if self._dtypes is not None else super()._get_dtype_plan(dtype)
@@ -69,7 +70,7 @@ class RegionModel(PreTrainedModel):
     @property
     def device(self) -> torch.device:
         """Of the first tensor that is in memory: offloaded ones are on no device."""
-        return next(tensor.device for tensor in self.parameters() if not tensor.is_meta)
+        return next((tensor.device for tensor in self.parameters() if not tensor.is_meta), torch.device("cpu"))
 
     def freeze(self) -> None:
         """Only what the config trains asks for gradients."""
@@ -134,14 +135,18 @@ class RegionModel(PreTrainedModel):
             return cls(copy.deepcopy(config))
 
     def keep_loose_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Tensors that belong to a module with modules inside stay in memory when the rest is offloaded: accelerate
-        fetches a module's tensors when it is called, and these are used without a call."""
+        """Tensors of a module that has modules inside stay in memory when the rest is offloaded: accelerate's hooks
+        fetch a module's tensors while it is called, and these are used without a call too."""
         for path, module in self.named_modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                full = f"{path}.{name}" if path else name
-                if parameter.is_meta and next(module.children(), None) is not None and full in tensors:
-                    value = tensors[full].to(self.device, parameter.dtype)
-                    setattr(module, name, torch.nn.Parameter(value, requires_grad=parameter.requires_grad))
+            own = {name: parameter for name, parameter in module.named_parameters(recurse=False) if parameter.is_meta}
+            if not own or next(module.children(), None) is None:
+                continue
+            from accelerate.hooks import remove_hook_from_module
+
+            remove_hook_from_module(module)
+            for name, parameter in own.items():
+                value = tensors[f"{path}.{name}" if path else name].to(self.device, parameter.dtype)
+                setattr(module, name, torch.nn.Parameter(value, requires_grad=parameter.requires_grad))
 
     # ------------------------------------------------------------------------------------------ saving
 
