@@ -31,11 +31,14 @@ NUM_SIZES = 65536  # image sizes remembered, in case the rows of an image do not
 Found = tuple[list | None, tuple[int, int], str, dict]
 
 
-def arguments(name: str, description: str, images: bool = True) -> argparse.ArgumentParser:
+def arguments(
+    name: str, description: str, images: bool = True, images_required: bool = True
+) -> argparse.ArgumentParser:
     """The options that converters of own data share. images: whether the pictures lie in a folder of their own."""
     parser = argparse.ArgumentParser(prog=f"python -m data_prep.{name}", description=description)
     if images:
-        parser.add_argument("--images", type=Path, required=True, help="folder of the images; records point into it")
+        where = "folder of the images; records point into it"
+        parser.add_argument("--images", type=Path, required=images_required, help=where)
         parser.add_argument("--image-prefix", default="", help="what to remove where an image's name begins with it")
     parser.add_argument("--out", type=Path, required=True, help="record file: .jsonl, .jsonl.gz, or an Arrow folder")
     parser.add_argument("--name", help="what the records' ids begin with (default: the input's name)")
