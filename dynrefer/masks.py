@@ -43,8 +43,10 @@ def to_mask(mask: object, image_hw: tuple[int, int]) -> np.ndarray:
     return result
 
 
-def mask_to_box(mask: np.ndarray) -> np.ndarray:
+def mask_to_box(mask: np.ndarray, last_index: bool = False) -> np.ndarray:
     """Tight box (4,) float64 xyxy of a bool mask (H, W): (min x, min y, max x + 1, max y + 1). ValueError if empty.
+
+    last_index: (min x, min y, max x, max y) instead, as in the released DynRefer, which loses the last row and column.
 
     >>> mask_to_box(np.array([[False, False, False], [False, True, True]])).tolist()
     [1.0, 1.0, 3.0, 2.0]
@@ -55,7 +57,8 @@ def mask_to_box(mask: np.ndarray) -> np.ndarray:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         raise ValueError("empty mask: no pixel is inside; a region has at least one")
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float64)
+    past = 0 if last_index else 1
+    return np.array([columns[0], rows[0], columns[-1] + past, rows[-1] + past], dtype=np.float64)
 
 
 def rle_to_box(rle: dict) -> np.ndarray | None:

@@ -9,6 +9,7 @@ import numpy as np
 from dynrefer.boxes import check_boxes, to_xyxy
 from dynrefer.images import open_image
 from dynrefer.masks import mask_to_box, to_mask
+from dynrefer.prompts import CONTROL_FORMS, Control, is_one_control, region_controls
 
 if TYPE_CHECKING:
     from dynrefer.data.schema import RegionResult
@@ -37,7 +38,7 @@ class RegionPredictor:
         boxes: Any = None,
         box_format: str = "xyxy",
         masks: Any = None,
-        control: str | None = None,
+        control: Control | Sequence = None,
         tag_threshold: float | None = None,
         attributes: Sequence[str] | None = None,
         categories: Sequence[str] | None = None,
@@ -53,7 +54,9 @@ class RegionPredictor:
           A box partly outside the image is clipped.
         masks: N of array (H, W), path of a PNG, COCO run lengths or polygons. Masks give the boxes where `boxes` is
           None; where both are given the boxes make the views, and there must be N of each.
-        control: words that the caption should build on; None takes the predicted tags, "" none.
+        control: words that the caption should build on, "red,car" or ["red", "car"]; None takes the predicted tags, ""
+          none, "red,<tags>" both. For words of each region a list with one list of words (or None) a region, and for a
+          list of images one such list an image.
         tag_threshold: least probability of a reported tag, the model's own where None; above 1 means no tags.
         attributes, categories: names to score; the model's own lists where None.
         view_strategy: how the views are chosen; the model's own way where None.
@@ -71,15 +74,19 @@ class RegionPredictor:
             _one_per_image(value, name, len(images)) if several else [value]
             for value, name in ((boxes, "boxes"), (masks, "masks"), (ids, "ids"))
         )
+        last_index = getattr(self.model.processor, "mask_box_last_index", False)
         results: list[list[RegionResult]] = [[] for _ in images]
         chunk: list[Any] = []  # RegionBatches that go through the model together
         owners: list[int] = []  # for each of their regions, the index of its image
+        words: list[Any] = []  # for each of their regions its control, where they have their own
+        one_control = is_one_control(control)
+        controls = _one_per_image(control, "control", len(images)) if several and not one_control else [control]
 
         def predict_chunk() -> None:
             batch = chunk[0] if len(chunk) == 1 else type(chunk[0]).concat(chunk)
             predicted = self.model.predict(
                 batch.to(self.model.device),
-                control=control,
+                control=control if one_control else list(words),
                 tag_threshold=tag_threshold,
                 attributes=attributes,
                 categories=categories,
@@ -89,6 +96,7 @@ class RegionPredictor:
                 results[owner].append(result)
             chunk.clear()
             owners.clear()
+            words.clear()
 
         for index, source in enumerate(images):
             name = f"image {index} ({source})" if isinstance(source, (str, os.PathLike)) else f"image {index}"
@@ -98,8 +106,9 @@ class RegionPredictor:
                 raise ValueError(f"image {index}: {error}" if several else str(error)) from error
             try:
                 image_boxes, image_masks = check_regions(
-                    boxes[index], box_format, masks[index], ids[index], pixels.shape[:2]
+                    boxes[index], box_format, masks[index], ids[index], pixels.shape[:2], last_index
                 )
+                image_words = [] if one_control else region_controls(controls[index], len(image_boxes))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             names = ids[index]
@@ -119,6 +128,7 @@ class RegionPredictor:
                     )
                 )
                 owners += [index] * (stop - start)
+                words += image_words[start:stop]
                 start = stop
                 if len(owners) == self.max_regions:
                     predict_chunk()
@@ -128,8 +138,8 @@ class RegionPredictor:
 
 
 def _check_words(control: Any, attributes: Any, categories: Any) -> None:
-    if control is not None and not isinstance(control, str):
-        raise ValueError(f"control: {control!r}; give words as one text, '' for none, None for the predicted tags")
+    if control is not None and not isinstance(control, Sequence):
+        raise ValueError(f"control {control!r}: {CONTROL_FORMS}")
     for name, words in (("attributes", attributes), ("categories", categories)):
         if isinstance(words, str):
             raise ValueError(f"{name}: {words!r} is one text; give a list of names, for instance [{words!r}]")
@@ -149,11 +159,12 @@ def _one_per_image(value: Any, name: str, num_images: int) -> list:
 
 
 def check_regions(
-    boxes: Any, box_format: str, masks: Any, ids: Any, image_hw: tuple[int, int]
+    boxes: Any, box_format: str, masks: Any, ids: Any, image_hw: tuple[int, int], last_index: bool = False
 ) -> tuple[np.ndarray, list | None]:
     """Valid xyxy boxes (N, 4) of one image, and its N masks as given, each of which `to_mask` accepts.
 
     Arguments as for `RegionPredictor`, for one image of size image_hw; ValueError names the box or mask at fault.
+    last_index: a mask's box ends at its last pixel's index (see mask_to_box).
 
     Masks are decoded one at a time here and again when their chunk's turn comes: N masks of a large image decoded
     at once would not fit into memory.
@@ -165,7 +176,8 @@ def check_regions(
         mask_boxes = np.zeros((len(masks), 4))
         for index, mask in enumerate(masks):
             try:
-                mask_boxes[index] = mask_to_box(to_mask(mask, image_hw))
+                drawn = isinstance(mask, (list, tuple))  # polygons: their corners are the box in any case
+                mask_boxes[index] = mask_to_box(to_mask(mask, image_hw), last_index and not drawn)
             except ValueError as error:
                 raise ValueError(f"mask {index}: {error}") from error
     valid = mask_boxes if boxes is None else check_boxes(to_xyxy(_on_cpu(boxes), box_format, image_hw), image_hw)

@@ -177,6 +177,31 @@ def test_options_reach_the_model(model):
     assert set(model.options[1].values()) == {None}
 
 
+def test_control_words_follow_their_regions_through_the_chunks(model):
+    boxes = [[0, 0, i + 1, 1] for i in range(3)]
+    predictor = RegionPredictor(model, max_regions=2)
+    predictor(picture(), boxes, control=[["red"], None, "car,blue"])
+    assert [options["control"] for options in model.options] == [[["red"], None], [["car,blue"]]]
+    model.options.clear()
+    predictor([picture(), picture()], [boxes[:1], boxes], control=["red", "car"])  # words for all regions
+    assert [options["control"] for options in model.options] == [["red", "car"]] * 2
+    model.options.clear()
+    predictor([picture()] * 3, [boxes[:1], boxes[:2], boxes[:1]], control=[None, [["red"], []], ["car", "blue"]])
+    assert [options["control"] for options in model.options] == [[None, ["red"]], [[], ["car", "blue"]]]
+    with pytest.raises(ValueError, match="^control: 1 entries for 2 images"):
+        predictor([picture()] * 2, [boxes, boxes], control=[[["red"]]])
+
+
+def test_released_models_take_a_masks_box_up_to_its_last_index(model):
+    mask = np.zeros((100, 200), dtype=bool)
+    mask[10:20, 30:50] = True
+    polygon = [[30, 10, 50, 10, 50, 20, 30, 20]]
+    model.processor.mask_box_last_index = True
+    predictor = RegionPredictor(model)
+    assert boxes_of(predictor(picture(), masks=[mask, polygon])) == [[30, 10, 49, 19], [30, 10, 50, 20]]
+    assert boxes_of(predictor(picture(), [[30, 10, 50, 20]], masks=[mask])) == [[30, 10, 50, 20]]
+
+
 def test_given_ids_name_the_results(model):
     predictor = RegionPredictor(model)
     assert predictor(picture(), [[0, 0, 1, 1]], ids=["cup"])[0].id == "cup"
@@ -210,7 +235,9 @@ def mask_of(height, width):
         ({"boxes": [[0, 0, 5, 5]], "ids": ["a", "b"]}, "image 0: ids: .* for 1 regions"),
         ({"boxes": [[0, 0, 5, 5]], "categories": "cup"}, "categories: 'cup' is one text"),
         ({"boxes": [[0, 0, 5, 5]], "attributes": "red"}, "attributes: 'red' is one text"),
-        ({"boxes": [[0, 0, 5, 5]], "control": ["red"]}, r"control: \['red'\]; give words as one text"),
+        ({"boxes": [[0, 0, 5, 5]], "control": 5}, r"control 5: words are a text"),
+        ({"boxes": [[0, 0, 5, 5]], "control": [["red"], ["car"]]}, "image 0: control: 2 entries for 1 regions"),
+        ({"boxes": [[0, 0, 5, 5]], "control": [["red", 5]]}, r"image 0: control \['red', 5\]: words are"),
     ],
 )
 def test_bad_input_is_named(model, arguments, message):

@@ -59,7 +59,21 @@ def test_control_words():
     assert prompts.parse_control("", ["red"]) == []
     assert prompts.parse_control("blue, car", ["red"]) == ["blue", "car"]
     assert prompts.parse_control("blue,<tags>", ["red", "cup"]) == ["blue", "red", "cup"]
+    assert prompts.parse_control(["blue", "<tags>", "old car"], ["red", "blue"]) == ["blue", "red", "old car"]
+    assert prompts.parse_control([], ["red"]) == prompts.parse_control("|", ["red"]) == []
+    assert prompts.parse_control(" dog ,, old  cat|", []) == ["dog", "old cat"]
     assert prompts.control_prompt([]) == "|"
+
+
+def test_control_of_all_regions_or_of_each():
+    assert prompts.region_controls(None, 2) == [None, None]
+    assert prompts.region_controls("red,car", 2) == [["red,car"], ["red,car"]]
+    assert prompts.region_controls(["red", "car"], 2) == [["red", "car"]] * 2, "a list of texts is a list of words"
+    assert prompts.region_controls([["red"], None, "car"], 3) == [["red"], None, ["car"]]
+    assert prompts.region_controls([], 1) == [[]]
+    for wrong in (5, [["red"]], [["red"], 5], [["red"], [5]], b"red", {"red": 1}):
+        with pytest.raises(ValueError, match="words are a text"):
+            prompts.region_controls(wrong, 2)
 
 
 def test_training_words_are_dropped_and_shuffled_as_told():

@@ -12,7 +12,7 @@ from dynrefer.data.batch import RegionBatch
 from dynrefer.data.schema import RegionResult
 from dynrefer.distributed import gather_rows
 from dynrefer.losses import asymmetric_loss, attribute_loss, category_loss, sigmoid_region_text_loss
-from dynrefer.prompts import parse_control
+from dynrefer.prompts import Control, parse_control, region_controls
 from dynrefer.vocabulary import attribute_texts, category_texts, read_attributes, text_hash
 
 from ..language import LANGUAGE_MODELS, check_generation, language_kind
@@ -282,14 +282,14 @@ class DynReferModel(RegionModel):
         self,
         batch: RegionBatch,
         *,
-        control: str | Sequence[str] | None = None,
+        control: Control | Sequence[Control] = None,
         tag_threshold: float | None = None,
         list_tags: float | None = None,
         attributes: Sequence[str] | None = None,
         categories: Sequence[str] | None = None,
         generation: Mapping | None = None,
     ) -> list[RegionResult]:
-        """One result a region. control: see prompts.parse_control, one text for all or one a region; tag_threshold:
+        """One result a region. control: see prompts.py, one for all regions or a list with one a region; tag_threshold:
         probability above which a tag is predicted; list_tags: lists the tags above this one instead, for a ranking of
         them all, while control words stay those above the threshold; attributes,
         categories: names instead of the config's lists, [] for none; generation: transformers' options over the
@@ -298,11 +298,7 @@ class DynReferModel(RegionModel):
             raise ValueError("this model has no processor: dynrefer.load sets it, or set model.processor")
         settings = {**self.config.generation, **check_generation(generation)}
         threshold = self.config.tag_threshold if tag_threshold is None else tag_threshold
-        controls = [control] * len(batch) if control is None or isinstance(control, str) else list(control)
-        if len(controls) != len(batch):
-            raise ValueError(
-                f"control: {len(controls)} texts for {len(batch)} regions; one text for all, or one a region"
-            )
+        controls = region_controls(control, len(batch))
         if not len(batch):
             return []
         was_training = self.training

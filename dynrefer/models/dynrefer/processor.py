@@ -14,6 +14,7 @@ from transformers.utils import PushToHubMixin
 
 from dynrefer.data.batch import RegionBatch
 from dynrefer.data.schema import Region
+from dynrefer.masks import mask_to_box
 from dynrefer.prompts import control_prompt, training_words
 from dynrefer.views import choose_scales, crop_views
 from dynrefer.vocabulary import Vocabulary
@@ -41,6 +42,7 @@ class DynReferProcessor(PushToHubMixin):
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         self.append_end = language_kind(config.language_config) == "causal"
+        self.mask_box_last_index = config.mask_box_last_index
 
     @property
     def num_views(self) -> int:
@@ -92,7 +94,7 @@ class DynReferProcessor(PushToHubMixin):
     ) -> list[dict]:
         """One sample a region of this image. In training a caption and its control words are drawn at random and the
         views may be mirrored; otherwise the first caption stands, without control words."""
-        boxes = np.array([region.box for region in regions], np.float32)
+        boxes = np.array([self.box(region) for region in regions], np.float32)
         if train and self.config.box_jitter:
             boxes = jitter_boxes(boxes, self.config.box_jitter, image.shape[:2], generators)
         strategy = self.config.train_view_strategy if train else self.view_strategy
@@ -115,6 +117,14 @@ class DynReferProcessor(PushToHubMixin):
                 {"region": region, "caption": caption, "words": words, **{k: v[r] for k, v in arrays.items()}}
             )
         return samples
+
+    def box(self, region: Region) -> tuple[float, ...]:
+        """The record's box; where a mask of pixels gave it, as this model takes boxes of masks."""
+        if self.mask_box_last_index and isinstance(region.mask, dict):
+            mask = region.to_mask()
+            if tuple(mask_to_box(mask)) == tuple(region.box):
+                return tuple(mask_to_box(mask, last_index=True))
+        return region.box
 
     def collate(self, samples: list[dict]) -> RegionBatch:
         """Samples of any images -> one batch."""
