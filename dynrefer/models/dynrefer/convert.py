@@ -377,6 +377,7 @@ def filled_model(config, tensors: Mapping[str, Tensor]):
     check_fit(skeleton, tensors)
     banks = {name: torch.zeros(tensor.shape) for name, tensor in skeleton.state_dict().items() if is_bank(name)}
     model = DynReferModel.from_pretrained(None, config=config, state_dict={**tensors, **banks}, dtype=torch.float32)
+    model.freeze()
     state = model.state_dict()
     changed = [name for name, tensor in tensors.items() if not torch.equal(state[name], tensor.float())]
     if changed:
