@@ -7,9 +7,12 @@ and records written beside their images.
 
 import argparse
 import gzip
+import io
 import json
+import mmap
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +20,17 @@ from typing import Any
 from dynrefer.data.schema import Region, atomic_path, open_records, save_arrow, write_records
 from dynrefer.images import read_image_hw
 
+MAX_TAIL = 2**26  # bytes behind the beginning of a list that `read_list` takes from a file's end
 NUM_SIZES_CHECKED = 1000  # pictures of a folder whose headers are compared with the recorded size
 COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.jpg$")
 
 
-def read_items(path: str | os.PathLike, prefix: str) -> Iterator[Any]:
+def read_items(path: str | os.PathLike, prefix: str, required: bool = True) -> Iterator[Any]:
     """The values at `prefix` of a .json or .json.gz file one after the other, the file never in memory as a whole.
 
     prefix: as ijson has it: "item" for the entries of a top-level list, "annotations.item" for those of
-    {"annotations": [...]}. Raises ValueError for a file that is missing, cut off or not JSON, and for one with nothing
-    at `prefix`.
+    {"annotations": [...]}. Raises ValueError for a file that is missing, cut off or not JSON, and, where it is
+    `required`, for one with nothing at `prefix`.
     """
     import ijson
 
@@ -37,15 +41,35 @@ def read_items(path: str | os.PathLike, prefix: str) -> Iterator[Any]:
             for value in ijson.items(file, prefix, use_float=True):
                 count += 1
                 yield value
-    except (ijson.JSONError, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+    except (ijson.JSONError, UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(
             f"{path}: not JSON from its first to its last byte ({error}), damaged behind entry {count} of {prefix!r}; "
             "download it again"
         ) from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
-    if not count:
+    if required and not count:
         raise ValueError(f"{path}: nothing at {prefix!r}; is it the right file?")
+
+
+def read_list(path: str | os.PathLike, key: str, required: bool = True) -> list:
+    """The list at `key` of a file's object: categories, mostly behind millions of annotations, which are not read.
+
+    required: a file without it, or with an empty one, is an error; otherwise it gives an empty list. Raises ValueError
+    as `read_items` does, but does not notice damage before the list.
+    """
+    import ijson
+
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            start = data.rfind(b'"%s"' % key.encode())
+            if start >= 0 and len(data) - start <= MAX_TAIL:
+                tail = io.BytesIO(b"{" + data[start:])  # an object again, if this is the list and not a word in a text
+                if entries := list(ijson.items(tail, f"{key}.item", use_float=True)):
+                    return entries
+    except (ijson.JSONError, OSError, ValueError):
+        pass  # .gz, a word in a text, damaged: what the whole file says
+    return list(read_items(path, f"{key}.item", required))
 
 
 def check_counts(found: Mapping[str, int], published: Mapping[str, int], name: str, subset: bool = False) -> None:
