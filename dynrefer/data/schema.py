@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -204,6 +205,10 @@ class RegionRecords(Sequence):
             np.array([numbers.setdefault(image, len(numbers)) for image in self.images()], np.int32)
         )
 
+    def licences(self) -> Counter:
+        """{(source, licence): number of its records}; what stands behind a colon in a source is left out."""
+        return _licences((region.source, region.licence) for region in self)
+
     def subset(self, indices: Sequence[int]) -> "RegionRecords":
         """Some of the records, in the order given."""
         return RegionRecords(self.path, [self[index] for index in indices])
@@ -295,6 +300,20 @@ class ArrowRecords(RegionRecords):
         codes = groups.codes()
         rows = slice(self._rows.start, self._rows.stop) if isinstance(self._rows, range) else self._rows
         return ImageGroups.from_codes(renumbered(codes[rows]))
+
+    def licences(self) -> Counter:
+        if len(self) < self._table.num_rows:
+            return super().licences()
+        names = [name for name in ("source", "licence") if name in self._table.column_names]
+        found: Counter = Counter()
+        for batch in self._batches:
+            columns = [
+                batch.column(name).to_pylist() if name in names else [""] * batch.num_rows
+                for name in ("source", "licence")
+            ]
+            found += _licences(zip(*columns, strict=True))
+        self._release()
+        return found
 
     def subset(self, indices: Sequence[int]) -> "ArrowRecords":
         return ArrowRecords(self.path, rows=self._select(np.asarray(indices, np.int64)))
@@ -411,9 +430,18 @@ class JoinedRecords(RegionRecords):
             codes = renumbered(codes[self._indices])
         return ImageGroups.from_codes(codes)
 
+    def licences(self) -> Counter:
+        if not isinstance(self._indices, range):
+            return super().licences()
+        return sum((part.licences() for part in self.parts), Counter())
+
     def subset(self, indices: Sequence[int]) -> "JoinedRecords":
         places = np.asarray(indices, np.int64)
         return JoinedRecords(self.parts, places if isinstance(self._indices, range) else self._indices[places])
+
+
+def _licences(pairs: Iterable[tuple[str | None, str | None]]) -> Counter:
+    return Counter(((source or "").partition(":")[0], licence or "") for source, licence in pairs)
 
 
 def open_records(path: str | os.PathLike | Sequence[str | os.PathLike], split: str | None = None) -> RegionRecords:
