@@ -296,7 +296,7 @@ class Converter:
                 f"{self.path}: none of its {len(self._images):,} images is left; look at --images and --exclude"
             )
         if nested:
-            names = {str(name) for image in read_items(self.path, "item") for name in image.get("categories") or ()}
+            names = {name for entry in read_items(self.path, "item") for _, name in self._nested_annotations(entry)}
             self.categories = [{"name": name} for name in sorted(names)]
         elif self.dataset.form == "instances":
             self.categories = list(read_items(self.path, "categories.item"))
@@ -373,6 +373,7 @@ class Converter:
         file, images = self._file, self._images
         names = {entry["id"]: entry["name"].strip() for entry in self.categories}
         ids = array("q")  # 8 bytes each, of tens of millions
+        texts: set[str] = set()  # ids that are no numbers, of people's own files
         with_annotations: set[int | str] = set()
         num_crowds = num_without_image = 0
         for annotation in read_items(self.path, "annotations.item"):
@@ -384,7 +385,12 @@ class Converter:
                     f"{file}: annotation {str(annotation)[:100]}: {error} is missing; expected id, bbox, image_id of "
                     "`images` and category_id of `categories`"
                 ) from error
-            ids.append(number if type(number) is int and abs(number) < 2**62 else hash(str(number)))
+            if type(number) is int and abs(number) < 2**62:
+                ids.append(number)
+            elif str(number) in texts:
+                raise ValueError(f"{file}: annotation id {number!r} stands in it twice; ids are unique")
+            else:
+                texts.add(str(number))
             with_annotations.add(image_id)
             if image is None:
                 num_without_image += 1
@@ -393,44 +399,55 @@ class Converter:
             else:
                 where = f"{file}: annotation {number}"
                 yield annotation.get("bbox"), image[1], where, (number, image, category, annotation, where)
-        self.counts["annotations"], self.counts["images with annotations"] = len(ids), len(with_annotations)
+        self.counts["annotations"] = len(ids) + len(texts)
+        self.counts["images with annotations"] = len(with_annotations)
         self.counts["annotations left out with their image"] = num_without_image
         self.counts["crowd regions left out"] = num_crowds
-        numbers, times = np.unique(np.frombuffer(ids, np.int64), return_counts=True)
-        if len(numbers) < len(ids):
-            raise ValueError(f"{file}: annotation id {numbers[times.argmax()]} stands in it {times.max()} times")
+        numbers = np.frombuffer(ids, np.int64)
+        numbers.sort()
+        if (repeated := numbers[1:][numbers[1:] == numbers[:-1]]).size:
+            raise ValueError(f"{file}: annotation id {repeated[0]} stands in it twice; ids are unique")
 
     def _nested(self) -> Iterator[Region]:
         def items():
             for entry in read_items(self.path, "item"):
-                annotations, categories = entry.get("annotations"), entry.get("categories")
-                where = f"{self.path}: image {entry['id']}"
-                if (
-                    not isinstance(annotations, list)
-                    or not isinstance(categories, list)
-                    or len(annotations) != len(categories)
-                    or not all(isinstance(annotation, dict) for annotation in annotations)
-                ):
-                    raise ValueError(f"{where}: expected annotations, and as many names in categories")
                 image = self._images[entry["id"]]
-                self.counts["annotations"] += len(annotations)
-                if image is None:
-                    self.counts["annotations left out with their image"] += len(annotations)
-                    continue
-                for k, (annotation, name) in enumerate(zip(annotations, categories, strict=True)):
-                    payload = (f"{entry['id']}-{k}", image, str(name).strip(), annotation, f"{where}, annotation {k}")
-                    yield annotation.get("bbox"), image[1], payload[-1], payload
+                for k, (annotation, category) in enumerate(self._nested_annotations(entry)):
+                    self.counts["annotations"] += 1
+                    if image is None:
+                        self.counts["annotations left out with their image"] += 1
+                        continue
+                    where = f"{self.path}: image {entry['id']}, annotation {k}"
+                    number = f"{entry['id']}-{k}"
+                    yield annotation.get("bbox"), image[1], where, (number, image, category, annotation, where)
 
         for box, payload in self._boxes(items()):
             yield self._region(box, *payload)
 
+    def _nested_annotations(self, entry: dict) -> list[tuple[dict, str]]:
+        """(annotation, category) of an image that holds its own."""
+        annotations, names = entry.get("annotations"), entry.get("categories")
+        if (
+            not isinstance(annotations, list)
+            or not isinstance(names, list)
+            or len(annotations) != len(names)
+            or not all(isinstance(annotation, dict) for annotation in annotations)
+            or not all(isinstance(name, str) and name.strip() for name in names)
+        ):
+            raise ValueError(f"{self.path}: image {entry['id']}: expected annotations, and as many names in categories")
+        return [(annotation, name.strip()) for annotation, name in zip(annotations, names, strict=True)]
+
     def _captions(self) -> Iterator[Region]:
         captions: dict[int | str, list[str]] = {}
         for annotation in read_items(self.path, "annotations.item"):
-            image_id, text = annotation.get("image_id"), annotation.get("caption")
-            if image_id not in self._images or not isinstance(text, str):
-                raise ValueError(f"{self.path}: {str(annotation)[:100]}: expected a caption, image_id of `images`")
-            captions.setdefault(image_id, []).append(" ".join(text.split()))
+            try:
+                self._images[annotation["image_id"]]
+                text = " ".join(annotation["caption"].split())
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{self.path}: annotation {str(annotation)[:100]}: expected a caption, and image_id of `images`"
+                ) from error
+            captions.setdefault(annotation["image_id"], []).append(text)
             self.counts["captions"] += 1
         for number, image in self._images.items():
             if image is None:
