@@ -1,0 +1,307 @@
+"""One record, one region of a video: where it is in which frames, and what is said of it.
+
+A line of a clip file (JSONL), with only the keys that are needed and the optional captions:
+
+    {"id": "7", "video": "videos/a.mp4", "num_frames": 120, "frame_hw": [480, 640], "prompt_frame": 30,
+     "frames": {"30": {"box": [40, 30, 180, 200]}, "34": {"mask": {"size": [480, 640], "counts": "..."}}, "38": null},
+     "captions": ["a dog that jumps"]}
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from dynrefer.boxes import check_image_hw
+from dynrefer.data.schema import (
+    _box,
+    _mask_box,
+    _text,
+    _texts,
+    atomic_path,
+    parse_line,
+    record_root,
+)
+from dynrefer.masks import check_mask_record, rle_to_box, to_mask
+from dynrefer.videos import VideoFolder, open_video
+
+CHECK_HINT = "`python -m data_prep.video FILE` lists every bad record"
+REQUIRED = ("id", "video", "num_frames", "frame_hw", "prompt_frame", "frames")
+OPTIONAL = ("end_frame", "frame_rate", "captions", "category", "source", "licence", "split")
+
+
+@dataclass(frozen=True)
+class FrameRegion:
+    """Where a region is in one frame. box: xyxy pixels, clipped. mask: None, COCO run lengths or polygons."""
+
+    box: tuple[float, float, float, float]
+    mask: dict | list | None = None
+
+
+@dataclass(frozen=True)
+class ClipRegion:
+    """One region of one video, with what is known about it.
+
+    id: unique in its file. video: path of a video file or of a folder of frames, relative to the record file's folder.
+    num_frames: of the whole video; frames count from 0, those of a folder in the order of their names. frame_hw:
+    (height, width) of the upright frames. frames: frame -> where the region is, None where the frame was looked at and
+    the region is not in it; frames that are not named were not annotated. prompt_frame: the frame in which a model is
+    shown the region; it is one of them. end_frame: where what the captions tell ends, the first frame behind it; the
+    clip goes from prompt_frame to there. frame_rate: frames a second, None where nobody knows.
+    """
+
+    id: str
+    video: str
+    num_frames: int
+    frame_hw: tuple[int, int]
+    prompt_frame: int
+    frames: Mapping[int, FrameRegion | None]
+    end_frame: int
+    frame_rate: float | None = None
+    captions: tuple[str, ...] = ()
+    category: str | None = None
+    source: str = ""
+    licence: str = ""
+    split: str = ""
+
+    @classmethod
+    def from_dict(cls, d: dict, where: str = "record") -> "ClipRegion":
+        """A checked record. Boxes are clipped; a frame without a box has its mask's, a record without end_frame goes to
+        the video's end. Raises ValueError, beginning with `where` ("FILE:LINE"), for anything else than described."""
+        try:
+            return cls._from_dict(d)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}; {CHECK_HINT}") from error
+
+    @classmethod
+    def _from_dict(cls, d: dict) -> "ClipRegion":
+        if not isinstance(d, dict):
+            raise ValueError(f"{type(d).__name__} instead of a record; a record is a JSON object with {list(REQUIRED)}")
+        if unknown := d.keys() - {*REQUIRED, *OPTIONAL}:
+            raise ValueError(f"unknown key {sorted(map(str, unknown))}; a record has {[*REQUIRED, *OPTIONAL]}")
+        if missing := [key for key in REQUIRED if d.get(key) is None]:
+            raise ValueError(f"missing key {missing}; a record has at least {list(REQUIRED)}")
+        region_id, frame_hw = _text(d, "id", empty=False), _frame_hw(d["frame_hw"])
+        num_frames = _whole(d, "num_frames", 1)
+        end_frame = num_frames if d.get("end_frame") is None else _whole(d, "end_frame", 1)
+        prompt_frame = _whole(d, "prompt_frame", 0)
+        if not prompt_frame < end_frame <= num_frames:
+            raise ValueError(
+                f"prompt_frame {prompt_frame}, end_frame {end_frame}, num_frames {num_frames}: expected "
+                "prompt_frame < end_frame <= num_frames"
+            )
+        frames = _frames(d["frames"], num_frames, frame_hw, region_id)
+        if frames.get(prompt_frame) is None:
+            raise ValueError(
+                f"frames say nothing about prompt_frame {prompt_frame}; there the region must have a place"
+            )
+        rate = d.get("frame_rate")
+        if rate is not None and (type(rate) not in (int, float) or not 0 < rate < 1e6):
+            raise ValueError(f"frame_rate {rate!r}: expected frames a second, or nothing")
+        return cls(
+            id=region_id,
+            video=_text(d, "video", empty=False),
+            num_frames=num_frames,
+            frame_hw=frame_hw,
+            prompt_frame=prompt_frame,
+            frames=frames,
+            end_frame=end_frame,
+            frame_rate=None if rate is None else float(rate),
+            captions=_texts(d.get("captions") or (), "captions"),
+            category=None if d.get("category") is None else _text(d, "category", empty=False),
+            source=_text(d, "source"),
+            licence=_text(d, "licence"),
+            split=_text(d, "split"),
+        )
+
+    def to_dict(self) -> dict:
+        """The record as JSON types; `ClipRegion.from_dict` reads it back."""
+        frames = {
+            str(index): None
+            if place is None
+            else {"box": list(place.box)} | ({} if place.mask is None else {"mask": place.mask})
+            for index, place in self.frames.items()
+        }
+        return {
+            **self.__dict__,
+            "frame_hw": list(self.frame_hw),
+            "frames": frames,
+            "captions": list(self.captions),
+        }
+
+    def to_mask(self, index: int) -> np.ndarray | None:
+        """bool (H, W) of one frame; None where it has only a box. KeyError for a frame that is not annotated, an empty
+        mask where the region is not in it."""
+        place = self.frames[index]
+        if place is None:
+            return np.zeros(self.frame_hw, dtype=bool)
+        return None if place.mask is None else to_mask(place.mask, self.frame_hw)
+
+
+def clip_frames(clip: ClipRegion, num_frames: int, annotated: bool = False) -> list[int]:
+    """Frames spread evenly over a clip: the first is the prompt frame, the last the clip's last one. A clip of fewer
+    frames repeats some. annotated: only frames that `clip.frames` names.
+
+    >>> place = FrameRegion((0, 0, 5, 5))
+    >>> clip = ClipRegion("7", "a.mp4", 100, (9, 9), 10, {0: place, 10: place, 14: None, 18: place}, end_frame=41)
+    >>> clip_frames(clip, 4), clip_frames(clip, 4, annotated=True)
+    ([10, 20, 30, 40], [10, 14, 14, 18])
+    """
+    if num_frames < 1:
+        raise ValueError(f"num_frames {num_frames}: expected at least 1")
+    span = range(clip.prompt_frame, clip.end_frame)
+    known = sorted(index for index in clip.frames if index in span) if annotated else span
+    # rounded half up, so that the same clip gives the same frames everywhere
+    return [known[int(place + 0.5)] for place in np.linspace(0, len(known) - 1, num_frames).tolist()]
+
+
+def read_clip(path: str | os.PathLike, clip: ClipRegion, indices: Sequence[int]) -> np.ndarray:
+    """Frames (T, H, W, 3) uint8 of a clip's video, which lies at `path`, in the order of `indices`.
+
+    ValueError for a video that is missing, damaged, of another size than recorded, or a folder with more or fewer
+    frames: their numbers would mean others.
+    """
+    video = open_video(path)
+    if isinstance(video, VideoFolder) and video.num_frames != clip.num_frames:
+        raise ValueError(f"clip {clip.id}: {path} has {video.num_frames} frames, the record says {clip.num_frames}")
+    frames = video.read(indices)
+    if frames.shape[1:3] != clip.frame_hw:
+        raise ValueError(
+            f"clip {clip.id}: frames of {path} are {frames.shape[1:3]}, the record says {clip.frame_hw} (height, width)"
+        )
+    return frames
+
+
+class ClipRecords(Sequence):
+    """Records of a clip file in its order; each is read and checked when it is asked for. `root` is the folder that
+    video paths are relative to."""
+
+    def __init__(self, path: Path, lines: np.ndarray, offsets: np.ndarray):
+        self.path, self.root = Path(path), record_root(Path(path))
+        self._lines, self._offsets = lines, offsets
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: int) -> ClipRegion:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)} in {self.path}")
+        where = f"{self.path}:{self._lines[index]}"
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(int(self._offsets[index]))
+                text = file.readline()
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be read ({error})") from error
+        return ClipRegion.from_dict(parse_line(text, where), where)
+
+    def video_path(self, index: int) -> Path:
+        """Where the video of one record lies."""
+        return self.root / self[index].video
+
+    def subset(self, indices: Sequence[int]) -> "ClipRecords":
+        """Some of the records, in the order given."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return ClipRecords(self.path, self._lines[chosen], self._offsets[chosen])
+
+
+def open_clips(path: str | os.PathLike, split: str | None = None) -> ClipRecords:
+    """Records of a clip file (.jsonl). split: only records of this split.
+
+    Every line must be JSON with an id of its own; the rest of a record is checked when it is read. Raises ValueError
+    for what is missing, cut off, no clip file, ids that occur twice, no records.
+    """
+    path = Path(path)
+    if not path.name.endswith(".jsonl"):
+        raise ValueError(f"clip file {path}: expected .jsonl; records are read by their place in it")
+    seen: dict[str, int] = {}
+    lines, offsets, splits = [], [], set()
+    for line, offset, text in _numbered_lines(path):
+        where = f"{path}:{line}"
+        d = parse_line(text, where)
+        if not isinstance(d, dict) or not isinstance(d.get("id"), str) or "frames" not in d:
+            raise ValueError(f"{where}: expected a record of a clip, with id and frames; {CHECK_HINT}")
+        if (first := seen.setdefault(d["id"], line)) != line:
+            raise ValueError(f"{where}: id {d['id']!r} stands in line {first} already; ids are unique")
+        splits.add(str(d.get("split")))
+        if split is None or d.get("split") == split:
+            lines.append(line)
+            offsets.append(offset)
+    if not lines:
+        hint = f" of split {split!r}; it has {sorted(splits)}" if seen else ""
+        raise ValueError(f"clip file {path}: no records{hint}")
+    return ClipRecords(path, np.array(lines), np.array(offsets))
+
+
+def write_clips(path: str | os.PathLike, clips: Iterable[ClipRegion]) -> int:
+    """Writes a clip file (.jsonl), one record a line, and returns how many. It appears whole or not at all."""
+    count = 0
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        for clip in clips:
+            file.write(orjson.dumps(clip.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
+            count += 1
+        file.flush()
+        os.fsync(file.fileno())
+    return count
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """(line number, place of its first byte, text) of every line that is not blank."""
+    offset = 0
+    try:
+        with open(path, "rb") as file:
+            for line, text in enumerate(file, 1):
+                if text.strip():
+                    yield line, offset, text
+                offset += len(text)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+
+
+def _frames(
+    frames: object, num_frames: int, frame_hw: tuple[int, int], region_id: str
+) -> dict[int, FrameRegion | None]:
+    """Checked places in the frames' order."""
+    if not isinstance(frames, dict) or not frames:
+        raise ValueError(f"frames {str(frames)[:60]}: expected an object, frame number -> box or mask, or null")
+    result: dict[int, FrameRegion | None] = {}
+    for key, place in frames.items():
+        if not str(key).isdecimal() or str(int(key)) != str(key) or int(key) >= num_frames:
+            raise ValueError(f"frame {key!r}: expected a number from 0 to {num_frames - 1}")
+        try:
+            result[int(key)] = None if place is None else _place(place, frame_hw, region_id)
+        except ValueError as error:
+            raise ValueError(f"frame {key}: {error}") from error
+    return dict(sorted(result.items()))
+
+
+def _place(place: object, frame_hw: tuple[int, int], region_id: str) -> FrameRegion:
+    if not isinstance(place, dict) or place.keys() - {"box", "mask"} or not place:
+        raise ValueError(f"{str(place)[:60]}: expected box, mask or both")
+    box, mask = place.get("box"), place.get("mask")
+    if mask is not None:
+        check_mask_record(mask, frame_hw)
+    if box is not None:
+        return FrameRegion(_box(box, frame_hw, region_id), mask)
+    if mask is None:
+        raise ValueError("neither box nor mask; say null where the region is not in the frame")
+    tight = rle_to_box(mask) if isinstance(mask, dict) else _mask_box(mask, frame_hw)
+    if tight is None:
+        raise ValueError("empty mask; say null where the region is not in the frame")
+    return FrameRegion(tuple(map(float, tight)), mask)
+
+
+def _frame_hw(value: object) -> tuple[int, int]:
+    try:
+        return check_image_hw(value)
+    except ValueError:
+        raise ValueError(f"frame_hw {value!r}: expected two positive integers, (height, width) in pixels") from None
+
+
+def _whole(d: dict, key: str, least: int) -> int:
+    if type(d[key]) is not int or d[key] < least:
+        raise ValueError(f"{key} {d[key]!r}: expected a whole number of at least {least}")
+    return d[key]
