@@ -23,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
+from dynrefer.data.schema import RegionRecords
 from train.optim import WeightAverage
 from train.processes import zero_stage
 
@@ -37,6 +38,9 @@ FIXED_SETTINGS = (
     ("data", "batch_size"),
     ("data", "shuffle"),
     ("data", "max_regions_per_image"),
+    ("data", "mix"),
+    ("data", "streams"),
+    ("data", "buffer"),
     ("loop", "accumulation"),
     ("loop", "precision"),
     ("loop", "ema"),
@@ -110,7 +114,8 @@ def check_settings(checkpoint: Path, settings: dict) -> None:
     for path in FIXED_SETTINGS:
         before, now = saved, settings
         for key in path:
-            before, now = (before or {}).get(key), (now or {}).get(key)
+            # what an older version did not know had the value that is the default now
+            before, now = (before or {}).get(key, (now or {}).get(key)), (now or {}).get(key)
         if before != json.loads(json.dumps(now)):
             raise ValueError(
                 f"loop.resume: {'.'.join(path)} was {before!r} in {str(checkpoint)!r} and is {now!r} now; resume with "
@@ -128,10 +133,12 @@ def save_checkpoint(
     progress: Progress,
     settings: dict,
     keep: int,
+    trainable_only: bool = False,
 ) -> Path:
     """Writes checkpoints/step-N, whole or not at all, and removes all but the newest `keep` (0 keeps all).
 
-    model, optimizer: as `prepare` returned them. Every process calls it.
+    model, optimizer: as `prepare` returned them; trainable_only: its model/ leaves out frozen parts, see
+    dynrefer/models/base_parts.py. Every process calls it.
     """
     target = folder / "checkpoints" / f"step-{progress.step:08d}"
     temporary = target.with_name(f".{target.name}.tmp")
@@ -145,7 +152,7 @@ def save_checkpoint(
     if zero_stage(accelerator):
         model.save_checkpoint(str(temporary / "state"), tag="engine", exclude_frozen_parameters=True)
     if accelerator.is_main_process:
-        _write_model(accelerator.unwrap_model(model), weights, processor, temporary / "model")
+        _write_model(accelerator.unwrap_model(model), weights, processor, temporary / "model", progress, trainable_only)
         if not zero_stage(accelerator):
             torch.save(optimizer.state_dict(), temporary / "state" / "optimizer.pt")
         if average is not None:
@@ -202,13 +209,15 @@ def load_checkpoint(
     return Progress(**{name: saved[name] for name in asdict(Progress())})
 
 
-def save_best(folder: Path, accelerator: Accelerator, model, processor) -> None:
-    """Writes or replaces best/. Every process calls it."""
+def save_best(
+    folder: Path, accelerator: Accelerator, model, processor, progress: Progress, trainable_only: bool = False
+) -> None:
+    """Writes or replaces best/, as `save_checkpoint` its model/. Every process calls it."""
     weights = _whole_state_dict(accelerator, model)
     if accelerator.is_main_process:
         temporary = folder / ".best.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        _write_model(accelerator.unwrap_model(model), weights, processor, temporary)
+        _write_model(accelerator.unwrap_model(model), weights, processor, temporary, progress, trainable_only)
         replace_folder(temporary, folder / "best")
     accelerator.wait_for_everyone()
 
@@ -280,7 +289,35 @@ def _whole_state_dict(accelerator: Accelerator, model) -> dict | None:
     return weights
 
 
-def _write_model(model, weights: dict | None, processor, folder: Path) -> None:
+def note_run(model, settings: dict, records: RegionRecords) -> None:
+    """Adds this run to what the model's config tells of its training, for the model card."""
+    if not hasattr(model, "config"):
+        return
+    sources = [
+        {"source": source, "licence": licence, "regions": count}
+        for (source, licence), count in records.licences().most_common()
+    ]
+    run = {
+        "run": settings["name"],
+        "init": settings["init"],
+        "steps": 0,
+        "batch_size": settings["data"]["batch_size"],
+        "tasks": {task: weight for task, weight in settings["losses"].items() if weight > 0},
+        "seed": settings["seed"],
+        "regions": len(records),
+        "sources": sources,
+    }
+    model.config.training = [*(model.config.training or []), run]
+
+
+def _write_model(
+    model, weights: dict | None, processor, folder: Path, progress: Progress, trainable_only: bool
+) -> None:
     transformers_logging.disable_progress_bar()  # its bar for a single file would tear the run's own
-    model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
+    if getattr(getattr(model, "config", None), "training", None):
+        model.config.training[-1]["steps"] = progress.step
+    options = {} if weights is None else {"state_dict": weights}
+    if trainable_only:
+        options["save_trainable_only"] = True
+    model.save_pretrained(folder, **options)
     processor.save_pretrained(folder)

@@ -25,8 +25,8 @@ import torch
 from accelerate import Accelerator
 
 from dynrefer.config import load_config, save_config, suggestion, to_dict
-from dynrefer.data.dataset import RegionDataset
-from dynrefer.data.loader import DataConfig, RegionLoader
+from dynrefer.data.loader import DataConfig, Loader
+from dynrefer.data.mixture import open_training, training_loader
 from dynrefer.data.schema import open_records
 from dynrefer.models import adapt
 from train import checkpoint, processes
@@ -49,6 +49,7 @@ class LoopConfig:
     eval_every: int = 0  # steps between evaluations; 0: none
     save_every: int = 0  # steps between checkpoints; 0: only at the end
     keep_last: int = 2  # checkpoints kept; 0: all
+    save: Literal["full", "trainable"] = "full"  # trainable: frozen parts are left out and fetched from their source
     resume: bool | str = False  # true: from the newest checkpoint; auto: where there is one; or a checkpoint's path
     overwrite: bool = False  # remove a run folder of this name first
     deepspeed: str | None = None  # DeepSpeed JSON, configs/accelerate/ds_zero2.json; None: what the launcher says
@@ -145,7 +146,7 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
     accelerator.wait_for_everyone()  # everybody has looked at the folder before it changes
 
     # data and model
-    train_records = open_records(cfg.data.train)
+    train_records = open_training(cfg.data.train)
     val_records = open_records(cfg.data.val) if cfg.data.val else None
     set_seed(cfg.seed)
     if resume_from is not None or cfg.init is not None:
@@ -156,19 +157,19 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
     else:
         model, processor = build(cfg.model, train_records)
         model.processor = processor
+    if resume_from is None:
+        checkpoint.note_run(model, settings, train_records)
     model.tasks = tasks = tasks_to_train(cfg.losses, model.tasks)
     if cfg.loop.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    loader = RegionLoader(
-        RegionDataset(train_records, processor, train=True, seed=cfg.seed, cache_bytes=cfg.data.cache_mb << 20),
-        cfg.data.batch_size // cfg.loop.accumulation,
-        shuffle=cfg.data.shuffle,
+    loader = training_loader(
+        train_records,
+        processor,
+        cfg.data,
+        batch_size=cfg.data.batch_size // cfg.loop.accumulation,
         seed=cfg.seed,
-        num_workers=cfg.data.num_workers,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        drop_last=True,
-        max_regions_per_image=cfg.data.max_regions_per_image,
     )
     steps_per_epoch = loader.num_regions // cfg.data.batch_size
     if not steps_per_epoch:
@@ -206,10 +207,14 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
         main=accelerator.is_main_process,
     )
 
+    trainable_only = cfg.loop.save == "trainable"
+
     def save() -> None:
         refresh(plain_model)
         checkpoint.save_checkpoint(
-            folder, accelerator, model, processor, optimizer, average, progress, settings, cfg.loop.keep_last
+            *(folder, accelerator, model, processor, optimizer, average, progress, settings),
+            keep=cfg.loop.keep_last,
+            trainable_only=trainable_only,
         )
 
     def evaluate_and_keep_best() -> None:
@@ -221,7 +226,7 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
             score = scores[cfg.eval.metric]
             if progress.best is None or cfg.eval.is_better(score, progress.best):
                 progress.best, progress.best_step = score, progress.step
-                checkpoint.save_best(folder, accelerator, model, processor)
+                checkpoint.save_best(folder, accelerator, model, processor, progress, trainable_only)
 
     log.say(describe(cfg, folder, plain_model, loader, steps_per_epoch, total_steps, accelerator))
     last_step = min(total_steps, cfg.loop.stop_at or total_steps)
@@ -302,14 +307,14 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
         if finished and progress.best is None:  # never evaluated: the last weights are the best we know
             with averaged(average, plain_model):
                 refresh(plain_model)
-                checkpoint.save_best(folder, accelerator, model, processor)
+                checkpoint.save_best(folder, accelerator, model, processor, progress, trainable_only)
         why = f"signal {stop_signal.received}" if stop_signal.received else "the end" if finished else "a pause"
         minutes = progress.seconds / 60
         log.say(f"{folder}: {why} after step {progress.step} of {total_steps}, {minutes:.1f} minutes of training steps")
     return RunResult(folder, progress.step, progress.best, stop_signal.received)
 
 
-def stream(loader: RegionLoader, progress: checkpoint.Progress, batches_per_epoch: int) -> Iterator:
+def stream(loader: Loader, progress: checkpoint.Progress, batches_per_epoch: int) -> Iterator:
     """Batches for ever, from where `progress` stands, which moves on with every batch.
 
     Only whole steps of an epoch are used: the same steps for any accumulation.
@@ -403,9 +408,14 @@ def new_model(section: dict, train_records):
 
 
 def saved_model(path: str):
+    """In float32; a checkpoint as it was, and it will be removed some day: nothing may refer to it."""
     import dynrefer
 
-    return dynrefer.load(path, device="cpu", dtype=torch.float32)
+    if not (Path(path).parent / checkpoint.LOOP_FILE).is_file():
+        return dynrefer.load(path, device="cpu", dtype=torch.float32)
+    model = dynrefer.load(path, device="cpu")
+    model.loaded_from = None
+    return model
 
 
 def parse(argv: Sequence[str] | None = None) -> RunConfig:

@@ -42,6 +42,11 @@ class Source:
     def __str__(self) -> str:
         return self.name if self.revision is None else f"{self.name}@{self.revision}"
 
+    @classmethod
+    def of(cls, record: Mapping) -> Source:
+        """From a record of base_parts.json or of the config."""
+        return cls(**{key: value for key, value in record.items() if key != "tensors"})
+
     @property
     def is_local(self) -> bool:
         return os.path.isabs(self.name)
@@ -181,6 +186,13 @@ def read_part(model, part: str, source: Source, **hub) -> tuple[dict[str, Tensor
             "checkpoint?"
         )
     tensors = {name: found[name] for name in names}
+    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    for name, ours in names.items():
+        shape = getattr(own[ours], "ds_shape", own[ours].shape)  # ZeRO-3 keeps only a piece of each here
+        if tensors[name].shape != shape:
+            raise ValueError(
+                f"{source}: {name} of the {part} part is {tuple(tensors[name].shape)}, the config wants {tuple(shape)}"
+            )
     digest = content_hash(tensors)
     if source.sha256 not in (None, digest):
         raise ValueError(
@@ -212,13 +224,21 @@ def record(model, part: str, source: Source, tensors: Mapping[str, Tensor] | Non
 
 def source_of(model, part: str, folder: Path) -> Source | None:
     """Where the part was taken from, or else the model that was loaded; never the folder about to be written."""
-    if found := (model.config.base_parts or {}).get(part):
-        source = Source(**found)
-    elif model.loaded_from:
-        source = Source("dynrefer", *model.loaded_from)
-    else:
-        return None
-    return None if source.is_local and Path(source.name) == folder.resolve() else source
+    candidates = [Source.of(row) for name, row in (model.config.base_parts or {}).items() if name == part]
+    if model.loaded_from:
+        candidates.append(Source("dynrefer", *model.loaded_from))
+    usable = (s for s in candidates if not s.is_local or Path(s.name).exists() and Path(s.name) != folder.resolve())
+    return next(usable, None)
+
+
+def still_true(model, public: bool = False) -> dict[str, dict] | None:
+    """The config's sources of parts that are not trained whole. public: only those that others can reach."""
+    return {
+        part: row
+        for part, row in (model.config.base_parts or {}).items()
+        if not all(parameter.requires_grad for parameter in model.get_submodule(model.BASE_PARTS[part]).parameters())
+        and not (public and Source.of(row).is_local)
+    } or None
 
 
 def leave_out(model, state: Mapping[str, Tensor], trained: Collection[str], folder: Path) -> dict[str, dict]:
@@ -273,7 +293,7 @@ def read_records(name: str | Path, **hub) -> dict[str, dict]:
     try:
         records = json.loads(Path(path).read_text(encoding="utf-8"))
         for row in records.values():
-            Source(**{key: value for key, value in row.items() if key != "tensors"})
+            Source.of(row)
             if not isinstance(row["sha256"], str) or not all(hasattr(torch, d) for d in row["tensors"].values()):
                 raise ValueError("no hash or no number types")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -288,8 +308,7 @@ def fetch(model, records: Mapping[str, dict], **hub) -> dict[str, Tensor]:
         if part not in model.BASE_PARTS:
             raise ValueError(f"{FILE}: part {part!r}; this model has {', '.join(model.BASE_PARTS)}")
         wanted = row["tensors"]
-        source = Source(**{key: value for key, value in row.items() if key != "tensors"})
-        found, _ = read_part(model, part, source, **hub)
+        found, _ = read_part(model, part, Source.of(row), **hub)
         ours = {ours: found[name] for name, ours in part_names(model, part).items()}
         if unknown := sorted(wanted.keys() - ours.keys()):
             raise ValueError(f"{FILE}: {part} has no tensor {unknown[0]!r}; it belongs to another config.json")

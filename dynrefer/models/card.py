@@ -17,6 +17,7 @@ from .fingerprint import model_fingerprint
 
 # A card without this line is somebody's own and stays as it is.
 MARK = "<!-- Written by dynrefer. Without this line the card is yours and is not written again. -->"
+CARD = "README.md"
 TAGS = ("dynrefer", "region-captioning", "dense-captioning", "image-captioning")
 # licences that the hub knows by these names; others are given as "other" with their own name
 HUB_LICENCES = (
@@ -29,10 +30,14 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 def write_card(folder: Path, model, config, records: Mapping[str, dict], name: str | None = None) -> None:
     """Writes folder/README.md, unless somebody's own stands there. records: parts that are left out; name: hub id."""
-    path = folder / "README.md"
-    if path.exists() and MARK not in path.read_text(encoding="utf-8"):
-        return
-    path.write_text(model_card(model, config, records, name), encoding="utf-8")
+    path = folder / CARD
+    if not is_somebodys(path):
+        path.write_text(model_card(model, config, records, name), encoding="utf-8")
+
+
+def is_somebodys(path: Path) -> bool:
+    """Whether there is a card that was not written here."""
+    return path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace")
 
 
 def model_card(model, config, records: Mapping[str, dict], name: str | None = None) -> str:

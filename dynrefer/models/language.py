@@ -54,6 +54,13 @@ class LanguageModel(nn.Module):
             self.add_lora(lora or {})
         self.freeze()
 
+    def set_mode(self, mode: str, lora: Mapping | None = None) -> None:
+        """Another mode than it was built with. Errors as `add_lora`."""
+        if mode == "lora" and self.mode != "lora":
+            self.add_lora(lora or {})
+        self.mode = mode
+        self.freeze()
+
     def add_lora(self, settings: Mapping) -> None:
         """Puts LoRA layers into the language model, in place. ValueError for unknown settings and where a target does
         not exist in the model."""

@@ -14,22 +14,27 @@ import copy
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.utils.hub import cached_file
 
 from . import base_parts
 from .base_parts import HUB_OPTIONS, LORA, locate, plain, read_tensors, weight_files
-from .card import write_card
+from .card import CARD, is_somebodys, write_card
 
 ADAPTER = "adapter"
 ADAPTER_FILE = f"{ADAPTER}/adapter_model.safetensors"
 ADAPTERS = ("separate", "merged")
 # of an earlier save or push, which would be read instead of, or beside, the new files
-STALE = ("*.safetensors", "*.safetensors.index.json", f"{ADAPTER}/*", base_parts.FILE)
+STALE = (
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *(f"{ADAPTER}/*", base_parts.FILE),
+)
 
 
 class RegionModel(PreTrainedModel):
@@ -120,8 +125,8 @@ class RegionModel(PreTrainedModel):
         model, info = super().from_pretrained(*args, **source, config=config, output_loading_info=True, **own, **kwargs)
         model.config.name_or_path = str(name)
         if records:
-            rows = {part: {k: v for k, v in row.items() if k != "tensors"} for part, row in records.items()}
-            model.config.base_parts = {**(model.config.base_parts or {}), **rows}
+            sources = {part: asdict(base_parts.Source.of(row)) for part, row in records.items()}
+            model.config.base_parts = {**(model.config.base_parts or {}), **sources}
         if not place.get("subfolder"):
             model.loaded_from = locate(name, place.get("revision"), **hub)
         model.keep_loose_tensors(tensors)
@@ -158,6 +163,8 @@ class RegionModel(PreTrainedModel):
         push_to_hub: bool = False,
         save_trainable_only: bool = False,
         adapters: str = "separate",
+        max_shard_size: int | str = "50GB",
+        repo_id: str | None = None,
         **kwargs,
     ) -> None:
         """transformers' save_pretrained, with the processor and a model card, and two more options.
@@ -165,61 +172,13 @@ class RegionModel(PreTrainedModel):
         save_trainable_only: leaves out what was not trained and can be fetched from where it came; see base_parts.py.
         adapters: LoRA layers "separate", in `adapter/` as PEFT reads them, or "merged" into the language model.
         """
-        if adapters not in ADAPTERS:
-            raise ValueError(f"adapters {adapters!r}: expected one of {', '.join(ADAPTERS)}")
-        options = {k: v for k, v in kwargs.items() if k in ("max_shard_size", "variant", "save_original_format")}
+        options = {"save_trainable_only": save_trainable_only, "adapters": adapters, "max_shard_size": max_shard_size}
         if not is_main_process:
-            return super().save_pretrained(save_directory, is_main_process=False, state_dict=state_dict, **options)
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        quantized = getattr(self, "hf_quantizer", None) is not None
-        if quantized and (save_trainable_only or adapters == "merged"):
-            raise ValueError(
-                "a quantized model is saved whole, its adapters as they are: load it without quantization_config for "
-                "save_trainable_only or adapters='merged'"
-            )
-        config = copy.deepcopy(self.config)
-        state = dict(self.state_dict() if state_dict is None else state_dict)
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        adapter: dict[str, str] = {}
-        if config.language_mode == "lora" and adapters == "merged":
-            if state_dict is not None:
-                raise ValueError("adapters='merged' takes the model's own tensors: leave state_dict out")
-            merged = self.merged_language()
-            state = {k: v for k, v in state.items() if not k.startswith("language.model.")} | merged
-            trained |= merged.keys()
-            config.language_mode, config.language_lora = "frozen", None
-        elif config.language_mode == "lora" and not quantized:
-            adapter = self.adapter_names()
-        records = base_parts.leave_out(self, state, trained, folder) if save_trainable_only else {}
-        config.base_parts = {
-            part: row
-            for part, row in (self.config.base_parts or {}).items()
-            if not all(p.requires_grad for p in self.get_submodule(self.BASE_PARTS[part]).parameters())
-        } or None
-
-        for pattern in STALE:
-            for path in folder.glob(pattern):
-                path.unlink()
-        if adapter:
-            self.write_adapter(folder / ADAPTER, {name: state[ours] for name, ours in adapter.items()})
-        elsewhere = {name for row in records.values() for name in row["tensors"]}.union(adapter.values())
-        kept = {name: tensor for name, tensor in state.items() if name not in elsewhere}
-        kept = {k: v for k, v in kept.items() if self.all_tied_weights_keys.get(k) not in elsewhere}
-        own_config, self.config = self.config, config
-        try:
-            super().save_pretrained(folder, state_dict=kept, **options)
-        finally:
-            self.config = own_config
-        if records:
-            text = json.dumps(records, indent=1) + "\n"
-            (folder / base_parts.FILE).write_text(text, encoding="utf-8")
-        if self.processor is not None:
-            self.processor.save_pretrained(folder)
-            config.save_pretrained(folder)  # the processor writes the config it was made with
-        write_card(folder, self, config, records)
+            return
+        own = {key: kwargs.pop(key) for key in ("variant", "save_original_format") if key in kwargs}
+        self._save(Path(save_directory), state_dict, **options, **own)
         if push_to_hub:
-            upload(folder, kwargs.pop("repo_id", folder.name), **kwargs)
+            self.push_to_hub(repo_id or Path(save_directory).name, **options, **kwargs)
 
     def push_to_hub(
         self,
@@ -228,6 +187,7 @@ class RegionModel(PreTrainedModel):
         save_trainable_only: bool = False,
         adapters: str = "separate",
         max_shard_size: int | str = "50GB",
+        tags: list[str] | None = None,
         **kwargs,
     ):
         """Saves the model with its processor and card as `save_pretrained` does, and uploads it.
@@ -235,11 +195,75 @@ class RegionModel(PreTrainedModel):
         kwargs: commit_message, commit_description, private, token, revision, create_pr. Returns huggingface_hub's
         CommitInfo. Raises ValueError where a part is left out that only this machine has.
         """
+        if tags:
+            self.add_model_tags(tags)
+        options = {"save_trainable_only": save_trainable_only, "adapters": adapters, "max_shard_size": max_shard_size}
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(
-                folder, save_trainable_only=save_trainable_only, adapters=adapters, max_shard_size=max_shard_size
-            )
+            self._save(Path(folder), None, repo_id=repo_id, **options)
             return upload(Path(folder), repo_id, **kwargs)
+
+    def _save(
+        self,
+        folder: Path,
+        state_dict: Mapping[str, Tensor] | None,
+        *,
+        save_trainable_only: bool,
+        adapters: str,
+        repo_id: str | None = None,
+        **options,
+    ) -> None:
+        """repo_id: the folder will be that model on the hub, so it must not refer to files of this machine."""
+        if adapters not in ADAPTERS:
+            raise ValueError(f"adapters {adapters!r}: expected one of {', '.join(ADAPTERS)}")
+        quantized = getattr(self, "hf_quantizer", None) is not None
+        offloaded = any(parameter.is_meta for parameter in self.parameters())
+        lora = getattr(self.config, "language_mode", None) == "lora" and not quantized
+        if (quantized or offloaded) and (save_trainable_only or adapters == "merged"):
+            raise ValueError(
+                f"save_trainable_only and adapters='merged' need the whole model in memory as it is; this one is "
+                f"{'quantized' if quantized else 'offloaded'}: load it without quantization_config and device_map"
+            )
+        config = copy.deepcopy(self.config)
+        state = dict(self.state_dict() if state_dict is None else state_dict)
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        adapter = self.adapter_names() if lora and adapters == "separate" else {}
+        if lora and adapters == "merged":
+            merged = self.merged_language(state)
+            state = {k: v for k, v in state.items() if not k.startswith("language.model.")} | merged
+            trained |= merged.keys()
+            config.language_mode, config.language_lora = "frozen", None
+        records = base_parts.leave_out(self, state, trained, folder) if save_trainable_only else {}
+        config.base_parts = base_parts.still_true(self, public=repo_id is not None)
+        for part, row in records.items() if repo_id else ():
+            if base_parts.Source.of(row).is_local:
+                raise ValueError(
+                    f"push_to_hub: the {part} part is left out and its source {row['name']!r} is on this machine only; "
+                    "push the model whole, or push the source first and fine-tune from its hub id"
+                )
+
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (path for pattern in STALE for path in folder.glob(pattern)):
+            path.unlink()
+        if adapter:
+            language = (config.base_parts or {}).get("language") or {}
+            layers = {
+                name: load_offloaded_parameter(self, ours) if state[ours].is_meta else state[ours]
+                for name, ours in adapter.items()
+            }
+            self.write_adapter(folder / ADAPTER, layers, language)
+        elsewhere = {name for row in records.values() for name in row["tensors"]}.union(adapter.values())
+        tied = self.all_tied_weights_keys
+        kept = {k: v for k, v in state.items() if k not in elsewhere and tied.get(k) not in elsewhere}
+        own_config, self.config = self.config, config
+        try:
+            super().save_pretrained(folder, state_dict=kept, **options)
+        finally:
+            self.config = own_config
+        if records:
+            (folder / base_parts.FILE).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+        if self.processor is not None:
+            self.processor.save_pretrained(folder)
+        write_card(folder, self, config, records, repo_id)
 
     # ------------------------------------------------------------------------------------------ adapters
 
@@ -253,11 +277,11 @@ class RegionModel(PreTrainedModel):
         found = get_peft_model_state_dict(language, state_dict=state, save_embedding_layers=False)
         return {f"base_model.model.{name}": ours[id(tensor)] for name, tensor in found.items()}
 
-    def write_adapter(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    def write_adapter(self, folder: Path, tensors: Mapping[str, Tensor], source: Mapping) -> None:
+        """tensors: under PEFT's names; source: of the language model, {} where it has none."""
         from safetensors.torch import save_file
 
         config = copy.deepcopy(self.language.model.peft_config["default"])
-        source = (self.config.base_parts or {}).get("language") or {}
         config.base_model_name_or_path, config.revision = source.get("name"), source.get("revision")
         config.task_type = "SEQ_2_SEQ_LM" if self.config.language_config.is_encoder_decoder else "CAUSAL_LM"
         config.inference_mode = True
@@ -276,21 +300,21 @@ class RegionModel(PreTrainedModel):
         return {names[name]: tensor for name, tensor in tensors.items()}
 
     @torch.no_grad()
-    def merged_language(self) -> dict[str, Tensor]:
+    def merged_language(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The language model's tensors with the adapters added to its weights; the model stays as it is."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        language = self.language.model
-        merged = {plain(name): tensor for name, tensor in language.state_dict().items() if LORA not in name}
-        for name, layer in language.named_modules():
+        prefix = "language.model."
+        merged = {plain(k): v for k, v in state.items() if k.startswith(prefix) and LORA not in k}
+        for name, layer in self.language.model.named_modules():
             if isinstance(layer, BaseTunerLayer):
                 weight = layer.get_base_layer().weight
                 before = weight.data.clone()
                 layer.merge(safe_merge=True)
-                merged[f"{name}.weight"] = weight.data.clone()
+                merged[f"{prefix}{name}.weight"] = weight.data.clone()
                 layer.unmerge()
                 weight.data.copy_(before)  # adding and subtracting rounds
-        return {f"language.model.{name}": tensor for name, tensor in merged.items()}
+        return merged
 
 
 def language_only(quantization_config, model: RegionModel):
@@ -298,45 +322,53 @@ def language_only(quantization_config, model: RegionModel):
 
     Its output layer and its LoRA layers stay as they are too.
     """
-    settings = copy.deepcopy(quantization_config)
     keep = [name for name, _ in model.named_children() if name != "language"]
     keep += [f"language.{name}" for name, _ in model.language.named_children() if name != "model"]
     output = model.language.model.get_output_embeddings()
     keep += [name for name, module in model.named_modules() if module is output]
-    keep += [r".*\.lora_.*"]
-    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
-        if isinstance(settings, dict):
-            settings.setdefault(name, keep)
-        elif getattr(settings, name, keep) is None:
-            setattr(settings, name, keep)
+    keep.append(r".*\.lora_.*")
+    settings = copy.deepcopy(quantization_config)
+    if isinstance(settings, dict):
+        bits = (
+            settings.get("load_in_4bit") or settings.get("load_in_8bit") or "bits" in str(settings.get("quant_method"))
+        )
+        settings.setdefault("llm_int8_skip_modules" if bits else "modules_to_not_convert", keep)
+    else:
+        for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
+            if getattr(settings, name, keep) is None:
+                setattr(settings, name, keep)
     return settings
 
 
-def upload(folder: Path, repo_id: str, **kwargs):
-    """A saved folder to the hub, in one commit that also removes weights of an earlier push."""
+def upload(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    create_pr: bool = False,
+):
+    """A saved folder to the hub, in one commit that also removes weights of an earlier push. A card that somebody wrote
+    there stays."""
     from huggingface_hub import HfApi
 
-    records = base_parts.read_records(folder)
-    local = {part: row["name"] for part, row in records.items() if base_parts.Source(row["kind"], row["name"]).is_local}
-    if local:
-        part, place = next(iter(local.items()))
-        raise ValueError(
-            f"push_to_hub: the {part} part is left out and its source {place!r} is on this machine only; push the "
-            "model whole, or push the source first and fine-tune from its hub id"
-        )
-    create = {key: kwargs.pop(key) for key in ("private",) if key in kwargs}
-    token = kwargs.pop("token", None)
     api = HfApi(library_name="dynrefer", token=token)
-    repo_id = api.create_repo(repo_id, exist_ok=True, **create).repo_id
-    revision = kwargs.pop("revision", None)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    message = kwargs.pop("commit_message", None) or "Upload model"
+    card = None
+    if api.file_exists(repo_id, CARD, revision=revision):
+        card = api.hf_hub_download(repo_id, CARD, revision=revision)
     return api.upload_folder(
         repo_id=repo_id,
         folder_path=folder,
         revision=revision,
-        commit_message=message,
+        commit_message=commit_message or "Upload model",
+        commit_description=commit_description,
+        create_pr=create_pr,
+        ignore_patterns=[CARD] if card and is_somebodys(Path(card)) else None,
         delete_patterns=list(STALE),
-        **kwargs,
     )

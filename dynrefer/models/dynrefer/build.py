@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from dynrefer.vocabulary import read_attributes, read_words, words_of_records
 
 from ..base_parts import Source, fill_part, locate
+from ..language import MODES
 from ..tokenizer import train_tokenizer
 from .config import DynReferConfig
 from .model import DynReferModel
@@ -64,13 +65,14 @@ def build(section: Mapping, records: Sequence) -> tuple[DynReferModel, DynReferP
 # What may change when training goes on from a saved model: nothing that shapes a tensor or a text.
 CHANGEABLE = (
     *("view_strategy", "train_view_strategy", "tag_threshold", "control_drop_all", "control_keep", "generation"),
-    *("mirror", "box_jitter", "mask_same_caption"),
+    *("mirror", "box_jitter", "mask_same_caption", "licence"),
 )
 
 
 def adapt(model: DynReferModel, section: Mapping) -> None:
-    """A saved model takes over what the `model:` section of a YAML says of CHANGEABLE fields; word lists and tokenizers
-    stay its own. ValueError where the section describes another model than the saved one."""
+    """A saved model takes over what the `model:` section of a YAML says of CHANGEABLE fields and of what is trained
+    (`trainable`, and for the language model `mode` and `lora`); word lists and tokenizers stay its own. ValueError
+    where the section describes another model than the saved one."""
     config = model.config
     check_keys(section, known_keys(), "model")
     for key, value in section.items():
@@ -85,6 +87,27 @@ def adapt(model: DynReferModel, section: Mapping) -> None:
         elif key not in OWN_KEYS and getattr(config, key) != value:
             raise other_model(f"model.{key}", value, getattr(config, key))
     model.processor.view_strategy = config.view_strategy
+    set_trained(model, {name: section.get(name) or {} for name in PARTS})
+
+
+def set_trained(model: DynReferModel, parts: Mapping[str, Mapping]) -> None:
+    """What the parts of a `model:` section say of `trainable`, `mode` and `lora`; the rest stays as it was saved."""
+    config = model.config
+    config.vision_trainable = bool(parts["vision"].get("trainable", config.vision_trainable))
+    config.text_trainable = bool(parts["text"].get("trainable", config.text_trainable))
+    saved = config.language_mode, config.language_lora
+    mode = parts["language"].get("mode", saved[0])
+    lora = parts["language"].get("lora", saved[1]) if mode == "lora" else None
+    if saved[0] == "lora" and (mode, lora) != saved:
+        raise ValueError(
+            f"model.language is {mode} {lora or ''} and the model of `init` has LoRA layers {saved[1]}; leave mode and "
+            "lora out to train those further, or merge them first: save_pretrained(FOLDER, adapters='merged')"
+        )
+    if mode not in MODES:
+        raise ValueError(f"model.language.mode {mode!r}: expected one of {', '.join(MODES)}")
+    model.language.set_mode(mode, lora)
+    config.language_mode, config.language_lora = mode, lora
+    model.freeze()
 
 
 def other_model(where: str, wanted, saved) -> ValueError:
