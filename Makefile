@@ -6,6 +6,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TEST_VENV ?= .venv-test
+LAVIS_VENV ?= .venv-lavis
+LAVIS_PYTHON ?= python3.11
 PIP_ARGS ?=
 # on CPU two processes with a thread each are faster than one with two
 PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ "$$n" -ge 2 ] && echo 2 || echo 1)
@@ -29,10 +31,10 @@ VIEWS ?= --limit 150
 endif
 RUN = runs/$(NAME)
 
-.PHONY: help quickstart quickstart-steps test bench lint clean
+.PHONY: help quickstart quickstart-steps test bench lavis lavis-steps lint clean
 help:
 	@sed -n 's/^# \(.*\)/\1/p' Makefile | head -5
-	@echo "targets: quickstart test bench lint clean"
+	@echo "targets: quickstart test bench lavis lint clean"
 
 quickstart: $(VENV)/.installed-all
 	$(MAKE) quickstart-steps
@@ -55,6 +57,13 @@ test: $(TEST_VENV)/.installed-dev
 bench: $(VENV)/.installed-all
 	$(PY) -m bench.run
 
+# the real LAVIS, in an environment of its own (Python 3.11, 6.7 GB), against ours with each other's weights
+lavis: $(VENV)/.installed-all
+	$(MAKE) lavis-steps
+
+lavis-steps: $(LAVIS_VENV)/.installed
+	$(PY) -m tests.lavis_parity.compare --lavis $(LAVIS_VENV)/bin/python
+
 lint: $(TEST_VENV)/.installed-dev
 	$(TEST_PY) -m ruff check .
 	$(TEST_PY) -m ruff format --check .
@@ -73,6 +82,13 @@ $(TEST_VENV)/.installed-dev: setup.py
 	$(call environment,$(TEST_VENV))
 	$(TEST_VENV)/bin/python -m pip install $(PIP_ARGS) --editable ".[all,dev]"
 	touch $@ $(TEST_VENV)/.installed-all
+
+# LAVIS pins the libraries of 2023; tokenizers 0.13, one of them, has no wheel for Python 3.12.
+$(LAVIS_VENV)/.installed:
+	@$(LAVIS_PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11) and 'LAVIS needs Python 3.11; make lavis LAVIS_PYTHON=/path/to/python3.11')"
+	test -x $(LAVIS_VENV)/bin/python || $(LAVIS_PYTHON) -m venv $(LAVIS_VENV)
+	$(LAVIS_VENV)/bin/python -m pip install $(PIP_ARGS) torch==2.15.0 torchvision==0.29.2 "numpy<2" salesforce-lavis==1.0.2 safetensors
+	touch $@
 
 define environment
 @$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, $(PYTHON) is %d.%d; make PYTHON=python3.12 ...' % sys.version_info[:2])"

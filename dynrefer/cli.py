@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv[:1] == ["convert"] and argv[1:2] and argv[1] in _converters():
-            return importlib.import_module(f"dynrefer.models.{argv[1]}.convert").main(argv[2:]) or 0
+            return importlib.import_module(_converters()[argv[1]]).main(argv[2:]) or 0
         args = _parser().parse_args(argv)
         return args.run(args)
     except KeyboardInterrupt:
@@ -95,12 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="one JSON object")
     info.set_defaults(run=_info)
 
-    families = _converters()
-    if families:
-        convert = commands.add_parser("convert", help="released weights -> a model folder")
-        convert.add_argument(
-            "family", choices=families, help="model family; `dynrefer convert FAMILY --help` says more"
-        )
+    convert = commands.add_parser("convert", help="released weights -> a model folder")
+    convert.add_argument(
+        "source", choices=_converters(), help="whose weights; `dynrefer convert SOURCE --help` says more"
+    )
     return parser
 
 
@@ -112,9 +110,10 @@ def _model_options(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
 
 
-def _converters() -> list[str]:
-    """Names of the model families that can read released weights."""
-    return sorted(path.parent.name for path in Path(__file__).parent.glob("models/*/convert.py"))
+def _converters() -> dict[str, str]:
+    """Whose weights can be converted -> the module that does it: the model families', and LAVIS's BLIP-2."""
+    families = sorted(path.parent.name for path in Path(__file__).parent.glob("models/*/convert.py"))
+    return {**{name: f"dynrefer.models.{name}.convert" for name in families}, "lavis": "dynrefer.models.lavis"}
 
 
 def _load(args: argparse.Namespace) -> Any:

@@ -1,0 +1,631 @@
+"""LAVIS's BLIP-2 checkpoints <-> Transformers' BLIP-2 folders; our models -> LAVIS checkpoints. LAVIS is not needed.
+
+A LAVIS file is {"model": tensors}. Frozen parts are left out of most: the vision encoder stands in eva_vit_g.pth, the
+language model on the hub. Every tensor is used, checked and dropped, or named: in an error, or as left out where the
+other side has no place for it. Tensors keep their number type.
+
+    pretrained and caption files    t5_proj, opt_proj or llm_proj               Blip2ForConditionalGeneration
+    InstructBLIP                    the same and the Q-Former's text branch     InstructBlipForConditionalGeneration
+    first stage (blip2_pretrained)  text branch, vision_proj, text_proj         Blip2ForImageTextRetrieval
+
+One number is not carried over: `ln_vision` has eps 1e-5, which our VisionEncoder uses, and which Transformers' BLIP-2
+classes cannot hold (they take the blocks' 1e-6).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .auto import model_folder
+from .dynrefer.convert import (
+    BASE_NAMES,
+    CHECKPOINT_NAMES,
+    base_folder,
+    check_fit,
+    first_line,
+    new_folder,
+    part_settings,
+    read_safetensors,
+    read_torch,
+    rename,
+    rename_all,
+    seems,
+)
+
+# LAVIS name -> Transformers name; {i} is a layer number. Both directions read these tables.
+VISION_NAMES = {
+    "visual_encoder.cls_token": "vision_model.embeddings.class_embedding",
+    "visual_encoder.pos_embed": "vision_model.embeddings.position_embedding",
+    "visual_encoder.patch_embed.proj.": "vision_model.embeddings.patch_embedding.",
+    "visual_encoder.blocks.{i}.norm1.": "vision_model.encoder.layers.{i}.layer_norm1.",
+    "visual_encoder.blocks.{i}.norm2.": "vision_model.encoder.layers.{i}.layer_norm2.",
+    "visual_encoder.blocks.{i}.attn.qkv.": "vision_model.encoder.layers.{i}.self_attn.qkv.",
+    "visual_encoder.blocks.{i}.attn.proj.": "vision_model.encoder.layers.{i}.self_attn.projection.",
+    "visual_encoder.blocks.{i}.mlp.fc1.": "vision_model.encoder.layers.{i}.mlp.fc1.",
+    "visual_encoder.blocks.{i}.mlp.fc2.": "vision_model.encoder.layers.{i}.mlp.fc2.",
+    "ln_vision.": "vision_model.post_layernorm.",
+}
+QFORMER_NAMES = {"query_tokens": "query_tokens"} | {
+    old: new for old, new in CHECKPOINT_NAMES.items() if old.startswith("Qformer.")
+}
+# kind -> transformers' model class, config class, and the names of its text branch
+KINDS = {
+    "blip2": ("Blip2ForConditionalGeneration", "Blip2Config", {}),
+    "instructblip": (
+        "InstructBlipForConditionalGeneration",
+        "InstructBlipConfig",
+        {
+            "Qformer.bert.embeddings.": "qformer.embeddings.",
+            "Qformer.bert.embeddings.LayerNorm.": "qformer.embeddings.layernorm.",
+        },
+    ),
+    "retrieval": (
+        "Blip2ForImageTextRetrieval",
+        "Blip2Config",
+        {
+            "Qformer.bert.embeddings.": "embeddings.",
+            "vision_proj.": "vision_projection.",
+            "text_proj.": "text_projection.",
+            "itm_head.": "itm_head.",
+        },
+    ),
+}
+LANGUAGE_PREFIXES = {"t5": "t5", "opt": "opt", "llama": "llm"}  # model type -> LAVIS's prefix
+# What LAVIS computes with and no tensor shows; a model with other settings is not one that LAVIS can run.
+LAVIS_SETTINGS = {
+    "vision_config": {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True},
+    "qformer_config": {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "cross_attention_frequency": 2},
+    "text_config": {"dense_act_fn": "gelu"},  # T5 only: exact GELU whatever flan-t5's own config says
+}
+KNOWN_VISION = {1408: (16, 39)}  # width -> heads and blocks: EVA-CLIP ViT-g, of whose 40 blocks BLIP-2 uses 39
+KNOWN_QFORMER = {768: 12}  # width -> heads: BERT-base
+T5_WORDS, T5_OUTPUT = "language_model.shared.weight", "language_model.lm_head.weight"
+NO_PLACE = re.compile(r"Qformer\.cls\.|temp$")  # the first stage's caption head and temperature
+
+
+def lavis_names(kind: str, language: str | None) -> dict[str, str]:
+    """The whole table of a kind. language: LAVIS's prefix of the language model, None where there is none."""
+    names = VISION_NAMES | QFORMER_NAMES | KINDS[kind][2]
+    if language is not None:
+        names |= {f"{language}_proj.": "language_projection.", f"{language}_model.": "language_model."}
+    return names
+
+
+# ------------------------------------------------------------------------------------------------ LAVIS -> Transformers
+
+
+def convert(
+    checkpoint: str | Path,
+    output: str | Path,
+    vision: str | Path | None = None,
+    language: str | Path | None = None,
+    base: str | Path | None = None,
+    vision_heads: int | None = None,
+    vision_layers: int | None = None,
+    qformer_heads: int | None = None,
+    revision: str | None = None,
+) -> list[str]:
+    """A LAVIS checkpoint -> a Transformers BLIP-2 folder, in float16 where it was. Returns the names left out.
+
+    checkpoint: LAVIS's .pth; vision: eva_vit_g.pth or EVA-CLIP's file, where the checkpoint has no visual_encoder;
+    language: hub id or folder of the language model, such as google/flan-t5-xl; base: instead of these two, a
+    Transformers BLIP-2 folder or hub id whose tensors stand in for those that the checkpoint has not; vision_heads,
+    vision_layers (blocks that are used of the vision file), qformer_heads: where no tensor shows them and neither the
+    base nor BLIP-2's published sizes (width 1408: 16 heads, 39 blocks; width 768: 12 heads) say so.
+
+    Raises ValueError for unknown, missing, wrongly shaped or differing tensors.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    if base is not None and (vision is not None or language is not None):
+        raise ValueError("base holds a vision encoder and a language model already: give it, or vision and language")
+    found = read_torch(checkpoint)
+    kind, prefix = kind_of(found, str(checkpoint))
+    if prefix is None and language is not None:
+        raise ValueError(f"{checkpoint} is a first-stage checkpoint, which has no language model: leave language out")
+    left_out = [name for name in found if kind == "retrieval" and NO_PLACE.match(name)]
+    tensors = {name: tensor for name, tensor in found.items() if name not in left_out and not derived(name, tensor)}
+    if vision is not None:
+        kept, dropped = read_vision(vision, vision_layers)
+        tensors, left_out = kept | tensors, left_out + dropped
+    names = lavis_names(kind, prefix)
+    tensors = rename_all(join_biases(tensors), lambda name: rename(name, names), str(checkpoint))
+
+    folder = base_config = text_config = None
+    if base is not None:
+        folder = base_folder(base, revision)
+        standing, base_config = read_folder(folder)
+        text_config = base_config.text_config
+        tensors = standing | tensors
+    elif language is not None:
+        standing, text_config = read_language(language, revision)
+        tensors = standing | tensors
+    if prefix is not None:
+        text_config = check_language(text_config, prefix, str(checkpoint))
+        tensors = without_copies(tensors, text_config)
+    config = sized_config(kind, tensors, text_config, base_config, vision_heads, qformer_heads)
+    check_model(kind, config, tensors)
+    with new_folder(output) as written:
+        if folder is not None:
+            copy_rest(folder, written)
+        elif language is not None:
+            config.image_token_index = save_processor(language, revision, written, config)
+        config.save_pretrained(written)
+        save_torch_state_dict(apart(tensors), written)
+    return left_out
+
+
+def kind_of(tensors: Mapping[str, Tensor], source: str) -> tuple[str, str | None]:
+    """(a key of KINDS, the language model's prefix) of a LAVIS file's tensors."""
+    if any(name.startswith("cvem_") for name in tensors):
+        raise ValueError(f"{source} is a DynRefer checkpoint: `dynrefer convert dynrefer --checkpoint` reads it")
+    if "query_tokens" not in tensors:
+        raise ValueError(f"{source}: no query_tokens; expected a LAVIS checkpoint of BLIP-2{seems(tensors)}")
+    prefixes = {p for p in LANGUAGE_PREFIXES.values() if any(name.startswith(f"{p}_proj.") for name in tensors)}
+    text_branch = "Qformer.bert.embeddings.word_embeddings.weight" in tensors
+    if len(prefixes) > 1 or not (prefixes or text_branch):
+        raise ValueError(
+            f"{source}: expected one of t5_proj, opt_proj, llm_proj, or the first stage's text branch "
+            f"(Qformer.bert.embeddings.word_embeddings); found {', '.join(sorted(prefixes)) or 'neither'}"
+        )
+    if not prefixes:
+        return "retrieval", None
+    return ("instructblip" if text_branch else "blip2"), prefixes.pop()
+
+
+def derived(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers that the model computes; ValueError where they are not those."""
+    if name.endswith("embeddings.position_ids"):
+        expected = torch.arange(tensor.numel())
+    elif name.endswith("rotary_emb.inv_freq"):
+        expected = 10000.0 ** -(torch.arange(tensor.numel()) / tensor.numel())
+    else:
+        return False
+    if not torch.allclose(tensor.flatten().double(), expected.double(), rtol=1e-2, atol=1e-6):
+        raise ValueError(f"{name} is not what the model computes for itself ({expected[:3].tolist()} ...)")
+    return True
+
+
+def read_vision(path: str | Path, layers: int | None = None) -> tuple[dict[str, Tensor], list[str]]:
+    """eva_vit_g.pth, or EVA-CLIP's file with its text tower beside it -> visual_encoder.* and the names left out: what
+    follows the last block that BLIP-2 uses. ValueError where the file does not show which that is."""
+    tensors = read_torch(path)
+    whole = any(name.startswith("visual.") for name in tensors)
+    inner = {
+        re.sub(r"^(visual_encoder|visual\.trunk|visual)\.", "", name): tensor
+        for name, tensor in tensors.items()
+        if not whole or name.startswith("visual.")
+    }
+    if "cls_token" not in inner:
+        raise ValueError(f"vision file {str(path)!r}: no cls_token; expected LAVIS's eva_vit_g.pth or EVA-CLIP's file")
+    blocks = {int(match[1]) for name in inner if (match := re.match(r"blocks\.(\d+)\.", name))}
+    after = [name for name in inner if re.match(r"(norm|fc_norm|head)\.", name)]
+    width = inner["cls_token"].shape[-1]
+    if layers is None and width in KNOWN_VISION:
+        layers = min(KNOWN_VISION[width][1], len(blocks))
+    if layers is None and after:
+        raise ValueError(
+            f"vision file {str(path)!r} goes on after its {len(blocks)} blocks ({after[0]}): it is a whole tower, of "
+            "which BLIP-2 leaves out the end; say how many blocks are used (--vision-layers)"
+        )
+    layers = len(blocks) if layers is None else layers
+    if not 0 < layers <= len(blocks):
+        raise ValueError(f"vision file {str(path)!r}: {layers} of its {len(blocks)} blocks asked for")
+    dropped = [
+        name
+        for name in inner
+        if name in after or ((match := re.match(r"blocks\.(\d+)\.", name)) and int(match[1]) >= layers)
+    ]
+    kept = {f"visual_encoder.{name}": tensor for name, tensor in inner.items() if name not in dropped}
+    return kept, [f"visual_encoder.{name}" for name in dropped]
+
+
+def join_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """q_bias and v_bias of a block -> one qkv.bias, zero for the keys as in LAVIS."""
+    joined = dict(tensors)
+    for name in tensors:
+        if name.endswith(".attn.q_bias"):
+            block = name.removesuffix("q_bias")
+            query, value = joined.pop(name), joined.pop(f"{block}v_bias", None)
+            if value is None:
+                raise ValueError(f"missing {block}v_bias beside {name}")
+            joined[f"{block}qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+    return joined
+
+
+def read_language(name: str | Path, revision: str | None):
+    """A language model's tensors as language_model.*, and its config."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        if config.model_type not in LANGUAGE_PREFIXES:
+            known = ", ".join(LANGUAGE_PREFIXES)
+            raise ValueError(
+                f"language model {str(name)!r} is of type {config.model_type!r}; LAVIS's BLIP-2 has {known}"
+            )
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model, info = auto.from_pretrained(name, revision=revision, dtype="auto", output_loading_info=True)
+    except OSError as error:
+        raise ValueError(
+            f"language model {str(name)!r}: neither a folder nor a hub id that can be read ({first_line(error)})"
+        ) from error
+    if info["missing_keys"]:
+        raise ValueError(f"language model {str(name)!r}: no {', '.join(sorted(info['missing_keys'])[:5])} in its files")
+    return {f"language_model.{key}": tensor for key, tensor in model.state_dict().items()}, model.config
+
+
+def check_language(text_config, prefix: str, source: str):
+    """The language model's config as LAVIS uses it; ValueError where there is none or it is of another type."""
+    if text_config is None:
+        raise ValueError(f"{source} has a {prefix}_proj: its language model's config comes from language or base")
+    if LANGUAGE_PREFIXES.get(text_config.model_type) != prefix:
+        raise ValueError(f"{source} has a {prefix}_proj, the language model is of type {text_config.model_type!r}")
+    if prefix == "t5":
+        text_config.dense_act_fn = LAVIS_SETTINGS["text_config"]["dense_act_fn"]
+    return text_config
+
+
+def copies(text_config) -> dict[str, str]:
+    """Tensors of a language model that repeat another one, and that one."""
+    if text_config.model_type == "t5":
+        names = ("encoder.embed_tokens", "decoder.embed_tokens", *("lm_head",) * text_config.scale_decoder_outputs)
+        original = "shared"
+    else:
+        names = ("lm_head",) if text_config.tie_word_embeddings else ()
+        original = "model.decoder.embed_tokens" if text_config.model_type == "opt" else "model.embed_tokens"
+    return {f"language_model.{name}.weight": f"language_model.{original}.weight" for name in names}
+
+
+def without_copies(tensors: Mapping[str, Tensor], text_config) -> dict[str, Tensor]:
+    """The originals alone. ValueError where a repeated tensor differs from its own by more than half precision."""
+    kept = dict(tensors)
+    for copy, original in copies(text_config).items():
+        if copy in kept:
+            first = kept.pop(copy)
+            second = kept.setdefault(original, first)  # some files keep only a copy
+            if first.shape != second.shape or not torch.allclose(first.float(), second.float(), rtol=1e-2, atol=1e-3):
+                raise ValueError(f"{copy} differs from {original}: they belong to different language models")
+    return kept
+
+
+# ------------------------------------------------------------------------------------------------ sizes
+
+
+def sized_config(
+    kind: str, tensors: Mapping[str, Tensor], text_config, base, vision_heads: int | None, qformer_heads: int | None
+):
+    """The config of a kind's model. Its number type is one that holds all the tensors' numbers. base: the config of
+    another model, for what no tensor shows."""
+    import transformers
+
+    model_class, config_class, _ = KINDS[kind]
+    if base is not None and type(base).__name__ != config_class:
+        raise ValueError(f"the base is of type {base.model_type!r}; the checkpoint needs a {config_class}")
+    config = getattr(transformers, config_class)(
+        vision_config=vision_sizes(tensors, base and base.vision_config, vision_heads),
+        qformer_config=qformer_sizes(tensors, base and base.qformer_config, qformer_heads),
+        text_config=text_config and part_settings(text_config),
+        num_query_tokens=size_of(tensors, "query_tokens", 1),
+        image_token_index=base and base.image_token_index,
+        architectures=[model_class],
+        dtype=reduce(torch.promote_types, {t.dtype for t in tensors.values() if t.is_floating_point()}),
+    )
+    if kind == "retrieval":
+        config.qformer_config.use_qformer_text_input = True
+        config.image_text_hidden_size = size_of(tensors, "vision_projection.weight")
+    return config
+
+
+def vision_sizes(tensors: Mapping[str, Tensor], base, heads: int | None) -> dict:
+    """Fields of the vision config. base: another model's, for the head count."""
+    embeddings = "vision_model.embeddings."
+    if not any(name.startswith(embeddings) for name in tensors):
+        raise ValueError(
+            "no vision encoder in the checkpoint: LAVIS leaves a frozen one out; give its file (--vision "
+            "eva_vit_g.pth), or a base"
+        )
+    width = size_of(tensors, f"{embeddings}class_embedding", 2)
+    patch = size_of(tensors, f"{embeddings}patch_embedding.weight", 3)
+    grid = round((size_of(tensors, f"{embeddings}position_embedding", 1) - 1) ** 0.5)
+    layers = count_layers(tensors, r"vision_model\.encoder\.layers\.(\d+)\.")
+    return {
+        "hidden_size": width,
+        "intermediate_size": size_of(tensors, "vision_model.encoder.layers.0.mlp.fc1.weight"),
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": head_count(
+            "vision", width, heads, base, {w: known[0] for w, known in KNOWN_VISION.items()}
+        ),
+        "image_size": grid * patch,
+        "patch_size": patch,
+        **LAVIS_SETTINGS["vision_config"],
+    }
+
+
+def qformer_sizes(tensors: Mapping[str, Tensor], base, heads: int | None) -> dict:
+    """Fields of the Q-Former's config. base: another model's, for the head count."""
+    width = size_of(tensors, "query_tokens", 2)
+    layers = count_layers(tensors, r"qformer\.encoder\.layer\.(\d+)\.")
+    cross = sorted(count_layers(tensors, r"qformer\.encoder\.layer\.(\d+)\.crossattention\."))
+    if not cross:
+        raise ValueError("no cross-attention in the Q-Former: is the checkpoint one of BLIP-2?")
+    first = f"qformer.encoder.layer.{cross[0]}"
+    sizes = {
+        "hidden_size": width,
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": head_count("qformer", width, heads, base, KNOWN_QFORMER),
+        "intermediate_size": size_of(tensors, f"{first}.intermediate_query.dense.weight"),
+        "encoder_hidden_size": size_of(tensors, f"{first}.crossattention.attention.key.weight", 1),
+        **LAVIS_SETTINGS["qformer_config"],
+        "cross_attention_frequency": cross[1] - cross[0] if len(cross) > 1 else len(layers),
+    }
+    for prefix in ("embeddings.", "qformer.embeddings."):
+        if f"{prefix}word_embeddings.weight" in tensors:
+            sizes["vocab_size"] = size_of(tensors, f"{prefix}word_embeddings.weight")
+            sizes["max_position_embeddings"] = size_of(tensors, f"{prefix}position_embeddings.weight")
+    return sizes
+
+
+def count_layers(tensors: Iterable[str], pattern: str) -> set[int]:
+    return {int(match[1]) for name in tensors if (match := re.match(pattern, name))}
+
+
+def size_of(tensors: Mapping[str, Tensor], name: str, dim: int = 0) -> int:
+    if name not in tensors or tensors[name].dim() <= dim:
+        raise ValueError(f"missing {name}, which shows a size; is the checkpoint one of BLIP-2?")
+    return tensors[name].shape[dim]
+
+
+def head_count(part: str, width: int, given: int | None, base, known: Mapping[int, int]) -> int:
+    """Heads as given, of the base, or of the published size. ValueError where nobody says, or they do not divide."""
+    heads = given or (base.num_attention_heads if base is not None else known.get(width))
+    if heads is None:
+        raise ValueError(
+            f"{part} heads: no tensor shows them, and width {width} is no published size; give --{part}-heads"
+        )
+    if width % heads:
+        raise ValueError(f"{part} heads {heads} do not divide the width {width}")
+    return heads
+
+
+def check_model(kind: str, config, tensors: Mapping[str, Tensor]) -> None:
+    """ValueError unless the tensors are those of the kind's model, in the shapes that its config says."""
+    import transformers
+
+    with torch.device("meta"):
+        model = getattr(transformers, KINDS[kind][0])(config)
+    # what transformers ties of T5 is another matter: its output layer, which flan-t5 has apart
+    model.all_tied_weights_keys = {} if kind == "retrieval" else copies(config.text_config)
+    check_fit(model, tensors)
+
+
+# ------------------------------------------------------------------------------------------------ folders
+
+
+def read_folder(folder: Path):
+    """A Transformers BLIP-2 folder's tensors and config."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type not in ("blip-2", "instructblip"):
+        raise ValueError(f"{str(folder)!r} is of type {config.model_type!r}; expected blip-2, instructblip or dynrefer")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{str(folder)!r}: no .safetensors file in it")
+    tensors = {name: tensor for file in files for name, tensor in read_safetensors(file).items()}
+    if T5_WORDS in tensors:  # T5's output layer is left out of a file where it is the same
+        tensors.setdefault(T5_OUTPUT, tensors[T5_WORDS])
+    return tensors, config
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor in memory of its own: of those that share it, only one would be written."""
+    seen, result = set(), {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.clone() if place in seen else tensor.contiguous()
+        seen.add(place)
+    return result
+
+
+def copy_rest(folder: Path, output: Path) -> None:
+    """Tokenizers and processors: everything in the folder that is neither weights nor the model's config."""
+    for path in folder.iterdir():
+        if (path / "tokenizer_config.json").is_file():  # InstructBLIP has a second tokenizer
+            shutil.copytree(path, output / path.name, dirs_exist_ok=True)
+        elif path.suffix in (".json", ".txt", ".model", ".jinja") and not re.match(
+            r"(config|.*\.index)\.json", path.name
+        ):
+            shutil.copyfile(path, output / path.name)
+
+
+def save_processor(language: str | Path, revision: str | None, output: Path, config) -> int | None:
+    """The tokenizer, and Transformers' processor where the embedding has a free row for its <image> token, whose id is
+    returned; None otherwise."""
+    from transformers import AutoTokenizer, Blip2Processor, BlipImageProcessor
+
+    tokenizer = AutoTokenizer.from_pretrained(language, revision=revision)
+    if len(tokenizer) >= config.text_config.vocab_size:
+        tokenizer.save_pretrained(output)
+        return None
+    tokenizer.add_tokens("<image>", special_tokens=True)
+    side = config.vision_config.image_size
+    images = BlipImageProcessor(size={"height": side, "width": side})
+    Blip2Processor(images, tokenizer, num_query_tokens=config.num_query_tokens).save_pretrained(output)
+    return tokenizer.convert_tokens_to_ids("<image>")
+
+
+# ------------------------------------------------------------------------------------------------ ours -> LAVIS
+
+
+def export(
+    model: str | Path, path: str | Path, leave_out: Sequence[str] = (), revision: str | None = None
+) -> list[str]:
+    """A model as a LAVIS checkpoint that LAVIS's load_checkpoint reads. Returns the names left out.
+
+    model: a run, folder or hub id of ours with BLIP-2's vision encoder, or of Transformers' BLIP-2; leave_out: "vision"
+    and "language", which LAVIS fetches itself where they are the published ones. Of ours, what BLIP-2 has no place for
+    is left out (`dynrefer convert dynrefer --export` writes that); LoRA layers are merged.
+
+    A block's key bias, which LAVIS has not, is left out: it adds the same number to all scores of a query, so the
+    softmax is the same without it.
+
+    Raises ValueError for a model that LAVIS would compute otherwise.
+    """
+    for part in leave_out:
+        if part not in ("vision", "language"):
+            raise ValueError(f"leave_out {part!r}: expected vision or language")
+    path = Path(path)
+    if path.exists():
+        raise ValueError(f"output {str(path)!r} exists; give another name, or remove it")
+    kind, tensors, configs, left_out = read_model(model, revision)
+    check_settings(configs)
+    text_config = configs.get("text_config")
+    prefix = None
+    if text_config is not None:
+        prefix = LANGUAGE_PREFIXES.get(text_config.model_type)
+        if prefix is None:
+            known = ", ".join(LANGUAGE_PREFIXES)
+            raise ValueError(f"language model of type {text_config.model_type!r}: LAVIS's BLIP-2 has {known}")
+        tensors = with_copies(tensors, text_config)
+    backwards = {new: old for old, new in lavis_names(kind, prefix).items()}
+    renamed = split_biases(rename_all(tensors, lambda name: rename(name, backwards), str(model)))
+    parts = {"vision": "visual_encoder.", "language": f"{prefix}_model."}
+    dropped = [name for name in renamed if name.startswith(tuple(parts[part] for part in leave_out))]
+    kept = {name: tensor.cpu() for name, tensor in renamed.items() if name not in dropped}
+    positions = configs["qformer_config"].max_position_embeddings
+    kept["Qformer.bert.embeddings.position_ids"] = torch.arange(positions)[None]
+    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    try:
+        torch.save({"model": kept}, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return left_out + dropped
+
+
+def read_model(model: str | Path, revision: str | None):
+    """(key of KINDS, tensors under Transformers' names, the parts' configs, names that BLIP-2 has no place for)."""
+    import json
+
+    keys = ("vision_config", "qformer_config", "text_config")
+    folder = base_folder(model_folder(model), revision)
+    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "dynrefer":
+        return "blip2", *read_ours(folder)
+    tensors, config = read_folder(folder)
+    kind = "instructblip" if config.model_type == "instructblip" else "blip2"
+    if "itm_head.weight" in tensors:
+        kind, keys = "retrieval", keys[:2]
+    tensors = without_copies(tensors, config.text_config)
+    check_model(kind, config, tensors)
+    return kind, tensors, {key: getattr(config, key) for key in keys}, []
+
+
+def read_ours(folder: Path):
+    """read_model of a folder of ours."""
+    import dynrefer
+
+    model = dynrefer.load(folder, device="cpu")
+    config = model.config
+    if config.vision_config.model_type != "blip_2_vision_model":
+        found = config.vision_config.model_type
+        raise ValueError(f"vision encoder of type {found!r}: LAVIS's BLIP-2 has blip_2_vision_model only")
+    backwards = {new: old for old, new in BASE_NAMES.items()}
+    state = model.state_dict()
+    if config.language_mode == "lora":
+        others = {name: tensor for name, tensor in state.items() if not name.startswith("language.model.")}
+        state = others | model.merged_language(state)
+    names = {name: rename(name, backwards) for name in state}
+    return (
+        {new: state[name] for name, new in names.items() if new is not None},
+        {
+            "vision_config": config.vision_config,
+            "qformer_config": config.qformer_config,
+            "text_config": config.language_config,
+        },
+        [name for name, new in names.items() if new is None],
+    )
+
+
+def check_settings(configs: Mapping) -> None:
+    """ValueError for a setting that LAVIS has fixed to another value."""
+    for key, config in configs.items():
+        for name, fixed in LAVIS_SETTINGS[key].items():
+            if (key != "text_config" or config.model_type == "t5") and getattr(config, name, fixed) != fixed:
+                raise ValueError(
+                    f"{key}.{name} is {getattr(config, name)!r}: LAVIS's BLIP-2 computes with {fixed!r}, so that its "
+                    "results would differ"
+                )
+
+
+def with_copies(tensors: Mapping[str, Tensor], text_config) -> dict[str, Tensor]:
+    """Repeated tensors of the language model filled in. ValueError where one was trained apart from its original; T5's
+    encoder does not read its own."""
+    filled = dict(tensors)
+    for copy, original in copies(text_config).items():
+        first, second = tensors.get(copy), filled[original]
+        if first is not None and not copy.endswith(".encoder.embed_tokens.weight") and not torch.equal(first, second):
+            raise ValueError(f"{copy} differs from {original}: LAVIS has one tensor for both")
+        filled[copy] = second
+    return filled
+
+
+def split_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """qkv.bias of a block -> q_bias and v_bias; see `export` for the keys'."""
+    split = dict(tensors)
+    for name in tensors:
+        if name.endswith(".attn.qkv.bias"):
+            block = name.removesuffix("qkv.bias")
+            query, _, value = split.pop(name).chunk(3)
+            split |= {f"{block}q_bias": query.clone(), f"{block}v_bias": value.clone()}
+    return split
+
+
+# ------------------------------------------------------------------------------------------------ command line
+
+
+def summary(names: Sequence[str]) -> str:
+    """ "region_encoder (9), text_encoder (20)": how many tensors of which part."""
+    return ", ".join(f"{part} ({count})" for part, count in Counter(name.split(".")[0] for name in names).items())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`dynrefer convert lavis ...`"""
+    import argparse
+    import sys
+
+    parser = argparse.ArgumentParser(
+        prog="dynrefer convert lavis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--export", metavar="MODEL", help="write this model as a LAVIS checkpoint to --output FILE")
+    parser.add_argument("--leave-out", nargs="+", default=(), choices=("vision", "language"), help="with --export")
+    parser.add_argument("--checkpoint", help="LAVIS's .pth file")
+    parser.add_argument("--vision", help="eva_vit_g.pth, where the checkpoint has no vision encoder")
+    parser.add_argument("--language", help="language model: hub id or folder, such as google/flan-t5-xl")
+    parser.add_argument("--base", help="instead of these two: Transformers' BLIP-2, hub id or folder")
+    parser.add_argument("--revision", help="of the hub id")
+    parser.add_argument("--vision-heads", type=int, help="16 for width 1408")
+    parser.add_argument("--vision-layers", type=int, help="blocks used of the vision file; 39 for width 1408")
+    parser.add_argument("--qformer-heads", type=int, help="12 for width 768")
+    parser.add_argument("--output", required=True, help="folder, or with --export a file")
+    given = vars(parser.parse_args(argv))
+    model, leave_out, checkpoint = given.pop("export"), given.pop("leave_out"), given["checkpoint"]
+    if (model is None) == (checkpoint is None):
+        parser.error("needs --checkpoint FILE or --export MODEL")
+    if model is not None:
+        left_out = export(model, given["output"], leave_out, given["revision"])
+    else:
+        left_out = convert(**given)
+    if left_out:
+        print(f"left out: {summary(left_out)}", file=sys.stderr)
+    print(given["output"])
+    return 0
