@@ -9,6 +9,7 @@ from torch import nn
 
 import dynrefer
 from dynrefer.data.batch import RegionBatch
+from dynrefer.models import adapt
 from dynrefer.models.dynrefer.align import DeformableAlign
 from dynrefer.models.language import check_generation
 from tests import small
@@ -371,3 +372,17 @@ def test_training_goes_on_with_other_views_but_not_with_another_model():
         adapt(model, {"miror": 1})
     with pytest.raises(ValueError, match="family 'dynrefer'"):
         adapt(model, {"family": "regionspot"})
+
+
+def test_views_that_a_second_run_asks_for_reach_its_samples_and_its_saved_folder(tiny, tmp_path):
+    model, processor = tiny
+    model.save_pretrained(tmp_path / "first")
+    processor.save_pretrained(tmp_path / "first")
+    loaded = dynrefer.load(tmp_path / "first", device="cpu")
+    adapt(loaded, {"train_view_strategy": "fixed:1,1,1", "view_strategy": "fixed:0,0,0"})
+    for train, t in ((True, 1.0), (False, 0.0)):
+        assert (training_batch(loaded.processor, train).scales == t).all()
+    loaded.save_pretrained(tmp_path / "second")
+    loaded.processor.save_pretrained(tmp_path / "second")
+    config = dynrefer.load(tmp_path / "second", device="cpu").config
+    assert (config.train_view_strategy, config.view_strategy) == ("fixed:1,1,1", "fixed:0,0,0")
