@@ -71,7 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     caption.add_argument(
         "--box-format", default="xyxy", help="xyxy, xywh or cxcywh; with -unit 0..1, with -1000 0..1000"
     )
-    caption.add_argument("--control", metavar="WORDS", help="words for the caption to build on; '' for none")
+    caption.add_argument(
+        "--control",
+        metavar="WORDS",
+        help="words for the caption to build on, as red,car; <tags> stands for the predicted tags; '' for none",
+    )
     caption.add_argument("--tag-threshold", type=float, metavar="P", help="least probability of a tag that is reported")
     caption.add_argument("--attributes", metavar="NAMES", help="attributes to score: a,b,c or a file with one a line")
     caption.add_argument(
@@ -94,6 +98,21 @@ def _parser() -> argparse.ArgumentParser:
     _model_options(info, "model")
     info.add_argument("--json", action="store_true", help="one JSON object")
     info.set_defaults(run=_info)
+
+    push = commands.add_parser(
+        "push", help="publish a model on the hub", description="Uploads a model with its processor and a model card."
+    )
+    _model_options(push, "model")
+    push.add_argument("repository", help="hub id, OWNER/NAME; made where there is none")
+    push.add_argument("--branch", help="branch to upload to; main where not given")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--message", help="commit message")
+    push.add_argument("--licence", help="of the weights, such as apache-2.0, for the model card")
+    push.add_argument(
+        "--trainable-only", action="store_true", help="leave out frozen parts that others fetch from their own hub ids"
+    )
+    push.add_argument("--merge-adapters", action="store_true", help="add LoRA layers to the language model's weights")
+    push.set_defaults(run=_push)
 
     convert = commands.add_parser("convert", help="released weights -> a model folder")
     convert.add_argument(
@@ -126,6 +145,23 @@ def _load(args: argparse.Namespace) -> Any:
 
     logging.disable_progress_bar()  # a mistake is told in one line
     return dynrefer.load(args.model, device=args.device, dtype=dtype, revision=args.revision)
+
+
+def _push(args: argparse.Namespace) -> int:
+    args.device = "cpu" if args.device == "auto" else args.device
+    model = _load(args)
+    if args.licence:
+        model.config.licence = args.licence
+    commit = model.push_to_hub(
+        args.repository,
+        save_trainable_only=args.trainable_only,
+        adapters="merged" if args.merge_adapters else "separate",
+        revision=args.branch,
+        private=args.private or None,
+        commit_message=args.message,
+    )
+    print(commit.commit_url)
+    return 0
 
 
 def _caption(args: argparse.Namespace) -> int:
