@@ -54,6 +54,7 @@ from data_prep.sources import (
     excluded_images,
     image_keys,
     read_items,
+    read_list,
     tell,
     write,
 )
@@ -105,34 +106,36 @@ class Reference(NamedTuple):
 
 def read_refer(refs: Path, instances: Path, dataset: str, split: str, subset: bool = False) -> Iterator[Reference]:
     """References of one split from REFER's files, in the order of instances.json, which is streamed."""
-    by_annotation: dict[int, list[dict]] = {}
-    count = {"expressions": 0, "regions": 0}
-    images: dict[int, tuple[str, tuple[int, int]]] = {}
+    by_annotation: dict[int, list[tuple[int, int, tuple]]] = {}  # (image, reference, its expressions)
     for ref in _refs(refs):
         if ref["split"] == split:
-            by_annotation.setdefault(ref["ann_id"], []).append(ref)
-            images[ref["image_id"]] = None
-            count["regions"] += 1
-            count["expressions"] += len(ref["sentences"])
-    found = {**count, "images": len(images)}
-    check_counts(found, _published(dataset, split), f"{refs}, {dataset} {split}", subset)
+            expressions = tuple([(f"{ref['ref_id']}-{s['sent_id']}", s["sent"].strip()) for s in ref["sentences"]])
+            by_annotation.setdefault(ref["ann_id"], []).append((ref["image_id"], ref["ref_id"], expressions))
+    wanted = [entry for entries in by_annotation.values() for entry in entries]
+    lacking = {image_id for image_id, _, _ in wanted}
+    found = {"expressions": sum(len(expressions) for _, _, expressions in wanted), "regions": len(wanted)}
+    check_counts({**found, "images": len(lacking)}, _published(dataset, split), f"{refs}, {dataset} {split}", subset)
+    images: dict[int, tuple[str, tuple[int, int]]] = {}
     for image in read_items(instances, "images.item"):
         image_id, name, height, width = _fields(image, ("id", "file_name", "height", "width"), instances)
-        if image_id in images:
+        if image_id in lacking:
             images[image_id] = (str(name), check_image_hw((height, width)))
-    if lacking := [image_id for image_id, image in images.items() if image is None]:
-        raise ValueError(f"{instances}: lacks {len(lacking)} images of {refs}, the first is {lacking[0]}; {_PAIR}")
-    categories = dict(_fields(c, ("id", "name"), instances) for c in read_items(instances, "categories.item"))
-    keys = ("id", "image_id", "category_id", "bbox", "segmentation")
+            lacking.remove(image_id)
+            if not lacking:
+                break  # the annotations are behind them
+    if lacking:
+        raise ValueError(f"{instances}: lacks {len(lacking)} images of {refs}, the first is {min(lacking)}; {_PAIR}")
+    categories = dict(_fields(c, ("id", "name"), instances) for c in read_list(instances, "categories"))
+    keys = ("image_id", "category_id", "bbox", "segmentation")
     for annotation in read_items(instances, "annotations.item"):
-        annotation_id, image_id, category_id, numbers, mask = _fields(annotation, keys, instances)
-        for ref in by_annotation.pop(annotation_id, ()):
+        (annotation_id,) = _fields(annotation, ("id",), instances)
+        for ref_image_id, ref_id, expressions in by_annotation.pop(annotation_id, ()):
+            image_id, category_id, numbers, mask = _fields(annotation, keys, instances)
             where = f"{instances}: annotation {annotation_id}"
-            if image_id != ref["image_id"]:
-                raise ValueError(f"{where} is of image {image_id}, but of {ref['image_id']} in {refs}; {_PAIR}")
-            expressions = tuple((f"{ref['ref_id']}-{s['sent_id']}", s["sent"].strip()) for s in ref["sentences"])
+            if image_id != ref_image_id:
+                raise ValueError(f"{where} is of image {image_id}, but of {ref_image_id} in {refs}; {_PAIR}")
             category = categories.get(category_id)
-            yield Reference(str(ref["ref_id"]), expressions, numbers, mask, category, *images[image_id], where)
+            yield Reference(str(ref_id), expressions, numbers, mask, category, *images[image_id], where)
     if by_annotation:
         first = next(iter(by_annotation))
         raise ValueError(
@@ -174,7 +177,7 @@ def read_captions(path: Path, dataset: str, split: str, per: str, subset: bool =
     brought together, which holds them all in memory."""
     if dataset == "refcocog-google":
         raise ValueError(f"{path}: these files hold UMD's split of RefCOCOg; say --dataset refcocog-umd")
-    categories = dict(_fields(category, ("id", "name"), path) for category in _optional(path, "categories.item"))
+    categories = dict(_fields(c, ("id", "name"), path) for c in read_list(path, "categories", required=False))
     found = {"expressions": 0}
     names: set[str] = set()
     regions: dict[tuple, Reference] = {}
@@ -208,16 +211,6 @@ def read_captions(path: Path, dataset: str, split: str, per: str, subset: bool =
     yield from regions.values()
 
 
-def _optional(path: Path, prefix: str) -> list:
-    """What `read_items` gives, or nothing where a file has no such list."""
-    try:
-        return list(read_items(path, prefix))
-    except ValueError as error:
-        if "nothing at" in str(error):
-            return []
-        raise
-
-
 def _published(dataset: str, split: str) -> dict[str, int]:
     return dict(zip(COUNTED, PUBLISHED[dataset][split], strict=True))
 
@@ -247,16 +240,20 @@ def regions(
             yield reference.numbers, reference.image_hw, reference.where, (reference, path)
 
     used: set[str] = set()
+    num_expressions = num_empty = num_masks = num_records = 0
     for box, (reference, path) in BoxReader(name, "xywh", tally, tally.strict).read(found()):
         expressions = [(key, text) for key, text in reference.expressions if text]
-        tally["expressions left out: empty"] += len(reference.expressions) - len(expressions)
-        tally[f"{split} expressions"] += len(expressions)
+        num_expressions += len(expressions)
+        num_empty += len(reference.expressions) - len(expressions)
         used.add(path)
         mask = _mask(reference, tally)
-        pooled = [(reference.key, tuple(text for _, text in expressions))]
-        for key, captions in pooled if per == "region" else [(key, (text,)) for key, text in expressions]:
-            tally[f"{split} records"] += 1
-            tally["records with a mask"] += mask is not None
+        if per == "region":
+            records = [(reference.key, tuple([text for _, text in expressions]))]
+        else:
+            records = [(key, (text,)) for key, text in expressions]
+        num_records += len(records)
+        num_masks += len(records) * (mask is not None)
+        for key, captions in records:
             yield Region(
                 id=f"{dataset}-{split}-{key}",
                 image=path,
@@ -269,7 +266,9 @@ def regions(
                 licence=LICENCE,
                 split=split,
             )
-    tally[f"{split} images"] = len(used)
+    tally.update({f"{split} records": num_records, f"{split} expressions": num_expressions})
+    tally.update({f"{split} images": len(used), "records with a mask": num_masks})
+    tally.update({"expressions left out: empty": num_empty})
 
 
 def _picture(images: ImageFolder, reference: Reference) -> str:

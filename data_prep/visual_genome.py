@@ -260,13 +260,13 @@ def captioned_regions(
             photo = photos.get(int(image_id)) if photos and image_id.isdecimal() else None
             if photos and photo is None:
                 raise ValueError(f"{where}: image {image.name!r} is not in image_data.json; is it of Visual Genome?")
-            used.add(image_id)
+            used.add(annotation["image_id"])
             if (photo and photo.coco_id in excluded) or f"{image_id}.jpg" in excluded:
                 tally["regions left out: of images in a test set that --exclude names"] += 1
             elif picture := pictures.get(photo.path if photo else image.name, image.image_hw, where):
                 yield annotation["bbox"], picture[1], where, (annotation, picture)
 
-    used: set[str] = set()
+    used: set = set()  # ids of images
     for box, (annotation, (image_path, image_hw)) in BoxReader(str(path), "xywh", tally, tally.strict).read(found()):
         caption = annotation["caption"].strip()
         tally[f"{split} regions"] += 1

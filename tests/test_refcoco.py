@@ -1,3 +1,4 @@
+import gzip
 import json
 import pickle
 import struct
@@ -10,6 +11,7 @@ from PIL import Image
 from data_prep.check import check_file
 from data_prep.plain_pickle import read_plain_pickle
 from data_prep.refcoco import PUBLISHED, main
+from data_prep.sources import read_list
 from dynrefer.data import open_records
 from dynrefer.masks import mask_to_box
 
@@ -205,8 +207,8 @@ def test_files_that_do_not_belong_together_are_refused(source, capsys):
     moved = [{**a, "image_id": 9} for a in ANNOTATIONS]
     (source / "instances.json").write_text(json.dumps({**INSTANCES, "annotations": moved}))
     assert "annotation 103 is of image 9, but of 25" in refused(source, capsys)
-    (source / "instances.json").write_text(json.dumps({**INSTANCES, "annotations": [{"id": 5}]}))
-    assert "expected id, image_id, category_id, bbox, segmentation" in refused(source, capsys)
+    (source / "instances.json").write_text(json.dumps({**INSTANCES, "annotations": [{"id": 101}]}))
+    assert "expected image_id, category_id, bbox, segmentation" in refused(source, capsys)
     (source / "instances.json").write_text(json.dumps(INSTANCES)[:-40])
     assert "instances.json: not JSON from its first to its last byte" in refused(source, capsys)
     assert "--split testA: refcocog-umd has train, val, test" in refused(source, capsys, split="testA")
@@ -220,6 +222,30 @@ def test_resized_and_missing_images_are_refused(source, capsys):
     (source / "train2014" / NAMES[9]).unlink()
     assert "also not as '000000000009.jpg'" in refused(source, capsys)
     assert "no such folder" in refused(source, capsys, images="nowhere")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"categories": INSTANCES["categories"], **INSTANCES, "info": {"note": "categories"}},
+        {**INSTANCES, "info": {"note": 'two "categories": [1, 2]'}},
+        {**INSTANCES, "notes": {"categories": [{"id": 1, "name": "another"}]}},
+        {**INSTANCES, "annotations": [{"categories": [{"id": 9, "name": "none"}], **a} for a in ANNOTATIONS]},
+    ],
+)
+def test_categories_are_found_wherever_they_stand(source, changed):
+    for text in (json.dumps(changed), json.dumps(changed, indent=1), json.dumps(dict(reversed(changed.items())))):
+        (source / "instances.json").write_text(text)
+        assert read_list(source / "instances.json", "categories") == INSTANCES["categories"]
+    (source / "instances.json.gz").write_bytes(gzip.compress(text.encode()))
+    assert read_list(source / "instances.json.gz", "categories") == INSTANCES["categories"]
+    (source / "instances.json.gz").write_bytes(gzip.compress(text.encode())[:-30] + bytes(30))
+    with pytest.raises(ValueError, match="not JSON from its first to its last byte"):
+        read_list(source / "instances.json.gz", "categories")
+    (source / "instances.json").write_text("{}")
+    assert read_list(source / "instances.json", "categories", required=False) == []
+    with pytest.raises(ValueError, match="nothing at 'categories.item'"):
+        read_list(source / "instances.json", "categories")
 
 
 # pickles
