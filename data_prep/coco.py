@@ -64,7 +64,6 @@ from dynrefer.data.schema import Region
 from dynrefer.masks import check_mask_record, mask_to_box, rle_to_box, to_mask
 
 SHARED_WITH = "the tests of RefCOCOg and OVAD"
-CAPTION_KEYS = {"caption", "captions"}  # of an annotation, in people's own files
 PHOTOS = "photographs: their owners' terms (Flickr)"
 
 # what an annotation says about attributes: name -> 1 (has it) or -1 (has it not), the others unknown
@@ -326,7 +325,9 @@ class Converter:
     def _add_image(self, image: dict) -> None:
         try:
             number, names = image["id"], self.dataset.names(image)
-            image_hw = check_image_hw([image["height"], image["width"]])
+            image_hw = image["height"], image["width"]
+            if not type(image_hw[0]) is type(image_hw[1]) is int or min(image_hw) <= 0:
+                check_image_hw(image_hw)
             where = f"{self._file}: image {number}"
             if number in self._images:
                 raise ValueError("its id stands in the file twice")
@@ -472,14 +473,16 @@ class Converter:
 
     def _region(self, box, number, image, category, annotation, where) -> Region:
         path, image_hw = image
-        mask = self._mask(annotation.get("segmentation"), image_hw, where)
+        mask = annotation.get("segmentation") or None
+        if mask is not None:
+            mask = self._mask(mask, image_hw, where)
         return Region(
             id=f"{self.name}-{self.split}-{number}",
             image=path,
             image_hw=image_hw,
             box=box or _box_of(mask, image_hw, where),
             mask=mask,
-            captions=_captions_of(annotation, where) if CAPTION_KEYS & annotation.keys() else (),
+            captions=_captions_of(annotation, where) if "caption" in annotation or "captions" in annotation else (),
             attributes=self._labels(annotation) if self._labels else {},
             category=category,
             source=self.dataset.source,
@@ -488,9 +491,7 @@ class Converter:
         )
 
     def _mask(self, mask: object, image_hw: tuple[int, int], where: str) -> dict | list | None:
-        """The mask as a record holds it; None where there is none, or only polygons of fewer than three corners."""
-        if not mask:
-            return None
+        """The mask as a record holds it; None where all its polygons have fewer than three corners."""
         if isinstance(mask, list):
             polygons = [mask] if isinstance(mask[0], int | float) else mask
             mask = [polygon for polygon in polygons if not isinstance(polygon, list) or len(polygon) >= 6]
