@@ -56,7 +56,7 @@ def read_detections(path: Path, counts: Counter) -> dict[int, list[dict]]:
         try:
             kept = {key: entry[key] for key in ("bbox", "score", "object_descriptions")}
             usable = isinstance(kept["object_descriptions"], str) and math.isfinite(kept["score"])
-            usable = usable and len(kept["bbox"]) == 4 and all(math.isfinite(number) for number in kept["bbox"])
+            usable = usable and len(kept["bbox"]) == 4 and all(map(math.isfinite, kept["bbox"]))
             if not usable:
                 raise ValueError("a box is four numbers, a score one, a description a text")
             detections.setdefault(entry["image_id"], []).append(kept)

@@ -253,8 +253,9 @@ def captioned_regions(
     """
 
     def found() -> Iterator[tuple]:
+        nonlocal num_in_file
         for annotation, image in read_captioned_boxes(path):
-            tally["regions in the file"] += 1
+            num_in_file += 1
             where = f"{path}: annotation {annotation['id']}"
             image_id = image.name.rpartition("/")[2].removesuffix(".jpg")
             photo = photos.get(int(image_id)) if photos and image_id.isdecimal() else None
@@ -267,22 +268,25 @@ def captioned_regions(
                 yield annotation["bbox"], picture[1], where, (annotation, picture)
 
     used: set = set()  # ids of images
+    num_in_file = num_regions = 0
+    source = f"visual-genome-{name}"
     for box, (annotation, (image_path, image_hw)) in BoxReader(str(path), "xywh", tally, tally.strict).read(found()):
         caption = annotation["caption"].strip()
-        tally[f"{split} regions"] += 1
-        tally["regions without a caption"] += not caption
+        if not caption:
+            tally["regions without a caption"] += 1
+        num_regions += 1
         yield Region(
             id=f"vg-{name}-{split}-{annotation['id']}",
             image=image_path,
             image_hw=image_hw,
             box=box,
             captions=(caption,) if caption else (),
-            source=f"visual-genome-{name}",
+            source=source,
             licence=LICENCE,
             split=split,
         )
-    in_file = {"regions": tally.pop("regions in the file"), "images": len(used)}
-    tally[f"{split} images in the file"] = in_file["images"]
+    tally.update({f"{split} regions": num_regions, f"{split} images in the file": len(used)})
+    in_file = {"regions": num_in_file, "images": len(used)}
     check_counts(in_file, CAPTIONED.get((name, split), {}), str(path), subset)
     if name == "glamm" and in_file["regions"] != in_file["images"]:
         raise ValueError(
