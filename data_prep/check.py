@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.conventions import SAMPLE, box_convention_problem
 from dynrefer.boxes import box_iou
 from dynrefer.data.schema import CHECK_HINT, Region, is_table, parse_line, read_lines, read_rows, record_root
 from dynrefer.images import open_image
@@ -48,7 +49,8 @@ def check_file(path: str | Path, against: str | Path | None = None) -> Report:
     report = Report(path)
     first_lines: dict[str, int] = {}
     by_image: dict[str, list[tuple[int, Region]]] = {}
-    for line, region in _regions(path, report.problems):
+    raw_boxes: list[list[float]] = []
+    for line, region in _regions(path, report.problems, raw_boxes):
         report.num_records += 1
         if region is None:
             continue
@@ -60,6 +62,9 @@ def check_file(path: str | Path, against: str | Path | None = None) -> Report:
         by_image.setdefault(region.image, []).append((line, region))
     if not report.num_records:
         report.problems.append((0, "no records in it"))
+    raw = np.array(raw_boxes, dtype=np.float64).reshape(-1, 6)
+    if problem := box_convention_problem(raw[:, :4], raw[:, 4:]):
+        report.problems.append((0, f"{problem}; records have xyxy pixels: convert again with the right --box-format"))
     report.num_images = len(by_image)
     others = {} if against is None else _fingerprints(Path(against), report.problems)
     for image, users in by_image.items():
@@ -68,8 +73,11 @@ def check_file(path: str | Path, against: str | Path | None = None) -> Report:
     return report
 
 
-def _regions(path: Path, problems: list[tuple[int, str]]) -> Iterator[tuple[int, Region | None]]:
-    """(line, region) of every record, None where it is not one; what is wrong with it joins `problems`."""
+def _regions(
+    path: Path, problems: list[tuple[int, str]], raw_boxes: list[list[float]] | None = None
+) -> Iterator[tuple[int, Region | None]]:
+    """(line, region) of every record, None where it is not one; what is wrong with it joins `problems`, and the first
+    boxes as they stand, with height and width of their image, `raw_boxes`."""
 
     def tell(line: int, error: ValueError) -> None:
         text = str(error).removeprefix(f"{path}:{line}: ").removeprefix(f"{path}: ").removeprefix("record: ")
@@ -80,6 +88,8 @@ def _regions(path: Path, problems: list[tuple[int, str]]) -> Iterator[tuple[int,
         for line, content in read_rows(path) if is_table(path) else read_lines(path):
             try:
                 record = parse_line(content, f"{path}:{line}") if isinstance(content, bytes) else content
+                if raw_boxes is not None and len(raw_boxes) < SAMPLE:
+                    raw_boxes.extend(_raw_box(record))
                 region = Region.from_dict(record)
             except ValueError as error:
                 tell(line, error)
@@ -87,6 +97,18 @@ def _regions(path: Path, problems: list[tuple[int, str]]) -> Iterator[tuple[int,
             yield line, region
     except ValueError as error:  # the file itself: missing, or cut off after `line`
         tell(line, error)
+
+
+def _raw_box(record: object) -> Iterator[list[float]]:
+    """Box, height and width of a record as they stand, where they are numbers; a Region's box is clipped already."""
+    if isinstance(record, dict) and isinstance(record.get("box"), list) and isinstance(record.get("image_hw"), list):
+        numbers = [*record["box"], *record["image_hw"]]
+        if (
+            len(numbers) == 6
+            and len(record["box"]) == 4
+            and all(type(n) in (int, float) and abs(n) < 1e9 for n in numbers)
+        ):
+            yield numbers
 
 
 def _mask_problem(region: Region) -> str | None:

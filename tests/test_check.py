@@ -108,6 +108,16 @@ def test_what_cannot_be_compared_is_told(folder):
     assert len(texts) == 2 and any("none.png" in text for text in texts) and any("o.jsonl:2" in text for text in texts)
 
 
+def test_boxes_in_another_convention_are_told_once_with_the_one_that_fits(folder):
+    boxes = [[12 + k, 8, 5, 6] for k in range(5)]
+    report = check_file(write(folder / "r.jsonl", *(record(str(k), box=box) for k, box in enumerate(boxes))))
+    first, *others = report.problems
+    assert first[0] == 0 and "100% of 5 boxes" in first[1] and "as 'xywh' or 'cxcywh' 100% fit" in first[1]
+    assert len(others) == 5 and all("inverted box" in text for _, text in others)
+    unit = [record(str(k), box=[0.1, 0.2, 0.9, 0.95]) for k in range(3)]  # valid boxes of less than a pixel
+    assert "as 'xyxy-unit'" in check_file(write(folder / "u.jsonl", *unit)).problems[0][1]
+
+
 def test_tables_are_checked_by_row(folder):
     datasets = pytest.importorskip("datasets")
     good = Region("1", "a.png", HW, (1.0, 2.0, 10.0, 12.0))
