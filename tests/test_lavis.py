@@ -1,6 +1,5 @@
 """LAVIS checkpoints read and written: round trips, files that do not fit, and LAVIS's own code where its wheel is."""
 
-import os
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import small
 import torch
 from lavis_parity.tiny import HEADS, SIZES, blip2, pixels, randomize, save_language
 from lavis_parity.wheel import ABSENT, FOUND, lavis_modules
+from released import BASE, CHECKPOINT, TEXT, unpack
 from safetensors.torch import load_file
 from transformers import Blip2ForConditionalGeneration
 
@@ -19,7 +19,6 @@ from dynrefer.models.dynrefer import convert
 from dynrefer.models.dynrefer.convert import read_torch
 from dynrefer.models.vision import VisionEncoder
 
-VECTORS = Path(os.environ.get("DYNREFER_VECTORS", Path(__file__).parents[2] / "shared/vectors")) / "dynrefer"
 MODELS = [
     ("blip2", "t5", "t5_proj.weight"),
     ("blip2", "tied t5", "t5_model.lm_head.weight"),
@@ -207,22 +206,18 @@ def test_the_first_stage_keeps_all_but_its_caption_head(tmp_path):
     assert weights(tmp_path / "hf").keys() == weights(tmp_path / "out").keys()
 
 
-@pytest.mark.skipif(not VECTORS.is_dir(), reason=f"recorded files of the released program: no {VECTORS}")
 def test_lavis_weights_serve_as_the_base_of_a_dynrefer_checkpoint(tmp_path):
-    lavis.export(VECTORS / "blip2_hf", tmp_path / "lavis.pth")
-    (tmp_path / "language").mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "language" / name).write_bytes((VECTORS / "blip2_hf" / name).read_bytes())
-    Blip2ForConditionalGeneration.from_pretrained(VECTORS / "blip2_hf").language_model.save_pretrained(
-        tmp_path / "language"
-    )
-    heads = {"vision_heads": 4, "qformer_heads": 4}
-    lavis.convert(tmp_path / "lavis.pth", tmp_path / "base", language=tmp_path / "language", **heads)
-    lists = {"vocabulary": "tags.txt", "attributes": "attributes.json", "categories": "classes.json"}
-    given = {"checkpoint": "vg1.2_5e.pth", "text_encoder": "eva_clip_psz14.pt", **lists}
-    given = {key: VECTORS / name for key, name in given.items()}
-    for name, base in (("expected", VECTORS / "blip2_hf"), ("found", tmp_path / "base")):
-        convert.convert(**given, base=base, output=tmp_path / name)
+    files, language = unpack(tmp_path / "files"), tmp_path / "language"
+    Blip2ForConditionalGeneration.from_pretrained(files / BASE).language_model.save_pretrained(language)
+    for path in (files / BASE).glob("tokenizer*"):
+        (language / path.name).write_bytes(path.read_bytes())
+    lavis.export(files / BASE, tmp_path / "lavis.pth")
+    lavis.convert(tmp_path / "lavis.pth", tmp_path / "base", language=language, vision_heads=4, qformer_heads=4)
+    given = {"checkpoint": CHECKPOINT, "text_encoder": TEXT}
+    given |= {"vocabulary": "tags.txt", "attributes": "attributes.json", "categories": "classes.json"}
+    for name, base in (("expected", files / BASE), ("found", tmp_path / "base")):
+        paths = {key: files / file for key, file in given.items()}
+        convert.convert(**paths, base=base, output=tmp_path / name)
     before, after = weights(tmp_path / "expected"), weights(tmp_path / "found")
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
@@ -331,6 +326,7 @@ def without(name):
         ),
         (lambda t: t.update({"visual_encoder.pos_embed": torch.zeros(1, 7, 32)}), r"is \(1, 7, 32\), expected"),
         (lambda t: t.update({"query_tokens": torch.zeros(3)}), "missing query_tokens, which shows a size"),
+        (lambda t: t.update({"ln_vision.bias": torch.zeros(32, dtype=torch.long)}), "ln_vision.bias is torch.int64"),
         (lambda t: t["Qformer.bert.embeddings.position_ids"].add_(1), "position_ids is not what the model computes"),
         (lambda t: t["t5_model.encoder.embed_tokens.weight"].add_(1), "belong to different language models"),
         (lambda t: [t.pop(n) for n in list(t) if n.startswith("visual_")], "no vision encoder in the checkpoint"),
@@ -354,6 +350,7 @@ def test_checkpoints_that_do_not_fit_are_named(t5, tmp_path, change, message):
     [
         ({}, "its language model's config comes from language or base"),
         ({"language": "hf"}, "is of type 'blip-2'; LAVIS's BLIP-2 has t5, opt, llama"),
+        ({"language": "bare"}, "no tokenizer in it"),
         ({"language": "opt"}, "has a t5_proj, the language model is of type 'opt'"),
         ({"language": "nothing"}, "neither a folder nor a hub id"),
         ({"language": "language", "vision_heads": None}, "width 32 is no published size; give --vision-heads"),
@@ -364,6 +361,7 @@ def test_checkpoints_that_do_not_fit_are_named(t5, tmp_path, change, message):
     ids=[
         "no language",
         "no language model",
+        "no tokenizer",
         "another language",
         "absent",
         "heads",
@@ -375,7 +373,8 @@ def test_checkpoints_that_do_not_fit_are_named(t5, tmp_path, change, message):
 def test_settings_that_do_not_fit_are_named(t5, tmp_path, given, message):
     blip2("instructblip", "t5").save_pretrained(tmp_path / "instruct")
     save_language(blip2("blip2", "opt"), tmp_path / "opt")
-    paths = {name: tmp_path / name for name in ("opt", "instruct", "nothing")}
+    blip2().language_model.save_pretrained(tmp_path / "bare")
+    paths = {name: tmp_path / name for name in ("opt", "instruct", "bare", "nothing")}
     given = {key: paths.get(value, t5 / value) if isinstance(value, str) else value for key, value in given.items()}
     with pytest.raises(ValueError, match=message):
         lavis.convert(t5 / "whole.pth", tmp_path / "out", **{**HEADS, **given})
@@ -430,6 +429,7 @@ needs_lavis = pytest.mark.skipif(not FOUND, reason=ABSENT)
 @pytest.fixture
 def theirs():
     """LAVIS's vision encoder, ln_vision and Q-Former as its Blip2Base builds them, with random weights."""
+    pytest.importorskip("timm", reason="LAVIS's vision encoder imports timm")
     from transformers import BertConfig
 
     with lavis_modules() as (qformer_module, vit_module):

@@ -137,6 +137,9 @@ def convert(
     if vision is not None:
         kept, dropped = read_vision(vision, vision_layers)
         tensors, left_out = kept | tensors, left_out + dropped
+    whole = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    if whole:
+        raise ValueError(f"{checkpoint}: {whole[0]} is {tensors[whole[0]].dtype}; expected a floating-point type")
     names = lavis_names(kind, prefix)
     tensors = rename_all(join_biases(tensors), lambda name: rename(name, names), str(checkpoint))
 
@@ -452,8 +455,17 @@ def save_processor(language: str | Path, revision: str | None, output: Path, con
     """The tokenizer, and Transformers' processor where the embedding has a free row for its <image> token, whose id is
     returned; None otherwise."""
     from transformers import AutoTokenizer, Blip2Processor, BlipImageProcessor
+    from transformers.utils.hub import cached_file
 
-    tokenizer = AutoTokenizer.from_pretrained(language, revision=revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(language, revision=revision)
+    except (OSError, ValueError) as error:
+        message = f"language model {str(language)!r}: no tokenizer that can be read ({first_line(error)})"
+        raise ValueError(message) from error
+    files = ("tokenizer.json", *tokenizer.vocab_files_names.values())  # without any transformers makes an empty one
+    place = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    if not any(cached_file(language, file, **place) for file in files):
+        raise ValueError(f"language model {str(language)!r}: no tokenizer in it ({', '.join(dict.fromkeys(files))})")
     if len(tokenizer) >= config.text_config.vocab_size:
         tokenizer.save_pretrained(output)
         return None
