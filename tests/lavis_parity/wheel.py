@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 import types
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -43,7 +44,10 @@ def lavis_modules():
             base.all_tied_weights_keys = {}
             base.get_head_mask = lambda self, mask, layers: [None] * layers
             base.invert_attention_mask = lambda self, mask: (1 - mask[:, None, None, :].float()) * -1e4
-            yield qformer, importlib.import_module("lavis.models.eva_vit")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of timm, about where it is imported from
+                vit = importlib.import_module("lavis.models.eva_vit")
+            yield qformer, vit
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] == "lavis"]:
             del sys.modules[name]
