@@ -259,6 +259,8 @@ def _convert(value: Any, hint: Any, where: str, key: str) -> Any:
             try:
                 return _convert(value if text is None else _CommandLineValue(value, text), option, where, key)
             except ValueError as error:
+                if isinstance(value, list) and typing.get_origin(option) is list:
+                    raise  # it knows which entry is wrong
                 errors.append(error)
         if len(errors) == 1 or (isinstance(value, Mapping) and errors):
             raise errors[0]

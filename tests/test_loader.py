@@ -1,3 +1,4 @@
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 from dynrefer.data import Region, open_records, save_arrow, write_records
 from dynrefer.data import dataset as dataset_module
 from dynrefer.data.dataset import RegionDataset
+from dynrefer.data.index import ImageGroups
 from dynrefer.data.loader import DataConfig, RegionLoader
 
 HW = (20, 30)
@@ -158,6 +160,19 @@ def test_an_image_is_opened_once_a_batch_and_with_a_cache_once_a_run(record_file
     assert len(opened) == 8 and set(opened.values()) == {1}
 
 
+def test_a_pass_opens_every_image_once_although_batches_end_within_images(record_file, opened):
+    for batch_size in (1, 2, 8):
+        for world_size in (1, 2):
+            if batch_size % world_size:
+                continue
+            opened.clear()
+            rest = {"drop_last": world_size > 1, "world_size": world_size}
+            loader = make_loader(open_records(record_file), batch_size, **rest)
+            list(loader.epoch(0))
+            assert set(opened.values()) == {1}, (batch_size, world_size)
+            assert world_size > 1 or len(opened) == len(REGIONS_AN_IMAGE)
+
+
 def test_the_cache_keeps_within_its_bytes(record_file, opened):
     data = RegionDataset(open_records(record_file), Processor(), True, seed=3, cache_bytes=2 * 20 * 30 * 3 + 100)
     for _ in range(3):
@@ -181,6 +196,45 @@ def test_at_most_so_many_regions_of_an_image(record_file):
         assert len(ids) == len(set(ids)) == 14
         assert max(Counter(name.split("_")[0] for name in ids).values()) == 2
     assert {name for ids in epochs for name in ids} == {region.id for region in open_records(record_file)}
+
+
+def test_an_image_that_batches_cut_keeps_its_choice_of_regions(record_file):
+    records = open_records(record_file)
+    whole = make_loader(records, 14, max_regions_per_image=2).plan(3)[0]
+    for batch_size in (1, 2, 4):
+        assert [
+            k for batch in make_loader(records, batch_size, max_regions_per_image=2).plan(3) for k in batch
+        ] == whole
+    first = make_loader(records, 14, shuffle=False, max_regions_per_image=2).plan(3)[0]
+    assert [records[k].id for k in first[:4]] == ["0_0", "0_1", "1_0", "2_0"]
+
+
+def test_a_plan_is_a_list_that_is_worked_out_where_it_is_looked_at(record_file):
+    plan = make_loader(open_records(record_file)).plan(0)
+    assert len(plan) == 3 and plan[-1] == plan[2] == list(plan)[2] and plan[1:] == [plan[1], plan[2]]
+    assert all(type(index) is int for batch in plan for index in batch)
+    with pytest.raises(IndexError, match="batch 3 of 3"):
+        plan[3]
+
+
+def test_five_million_regions_are_planned_in_arrays():
+    """Neither time nor memory of an epoch's start goes with the number of regions."""
+
+    class Records:
+        def __len__(self):
+            return 5_400_000
+
+        def image_groups(self):
+            return ImageGroups(np.arange(0, 5_400_001, 50))
+
+    tracemalloc.start()
+    loader = make_loader(Records(), 64)
+    keys = loader.keys(0, 80_000)
+    ((_, (indices, epoch, _)),) = next(keys)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert loader.num_regions == 5_400_000 and len(indices) == 64 and epoch == 0
+    assert indices.tolist() == loader.plan(0)[80_000] and peak < 10e6
 
 
 def test_drop_last_leaves_the_short_batch_out(record_file):
@@ -214,6 +268,9 @@ def test_settings_that_cannot_work_are_refused(record_file, options, rule):
 
 def test_config_refuses_what_the_loader_would():
     assert DataConfig().batch_size == 64
-    for bad in ({"batch_size": 0}, {"num_workers": -1}, {"max_regions_per_image": 0}, {"cache_mb": -1}):
+    for bad in (
+        *({"batch_size": 0}, {"num_workers": -1}, {"max_regions_per_image": 0}, {"cache_mb": -1}),
+        *({"streams": 0}, {"buffer": 0}),
+    ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             DataConfig(**bad)

@@ -66,6 +66,16 @@ class RegionBatch:
             counts["categories"] = (self.categories >= 0).sum().item()
         return {task: float(count) for task, count in counts.items()}
 
+    def leave_out(self, tasks: Sequence[str], rows: slice = slice(None)) -> None:
+        """Takes the targets of some tasks from some of the regions: "captions" (and with them region_text), "tags",
+        "attributes", "categories". Control words stay as they are."""
+        unknown = {"captions": 0, "tags": False, "attributes": 0, "categories": -1}
+        names = {"captions": "caption_mask", "tags": "tags_known"}
+        for task in tasks:
+            target = getattr(self, names.get(task, task))
+            if target is not None:
+                target[rows] = unknown[task]
+
     @classmethod
     def concat(cls, batches: Sequence[RegionBatch]) -> RegionBatch:
         """One batch of all the regions, in order. Only what inference needs is kept: no texts, no labels."""

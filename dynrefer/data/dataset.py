@@ -1,7 +1,8 @@
 """Records -> samples: opens each image once and hands it, with all its regions, to the model family's processor."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,21 @@ class SampleProcessor(Protocol):
     def collate(self, samples: list[dict]) -> Any: ...
 
 
+@dataclass
+class ImagePart:
+    """Some regions of one image, as a batch wants them.
+
+    key: tells images apart, and names this one in errors. source: its path, or its file's bytes. numbers: of the
+    regions in their data set; with seed and epoch they fix the samples. unfinished: a later batch wants the image too.
+    """
+
+    key: Hashable
+    source: Path | bytes
+    regions: list[Region]
+    numbers: list[int]
+    unfinished: bool
+
+
 class RegionDataset:
     """Samples by record index. The same seed, epoch and index always give the same sample.
 
@@ -35,53 +51,79 @@ class RegionDataset:
             raise ValueError(f"seed {seed} and cache_bytes {cache_bytes}: expected numbers that are not negative")
         self.records, self.processor, self.train, self.seed = records, processor, train, seed
         self.cache_bytes = cache_bytes
-        self._cache: OrderedDict[Path, np.ndarray] = OrderedDict()
+        self._cache: OrderedDict[Hashable, np.ndarray] = OrderedDict()
         self._cached_bytes = 0
+        self._unfinished: dict[Hashable, np.ndarray] = {}  # of the call before: a batch may end within an image
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_cache": OrderedDict(), "_cached_bytes": 0}  # a worker fills its own
+        empty = {"_cache": OrderedDict(), "_cached_bytes": 0, "_unfinished": {}}  # a worker fills its own
+        return {**self.__dict__, **empty}
 
-    def samples(self, indices: Sequence[int], epoch: int) -> list[dict]:
-        """One sample an index, in the order of `indices`; every image is opened once for all its regions.
+    def samples(self, indices: Sequence[int], epoch: int, goes_on: bool = False) -> list[dict]:
+        """One sample an index, in the order of `indices`; every image is opened once for all its regions. goes_on: the
+        next call wants more of the last image, which is kept until then.
 
         Raises ValueError for an image that is missing, damaged or not of the size its record says.
         """
+        found = self.records.fetch(indices)
         by_image: dict[Path, list[int]] = {}  # positions in `indices`
-        for position, index in enumerate(indices):
-            by_image.setdefault(self.records.image_path(index), []).append(position)
+        for position, (path, _) in enumerate(found):
+            by_image.setdefault(path, []).append(position)
+        parts = [
+            ImagePart(
+                key=path,
+                source=path,
+                regions=[found[position][1] for position in positions],
+                numbers=[int(indices[position]) for position in positions],
+                unfinished=goes_on and path == found[-1][0],
+            )
+            for path, positions in by_image.items()
+        ]
         samples: list[dict] = [{}] * len(indices)
-        for path, positions in by_image.items():
-            chosen = [int(indices[position]) for position in positions]
-            regions = [self.records[index] for index in chosen]
-            generators = [np.random.default_rng([self.seed, epoch, index]) for index in chosen]
-            image = self._image(path, regions)
-            made = self.processor.samples(image, regions, generators, self.train)
-            assert len(made) == len(regions), f"processor made {len(made)} samples of {len(regions)} regions"
-            for position, sample in zip(positions, made, strict=True):
-                samples[position] = sample
+        order = (position for positions in by_image.values() for position in positions)
+        for position, sample in zip(order, self.part_samples(parts, epoch), strict=True):
+            samples[position] = sample
         return samples
 
-    def _image(self, path: Path, regions: list[Region]) -> np.ndarray:
-        """RGB uint8 (H, W, 3), read-only where it is cached."""
-        image = self._cache.get(path)
+    def part_samples(self, parts: Sequence[ImagePart], epoch: int) -> list[dict]:
+        """One sample a region, image after image."""
+        samples, unfinished = [], {}
+        for part in parts:
+            generators = [np.random.default_rng([self.seed, epoch, number]) for number in part.numbers]
+            image = self._image(part)
+            made = self.processor.samples(image, part.regions, generators, self.train)
+            assert len(made) == len(part.regions), f"processor made {len(made)} samples of {len(part.regions)} regions"
+            samples += made
+            if part.unfinished:
+                unfinished[part.key] = image
+        self._unfinished = unfinished
+        return samples
+
+    def _image(self, part: ImagePart) -> np.ndarray:
+        """RGB uint8 (H, W, 3), read-only: others may get the same array."""
+        image = self._cache.get(part.key)
+        if image is None:
+            image = self._unfinished.get(part.key)
         if image is None:
             try:
-                image = open_image(path)
+                image = open_image(part.source)
             except ValueError as error:
+                place = "" if isinstance(part.source, Path) else f" ({part.key})"
                 raise ValueError(
-                    f"region {regions[0].id}: {error}; `python -m data_prep.check FILE` finds all"
+                    f"region {part.regions[0].id}{place}: {error}; `python -m data_prep.check FILE` finds all"
                 ) from error
+            image.flags.writeable = False
             if self._cached_bytes + image.nbytes <= self.cache_bytes:
-                image.flags.writeable = False
-                self._cache[path] = image
+                self._cache[part.key] = image
                 self._cached_bytes += image.nbytes
-        for region in regions:
+        for region in part.regions:
             if region.image_hw != image.shape[:2]:
                 raise ValueError(
-                    f"region {region.id}: image_hw {region.image_hw} but {path} is {image.shape[:2]} (height, width); "
-                    "boxes count in the recorded size: convert again, `python -m data_prep.check FILE` finds all"
+                    f"region {region.id}: image_hw {region.image_hw} but {part.key} is {image.shape[:2]} (height, "
+                    "width); boxes count in the recorded size: convert again, `python -m data_prep.check FILE` finds "
+                    "all"
                 )
         return image

@@ -1,31 +1,61 @@
 """Samples -> batches: one global list of batches an epoch, the same for any number of workers and processes."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from dynrefer.data.dataset import RegionDataset
+from dynrefer.data.index import ImageGroups
 
 # told apart from the generators of single samples, which are seeded by (seed, epoch, index)
-_PLAN_STREAM = 0x504C414E
+PLAN_STREAM = 0x504C414E
+ANNOTATIONS = ("captions", "tags", "attributes", "categories")
+
+# What a worker makes a batch of: the number of each data set in it, with the arguments of that one's `samples`.
+Key = list[tuple[int, tuple]]
+# A last touch, where the batch was made: (batch, key, regions of each entry of the key) -> what goes out.
+Finish = Callable[[Any, Key, list[int]], Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set of several that are mixed."""
+
+    path: str | list[str]  # record file, record files read as one, or shards
+    weight: float = 1.0  # its share of the regions seen, beside the weights of the others
+    tasks: list[str] | None = None  # of its annotations, those to train on: captions, tags, ...; null: all
+
+    def __post_init__(self):
+        if not self.path:
+            raise ValueError("path is empty; name a record file or shards")
+        if not 0 < self.weight < float("inf"):
+            raise ValueError(f"weight {self.weight} of {self.path}: expected a number above 0")
+        if unknown := [task for task in self.tasks or ANNOTATIONS if task not in ANNOTATIONS]:
+            raise ValueError(f"task {unknown[0]!r} of {self.path}: expected some of {', '.join(ANNOTATIONS)}")
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which records are read and how they are batched."""
 
-    train: str | list[str] = ""  # record file or files to train on
+    # record file, record files read as one, shards (their folder, index or pattern), or {path, weight, tasks} to mix
+    train: str | list[str | Source] = ""
     val: str = ""  # record file for periodic evaluation; empty = none
     batch_size: int = 64  # regions an optimizer step, over all processes and accumulation steps
     num_workers: int = 2  # processes that prepare batches, for each training process; 0 = none
     max_regions_per_image: int | None = None  # at most so many regions of an image an epoch, others in the next
     shuffle: bool = True  # another order of images each epoch
     cache_mb: int = 0  # room for decoded images in each worker, in MB
+    mix: Literal["batches", "regions"] = (
+        "batches"  # whole batches of one data set, or some regions of each in every one
+    )
+    streams: int = 8  # shards read side by side; processes share them, and up to so many need not read all
+    buffer: int = 1000  # images of shards, over all streams, that are shuffled among each other
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -34,18 +64,162 @@ class DataConfig:
             raise ValueError(f"data.num_workers {self.num_workers}, data.cache_mb {self.cache_mb}: expected 0 or more")
         if self.max_regions_per_image is not None and self.max_regions_per_image < 1:
             raise ValueError(f"data.max_regions_per_image {self.max_regions_per_image}: expected at least 1, or null")
+        if self.streams < 1 or self.buffer < 1:
+            raise ValueError(f"data.streams {self.streams}, data.buffer {self.buffer}: expected at least 1")
 
 
-class RegionLoader:
-    """Batches of a dataset's regions.
+class ImageOrder:
+    """The regions of an epoch in order, worked out only where somebody looks: `order.between(first, last)`.
 
-    The global batches of an epoch depend only on records, seed, epoch and batch_size: images in random order, the
-    regions of each kept together, cut into batch_size regions. Process `rank` of `world_size` takes its contiguous part
-    of each; the shares of a short last batch differ by at most one region. Samples do not depend on num_workers.
+    Images in random order (`shuffle`) or in the file's, the regions of each kept together, at most `most` of each.
+    """
+
+    def __init__(self, groups: ImageGroups, seed: int, epoch: int, shuffle: bool, most: int | None):
+        self.groups, self.most, self.shuffle, self.seeds = groups, most, shuffle, [seed, epoch, PLAN_STREAM]
+        generator = np.random.default_rng([*self.seeds, 0])
+        self.images = generator.permutation(len(groups)) if shuffle else np.arange(len(groups))
+        self.ends = np.cumsum(kept_counts(groups.counts, most)[self.images])  # where the regions of each image end
+
+    def place(self, position: int) -> int:
+        """Which image of the order the region at a position belongs to."""
+        return int(np.searchsorted(self.ends, position, side="right"))
+
+    def between(self, first: int, last: int) -> np.ndarray:
+        """Record indices at positions first ... last - 1."""
+        parts = [np.zeros(0, np.int64)]
+        place = self.place(first)
+        while first < last:
+            begin = int(self.ends[place - 1]) if place else 0
+            image = int(self.images[place])
+            members = self.groups.members(image)
+            members = members[kept_positions(self.seeds, image, len(members), self.most, self.shuffle)]
+            parts.append(members[first - begin : last - begin])
+            first, place = int(self.ends[place]), place + 1
+        return np.concatenate(parts)
+
+
+def kept_counts(counts: np.ndarray, most: int | None) -> np.ndarray:
+    """Regions of every image that an epoch takes, of those there are."""
+    return counts if most is None else np.minimum(counts, most)
+
+
+def kept_positions(seeds: list[int], image: int, count: int, most: int | None, shuffle: bool) -> np.ndarray | slice:
+    """Which of an image's `count` regions an epoch takes: at random where it shuffles, else the first."""
+    if most is None or count <= most:
+        return slice(None)
+    if not shuffle:
+        return slice(most)
+    return np.sort(np.random.default_rng([*seeds, 1, image]).choice(count, most, replace=False))
+
+
+class Plan(Sequence):
+    """The global batches of an epoch as lists of record indices, each made when it is looked at."""
+
+    def __init__(self, order: ImageOrder, batch_size: int, num_batches: int):
+        self.order, self.batch_size, self.num_batches = order, batch_size, num_batches
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __getitem__(self, number):
+        if isinstance(number, slice):
+            return [self[k] for k in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"batch {number} of {len(self)}")
+        first = number % len(self) * self.batch_size
+        return self.order.between(first, min(first + self.batch_size, int(self.order.ends[-1]))).tolist()
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+
+
+class Loader:
+    """What all loaders share: an epoch's batches, made by workers from the keys that a subclass gives.
+
+    datasets: those that keys speak of by number; all have the same processor. The batches depend on records, seed,
+    epoch and batch_size alone, process `rank` of `world_size` takes its contiguous part of each (the shares of a short
+    last batch differ by at most one region), and num_workers changes nothing. finish: see `Finish`.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[RegionDataset],
+        batch_size: int,
+        *,
+        num_regions: int,
+        num_workers: int,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+        mp_context: str | None = None,
+        finish: Finish | None = None,
+    ):
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"batch_size {batch_size} for {world_size} processes: it counts the regions of all of them and must be "
+                f"a multiple of {world_size}"
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size} processes: expected 0..{world_size - 1}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers {num_workers}: expected 0 (no extra process) or more")
+        full, rest = divmod(num_regions, batch_size)
+        self._num_batches = full if drop_last or not rest else full + 1
+        if not self._num_batches:
+            raise ValueError(
+                f"{num_regions} regions do not fill a batch of {batch_size}; use a smaller one, or drop_last=False"
+            )
+        if self._num_batches > full and rest < world_size:
+            raise ValueError(
+                f"the last batch has {rest} regions for {world_size} processes, and each needs one; set drop_last=True "
+                "or another batch_size"
+            )
+        self.datasets, self.batch_size, self.num_regions = list(datasets), batch_size, num_regions
+        self.rank, self.world_size, self.num_workers, self.mp_context = rank, world_size, num_workers, mp_context
+        self._maker, self._keys = _BatchMaker(self.datasets, finish), _Keys()
+        self._loader: DataLoader | None = None
+
+    def __len__(self) -> int:
+        """Batches an epoch, the same in every process."""
+        return self._num_batches
+
+    def keys(self, epoch: int, start_batch: int) -> Iterator[Key]:
+        """What this process's batches are made of, from `start_batch` on."""
+        raise NotImplementedError
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Any]:
+        """This process's batches of an epoch, as `processor.collate` makes them, from `start_batch` on (no image of the
+        batches before is opened)."""
+        if not 0 <= start_batch <= len(self):
+            raise ValueError(f"start_batch {start_batch}: expected 0..{len(self)}, the batches of an epoch")
+        if start_batch == len(self):
+            return
+        self._keys.start(self.keys(epoch, start_batch))
+        if self._loader is None:
+            self._loader = DataLoader(
+                self._maker,
+                batch_size=None,  # a key is a whole batch
+                sampler=self._keys,
+                collate_fn=_as_it_is,
+                num_workers=self.num_workers,
+                worker_init_fn=_start_worker,
+                generator=torch.Generator(),  # the global one stays as it is: a resumed run draws the same
+                persistent_workers=self.num_workers > 0,
+                multiprocessing_context=self.mp_context if self.num_workers else None,
+            )
+        try:
+            yield from self._loader
+        finally:
+            self._keys.stop()
+
+
+class RegionLoader(Loader):
+    """Batches of a dataset's regions: images in random order, the regions of each kept together, cut into batch_size
+    regions.
 
     batch_size: regions of a global batch. drop_last: leave a short last batch out. max_regions_per_image: a random
     choice of so many of an image's regions each epoch. mp_context: how workers start, "fork" or "spawn"; None = torch's
-    default.
+    default. span: the positions of every full batch that this process takes, where that is not an even share.
     """
 
     def __init__(
@@ -61,96 +235,82 @@ class RegionLoader:
         drop_last: bool = False,
         max_regions_per_image: int | None = None,
         mp_context: str | None = None,
+        span: tuple[int, int] | None = None,
     ):
-        if batch_size < 1 or batch_size % world_size:
-            raise ValueError(
-                f"batch_size {batch_size} for {world_size} processes: it counts the regions of all of them and must be "
-                f"a multiple of {world_size}"
-            )
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} of {world_size} processes: expected 0..{world_size - 1}")
-        if num_workers < 0:
-            raise ValueError(f"num_workers {num_workers}: expected 0 (no extra process) or more")
-        if max_regions_per_image is not None and max_regions_per_image < 1:
-            raise ValueError(f"max_regions_per_image {max_regions_per_image}: expected at least 1, or None for all")
-        self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
-        self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
-        self.num_workers, self.max_regions_per_image, self.mp_context = num_workers, max_regions_per_image, mp_context
+        check_most(max_regions_per_image)
+        self.dataset, self.shuffle, self.seed, self.span = dataset, shuffle, seed, span
+        self.max_regions_per_image = max_regions_per_image
         self._groups = dataset.records.image_groups()
-        most = max_regions_per_image or len(dataset)
-        self.num_regions = sum(min(len(group), most) for group in self._groups)  # an epoch, over all processes
-        full, rest = divmod(self.num_regions, batch_size)
-        self._num_batches = full if drop_last or not rest else full + 1
-        if not self._num_batches:
-            raise ValueError(
-                f"{self.num_regions} regions do not fill a batch of {batch_size}; use a smaller one, or drop_last=False"
-            )
-        if self._num_batches > full and rest < world_size:
-            raise ValueError(
-                f"the last batch has {rest} regions for {world_size} processes, and each needs one; set drop_last=True "
-                "or another batch_size"
-            )
-        self._keys: list[tuple[int, list[int]]] = []  # the sampler: (epoch, indices) a batch; filled for each epoch
-        self._loader: DataLoader | None = None
+        super().__init__(
+            [dataset],
+            batch_size,
+            num_regions=int(kept_counts(self._groups.counts, max_regions_per_image).sum()),
+            num_workers=num_workers,
+            rank=rank,
+            world_size=world_size,
+            drop_last=drop_last,
+            mp_context=mp_context,
+        )
 
-    def __len__(self) -> int:
-        """Batches an epoch, the same in every process."""
-        return self._num_batches
-
-    def plan(self, epoch: int) -> list[list[int]]:
+    def plan(self, epoch: int) -> Plan:
         """The global batches of an epoch as record indices, without opening anything."""
-        generator = np.random.default_rng([self.seed, epoch, _PLAN_STREAM, 0])
-        order: list[int] = []
-        groups = generator.permutation(len(self._groups)) if self.shuffle else range(len(self._groups))
-        most = self.max_regions_per_image
-        for number in groups:
-            group = self._groups[number]
-            if most is not None and len(group) > most:
-                kept = generator.choice(len(group), most, replace=False) if self.shuffle else np.arange(most)
-                group = [group[position] for position in np.sort(kept)]
-            order.extend(group)
-        starts = range(0, self._num_batches * self.batch_size, self.batch_size)
-        return [order[start : start + self.batch_size] for start in starts]
+        order = ImageOrder(self._groups, self.seed, epoch, self.shuffle, self.max_regions_per_image)
+        return Plan(order, self.batch_size, len(self))
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Any]:
-        """This process's batches of an epoch, as `processor.collate` makes them, from `start_batch` on (no image of the
-        batches before is opened)."""
-        if not 0 <= start_batch <= len(self):
-            raise ValueError(f"start_batch {start_batch}: expected 0..{len(self)}, the batches of an epoch")
-        self._keys[:] = [(epoch, self._share(batch)) for batch in self.plan(epoch)[start_batch:]]
-        if not self._keys:
-            return
-        if self._loader is None:
-            self._loader = DataLoader(
-                _BatchMaker(self.dataset),
-                batch_size=None,  # a key is a whole batch
-                sampler=self._keys,
-                collate_fn=_as_it_is,
-                num_workers=self.num_workers,
-                worker_init_fn=_start_worker,
-                generator=torch.Generator(),  # the global one stays as it is: a resumed run draws the same
-                persistent_workers=self.num_workers > 0,
-                multiprocessing_context=self.mp_context if self.num_workers else None,
-            )
-        yield from self._loader
+    def keys(self, epoch: int, start_batch: int) -> Iterator[Key]:
+        order = self.plan(epoch).order
+        for number in range(start_batch, len(self)):
+            start = number * self.batch_size
+            begin, end = self.span or share(min(self.batch_size, self.num_regions - start), self.rank, self.world_size)
+            first, last, following = start + begin, start + end, start + self.batch_size + begin
+            goes_on = number + 1 < len(self) and order.place(last - 1) == order.place(following)
+            yield [(0, (order.between(first, last), epoch, goes_on))]
 
-    def _share(self, batch: list[int]) -> list[int]:
-        first, last = (len(batch) * rank // self.world_size for rank in (self.rank, self.rank + 1))
-        return batch[first:last]
+
+def share(size: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The positions of a batch of `size` regions that a process takes: from the first up to, not with, the second."""
+    return size * rank // world_size, size * (rank + 1) // world_size
+
+
+def check_most(max_regions_per_image: int | None) -> None:
+    if max_regions_per_image is not None and max_regions_per_image < 1:
+        raise ValueError(f"max_regions_per_image {max_regions_per_image}: expected at least 1, or None for all")
+
+
+class _Keys:
+    """The sampler of a loader: its keys of the present epoch, each made when a worker is free for it.
+
+    It does not know the loader: workers are slow to end where the garbage collector, not the last reference, ends them.
+    """
+
+    def __init__(self):
+        self._keys: Iterator[Key] = iter(())
+
+    def start(self, keys: Iterator[Key]) -> None:
+        self.stop()
+        self._keys = keys
+
+    def stop(self) -> None:
+        if hasattr(self._keys, "close"):
+            self._keys.close()
+
+    def __iter__(self) -> Iterator[Key]:
+        return self._keys
 
 
 class _BatchMaker:
-    """Map from (epoch, indices) to a collated batch, in the shape a DataLoader wants its dataset."""
+    """Map from a key to a batch, in the shape a DataLoader wants its dataset."""
 
-    def __init__(self, dataset: RegionDataset):
-        self.dataset = dataset
+    def __init__(self, datasets: list[RegionDataset], finish: Finish | None):
+        self.datasets, self.finish = datasets, finish
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return sum(map(len, self.datasets))
 
-    def __getitem__(self, key: tuple[int, list[int]]) -> Any:
-        epoch, indices = key
-        return self.dataset.processor.collate(self.dataset.samples(indices, epoch))
+    def __getitem__(self, key: Key) -> Any:
+        parts = [self.datasets[number].samples(*arguments) for number, arguments in key]
+        batch = self.datasets[0].processor.collate([sample for part in parts for sample in part])
+        return batch if self.finish is None else self.finish(batch, key, list(map(len, parts)))
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,0 +1,251 @@
+"""Shards -> batches: a stream that is planned as a whole, read image by image, and decoded by the workers.
+
+The index tells how many regions every image has, so an epoch is laid out before anything is read:
+
+    shards in random order                    s3 s0 s4 s1 s2
+    their regions, cut into `streams`         |--------|--------|    equal parts, wherever the cuts fall
+    in each, images change places within      ~~~~~~~~ ~~~~~~~~      at most `buffer` / streams places
+    every batch takes its share of each       b0 b1 .. b0 b1 ..
+
+A process reads the streams that its part of the batches comes from, in a thread, and hands encoded images to its
+workers.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from dynrefer.data.dataset import ImagePart, RegionDataset
+from dynrefer.data.loader import PLAN_STREAM, Key, Loader, check_most, kept_counts, kept_positions, share
+from dynrefer.data.schema import Region
+from dynrefer.data.shards import EncodedImage, Shards
+
+AHEAD = 4  # batches that are read before they are asked for
+
+
+@dataclass
+class Piece:
+    """Regions of an encoded image: which of its `count`, and the number of its first one in all shards."""
+
+    encoded: EncodedImage
+    count: int
+    chosen: np.ndarray
+    first_number: int
+    unfinished: bool  # the next batch wants the image too
+
+
+class ShardDataset(RegionDataset):
+    """Samples of encoded images. The same seed, epoch and region always give the same sample: that of a RegionDataset,
+    where the records have the order of the shards."""
+
+    records: Shards
+
+    def samples(self, pieces: list[Piece], epoch: int) -> list[dict]:
+        """One sample a region, in the order of the pieces. Raises ValueError for bad records and images."""
+        parts = []
+        for piece in pieces:
+            name, records = piece.encoded.name, piece.encoded.regions(piece.count)
+            chosen = piece.chosen.tolist()
+            regions = [Region.from_dict(records[k], f"{name}.json:{k}") for k in chosen]
+            numbers = [piece.first_number + k for k in chosen]
+            parts.append(ImagePart(name, piece.encoded.image, regions, numbers, piece.unfinished))
+        return self.part_samples(parts, epoch)
+
+
+@dataclass
+class Stream:
+    """A part of an epoch's regions, in the order in which batches take them: those from `begins` up to `ends` of what
+    the epoch keeps of each of `images`. stops (M,): how many regions lie before the end of each; width: regions that a
+    batch takes; places (M,): rank of each image in the order of reading."""
+
+    images: np.ndarray
+    begins: np.ndarray
+    ends: np.ndarray
+    places: np.ndarray
+    width: int
+
+    @property
+    def stops(self) -> np.ndarray:
+        return np.cumsum(self.ends - self.begins)
+
+
+class ShardLoader(Loader):
+    """Batches of shards, with the interface of `RegionLoader`.
+
+    They depend on the shards, seed, epoch, batch_size, streams and buffer alone. A process reads only the streams that
+    its part of every batch comes from: with as many processes as streams each reads its own, with more of them some
+    share one. Whole batches come first; the regions that do not fill one make the last, unless drop_last.
+
+    streams: shards read side by side, at most one for each shard and each region of a batch; one without shuffle.
+    buffer: images over all streams that change places among each other, and are held meanwhile. span: see RegionLoader.
+    """
+
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        num_workers: int,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+        max_regions_per_image: int | None = None,
+        streams: int = 8,
+        buffer: int = 1000,
+        mp_context: str | None = None,
+        span: tuple[int, int] | None = None,
+    ):
+        check_most(max_regions_per_image)
+        if streams < 1 or buffer < 1:
+            raise ValueError(f"streams {streams}, buffer {buffer}: expected at least 1")
+        self.shards, self.shuffle, self.seed, self.span = dataset.records, shuffle, seed, span
+        self.max_regions_per_image = max_regions_per_image
+        self._kept = kept_counts(self.shards.counts, max_regions_per_image)
+        super().__init__(
+            [dataset],
+            batch_size,
+            num_regions=int(self._kept.sum()),
+            num_workers=num_workers,
+            rank=rank,
+            world_size=world_size,
+            drop_last=drop_last,
+            mp_context=mp_context,
+        )
+        self.streams = min(streams, batch_size, len(self.shards.urls)) if shuffle else 1
+        self.window = max(1, buffer // self.streams)
+
+    def plan(self, epoch: int) -> list[Stream]:
+        """The streams of an epoch, and one more with what makes its short last batch."""
+        generator = np.random.default_rng([self.seed, epoch, PLAN_STREAM, 0])
+        first = self.shards.first_image
+        shards = generator.permutation(len(first) - 1) if self.shuffle else range(len(first) - 1)
+        images = np.concatenate([np.arange(first[shard], first[shard + 1]) for shard in shards])
+        stops = np.cumsum(self._kept[images])
+        num_full = self.num_regions // self.batch_size
+        bounds = [number * self.batch_size // self.streams for number in range(self.streams + 1)]
+        cuts = [*(num_full * bound for bound in bounds), self.num_regions]
+        widths = [*np.diff(bounds).tolist(), self.num_regions - num_full * self.batch_size]
+        result = []
+        for (begin, end), width in zip(pairwise(cuts), widths, strict=True):
+            places = np.arange(*np.searchsorted(stops, [begin, end - 1], side="right") + [0, 1])
+            if self.shuffle:
+                moved = generator.uniform(0, self.window, len(places))
+                places = places[np.argsort(np.arange(len(places)) + moved, kind="stable")]
+            kept = self._kept[images[places]]
+            before = stops[places] - kept
+            result.append(
+                Stream(
+                    images=images[places],
+                    begins=np.maximum(begin - before, 0),
+                    ends=np.minimum(end - before, kept),
+                    places=places,
+                    width=width,
+                )
+            )
+        return result
+
+    def keys(self, epoch: int, start_batch: int) -> Iterator[Key]:
+        return _ahead(self._keys_of(epoch, start_batch), AHEAD)
+
+    def _keys_of(self, epoch: int, start_batch: int) -> Iterator[Key]:
+        *streams, rest = self.plan(epoch)
+        num_full = self.num_regions // self.batch_size
+        begin, end = self.span or share(self.batch_size, self.rank, self.world_size)
+        readers, start = [], 0
+        for stream in streams:
+            first, last = np.clip([begin - start, end - start], 0, stream.width).tolist()
+            if first < last:
+                readers.append(self._pieces(stream, epoch, range(start_batch, num_full), first, last))
+            start += stream.width
+        for _ in range(start_batch, num_full):
+            yield [(0, ([piece for reader in readers for piece in next(reader)], epoch))]
+        if len(self) > num_full:
+            for pieces in self._pieces(rest, epoch, range(1), *share(rest.width, self.rank, self.world_size)):
+                yield [(0, (pieces, epoch))]
+
+    def _pieces(self, stream: Stream, epoch: int, batches: range, first: int, last: int) -> Iterator[list[Piece]]:
+        """What positions first ... last - 1 of a stream's share hold, in each of some batches."""
+        stops, width = stream.stops, stream.width
+
+        def taken(positions: np.ndarray) -> np.ndarray:
+            """How many of the regions before a position are ours, in batches up to the last one."""
+            positions = np.minimum(positions, batches.stop * width)
+            return positions // width * (last - first) + np.clip(positions % width - first, 0, last - first)
+
+        lengths = stream.ends - stream.begins
+        needed = taken(stops) > np.maximum(taken(stops - lengths), batches.start * (last - first))
+        order = np.flatnonzero(needed)[np.argsort(stream.places[needed], kind="stable")]  # as they are read
+        arriving = zip(order.tolist(), self.shards.read(stream.images[order]), strict=True)
+        held: dict[int, EncodedImage] = {}
+        for batch in batches:
+            pieces = []
+            position, stop = batch * width + first, batch * width + last
+            following = (batch + 1) * width + first if batch + 1 < batches.stop else np.inf
+            while position < stop:
+                k = int(np.searchsorted(stops, position, side="right"))
+                while k not in held:
+                    place, (_, encoded) = next(arriving)
+                    held[place] = encoded
+                image, until = int(stream.images[k]), min(stop, int(stops[k]))
+                count = int(self.shards.counts[image])
+                seeds = [self.seed, epoch, PLAN_STREAM]
+                chosen = kept_positions(seeds, image, count, self.max_regions_per_image, self.shuffle)
+                before = int(stops[k] - lengths[k] - stream.begins[k])  # position of the image's first region
+                pieces.append(
+                    Piece(
+                        encoded=held[k],
+                        count=count,
+                        chosen=np.arange(count)[chosen][position - before : until - before],
+                        first_number=int(self.shards.first_region[image]),
+                        unfinished=bool(following < stops[k]),
+                    )
+                )
+                if not pieces[-1].unfinished:
+                    del held[k]
+                position = until
+            yield pieces
+
+
+def _ahead(items: Iterator, most: int) -> Iterator:
+    """The same items, made up to `most` ahead by a thread; it ends with the iteration."""
+    made: queue.Queue = queue.Queue(most)
+    stopped = threading.Event()
+    end = object()
+
+    def put(item) -> None:
+        while not stopped.is_set():
+            try:
+                return made.put(item, timeout=0.1)
+            except queue.Full:
+                pass
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((item, None))
+                if stopped.is_set():
+                    break
+            put((end, None))
+        except BaseException as error:
+            put((end, error))
+        finally:
+            items.close()
+
+    thread = threading.Thread(target=work, daemon=True, name="shards")
+    try:
+        thread.start()
+        while True:
+            item, error = made.get()
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            yield item
+    finally:
+        stopped.set()

@@ -1,0 +1,262 @@
+"""Mixtures: every data set has its share, trains its tasks and no others, and everybody agrees on who comes when."""
+
+from collections import Counter
+from fractions import Fraction
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from dynrefer.config import load_config
+from dynrefer.data import Region, open_records, save_arrow, write_records
+from dynrefer.data.batch import RegionBatch
+from dynrefer.data.loader import DataConfig, RegionLoader, Source
+from dynrefer.data.mixture import MixLoader, Mixture, counts_after, draws, open_training, training_loader
+from dynrefer.data.shards import Shards, write_shards
+from dynrefer.data.stream import ShardLoader
+from tests.tiny import load_tiny, tiny_family, write_squares
+from train.run import RunConfig, main
+
+HW = (20, 30)
+SIZES = {"a": 40, "b": 25, "c": 60}  # regions; images of one to three
+
+
+class Processor:
+    """Samples that name their region and a random number, as a RegionBatch with every annotation."""
+
+    def samples(self, image, regions, generators, train):
+        return [
+            {"id": region.id, "draw": float(generator.random())}
+            for region, generator in zip(regions, generators, strict=True)
+        ]
+
+    def collate(self, samples):
+        count = len(samples)
+        return RegionBatch(
+            ids=[f"{sample['id']}:{sample['draw']:.6f}" for sample in samples],
+            **{name: torch.zeros(count) for name in ("boxes", "views", "scales", "view_boxes", "region_boxes")},
+            caption_mask=torch.ones(count, 3, dtype=torch.long),
+            tags_known=torch.ones(count, dtype=torch.bool),
+            attributes=torch.ones(count, 2, dtype=torch.int8),
+            categories=torch.zeros(count, dtype=torch.long),
+        )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """a.jsonl, an Arrow folder b, and shards c."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, size in SIZES.items():
+        regions, image = [], 0
+        while len(regions) < size:
+            Image.new("RGB", HW[::-1]).save(folder / f"{name}{image}.png")
+            for _ in range(min(image % 3 + 1, size - len(regions))):
+                regions.append(Region(f"{name}_{len(regions)}", f"{name}{image}.png", HW, (1.0, 2.0, 10.0, 12.0)))
+            image += 1
+        write_records(folder / f"{name}.jsonl", regions)
+    save_arrow(folder / "b", open_records(folder / "b.jsonl"))
+    write_shards(folder / "c", open_records(folder / "c.jsonl"), max_bytes=20_000)
+    return folder
+
+
+def sources(folder, **tasks):
+    return [
+        Source(str(folder / "a.jsonl"), 2.0, tasks.get("a")),
+        Source(str(folder / "b"), 1.0, tasks.get("b")),
+        Source(str(folder / "c"), 1.0, tasks.get("c")),
+    ]
+
+
+def make_loader(train, batch_size=10, rank=0, world_size=1, seed=3, **data):
+    data = DataConfig(train=train, **{"num_workers": 0, "streams": 2, "buffer": 6, **data})
+    return training_loader(open_training(data.train), Processor(), data, batch_size, seed, rank, world_size)
+
+
+def ids(batches):
+    return [batch.ids for batch in batches]
+
+
+def names(batch):
+    return Counter(name[0] for name in batch)
+
+
+# ---------------------------------------------------------------------------------------------- who comes when
+
+
+def test_draws_keep_to_the_weights_at_every_length():
+    for weights in ([1], [1, 1], [3, 1], [2.0, 1.0, 1.0], [0.7, 0.2, 0.1], [5, 0.01], [1 / 3, 1 / 7, 1e-3, 2]):
+        counts, total, turns = [0] * len(weights), sum(map(Fraction, weights)), draws(weights, [0] * len(weights))
+        for number in range(400):
+            assert counts_after(weights, number) == counts
+            for count, weight in zip(counts, weights, strict=True):
+                assert abs(count - number * Fraction(weight) / total) <= 1
+            counts[next(turns)] += 1
+    assert counts_after([3, 1], 10**12) == [3 * 10**12 // 4, 10**12 // 4]
+
+
+# ---------------------------------------------------------------------------------------------- batches
+
+
+@pytest.mark.parametrize("mix", ["batches", "regions"])
+def test_every_data_set_has_its_share_and_goes_through_its_regions(folder, mix):
+    loader = make_loader(sources(folder), 8, mix=mix)
+    assert len(loader) == sum(SIZES.values()) // 8 and loader.num_regions == sum(SIZES.values())
+    seen = {name: [] for name in SIZES}
+    for epoch in range(6):
+        for batch in ids(loader.epoch(epoch)):
+            assert len(batch) == 8
+            assert len(names(batch)) == 1 if mix == "batches" else names(batch) == {"a": 4, "b": 2, "c": 2}
+            for name in batch:
+                seen[name[0]].append(name.split(":")[0])
+    num = sum(map(len, seen.values()))
+    assert [len(found) / num for found in seen.values()] == pytest.approx([0.5, 0.25, 0.25], abs=0.02)
+    for name, found in seen.items():
+        size = {"a": 4, "b": 2, "c": 2}[name] if mix == "regions" else 8
+        an_epoch = SIZES[name] // size * size  # whole batches of its own
+        for start in range(0, len(found) - an_epoch + 1, an_epoch):
+            assert len(set(found[start : start + an_epoch])) == an_epoch
+
+
+@pytest.mark.parametrize("mix", ["batches", "regions"])
+def test_workers_processes_and_restarts_change_nothing(folder, mix):
+    plain = [ids(make_loader(sources(folder), 8, mix=mix).epoch(epoch)) for epoch in range(3)]
+    assert plain[0] != plain[1]
+    loader = make_loader(sources(folder), 8, mix=mix, num_workers=2)
+    assert [ids(loader.epoch(epoch)) for epoch in range(3)] == plain
+    for start in (0, 1, 5, 14):
+        assert ids(make_loader(sources(folder), 8, mix=mix).epoch(2, start_batch=start)) == plain[2][start:]
+    for world_size in (2, 4, 8):
+        shares = [
+            ids(make_loader(sources(folder), 8, rank=rank, world_size=world_size, mix=mix).epoch(1))
+            for rank in range(world_size)
+        ]
+        assert [[name for part in batch for name in part] for batch in zip(*shares, strict=True)] == plain[1]
+        assert all(len(batch) == 8 // world_size for part in shares for batch in part)
+    assert ids(make_loader(sources(folder), 8, seed=4, mix=mix).epoch(0)) != plain[0]
+
+
+def test_a_batch_of_one_data_set_trains_its_tasks_only(folder):
+    loader = make_loader(sources(folder, a=["captions", "tags"], b=["categories"]), 8, mix="batches")
+    met = Counter()
+    for batch in loader.epoch(0):
+        kind = batch.ids[0][0]
+        met[kind] += 1
+        counts = {task: count for task, count in batch.counts().items() if count}
+        assert (
+            counts
+            == {
+                "a": {"view_text": 8, "captions": 24, "region_text": 8, "tags": 8},
+                "b": {"view_text": 8, "categories": 8},
+                "c": {"view_text": 8, "captions": 24, "region_text": 8, "tags": 8, "attributes": 8, "categories": 8},
+            }[kind]
+        )
+    assert met.keys() == SIZES.keys()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_in_a_mixed_batch_each_region_trains_the_tasks_of_its_data_set(folder, num_workers):
+    tasks = {"a": ["captions"], "b": ["attributes", "categories"], "c": []}
+    for batch in make_loader(sources(folder, **tasks), 8, mix="regions", num_workers=num_workers).epoch(0):
+        for row, name in enumerate(batch.ids):
+            known = {
+                "captions": batch.caption_mask[row].any(),
+                "tags": batch.tags_known[row],
+                "attributes": batch.attributes[row].any(),
+                "categories": batch.categories[row] >= 0,
+            }
+            assert [task for task, found in known.items() if found] == tasks[name[0]]
+
+
+def test_batches_that_cannot_leave_tasks_out_are_refused(folder):
+    class Plain(Processor):
+        def collate(self, samples):
+            return {"samples": samples}
+
+    data = DataConfig(train=sources(folder, a=["tags"]), num_workers=0)
+    with pytest.raises(ValueError, match="dict cannot leave tasks out"):
+        next(training_loader(open_training(data.train), Plain(), data, 8, 0, 0, 1).epoch(0))
+
+
+def test_only_what_has_a_weight_is_mixed(folder):
+    a, b, c = (source.path for source in sources(folder))
+    assert isinstance(make_loader(a), RegionLoader) and isinstance(make_loader(c), ShardLoader)
+    assert len(open_training([a, b])) == SIZES["a"] + SIZES["b"]  # read as one
+    assert isinstance(open_training([c]), Shards)
+    mixture = open_training([a, Source(b, 3.0), Source(c)])
+    assert isinstance(mixture, Mixture) and [source.weight for source in mixture.sources] == [1.0, 3.0, 1.0]
+    assert len(mixture) == sum(SIZES.values()) == len(list(mixture))
+    assert isinstance(make_loader([a, Source(b, 3.0)]), MixLoader)
+    with pytest.raises(ValueError, match="a.jsonl: a record file among shards; give each a weight"):
+        open_training([a, c])
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"batch_size": 9, "world_size": 2}, "batch_size 9 for 2 processes"),
+        ({"batch_size": 30}, "25 regions do not fill a batch of 30"),
+        ({"batch_size": 2, "mix": "regions"}, "none of 2 regions"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(folder, change, rule):
+    with pytest.raises(ValueError, match=rule):
+        make_loader(sources(folder), **change)
+
+
+# ---------------------------------------------------------------------------------------------- settings
+
+
+def test_the_yaml_says_paths_or_weights(tmp_path):
+    def load(train, **more):
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump({"train": train, **more}))
+        return load_config(DataConfig, tmp_path / "c.yaml")
+
+    assert load("a").train == "a" and load(["a", "b"]).train == ["a", "b"]
+    mixed = load([{"path": "a", "weight": 2, "tasks": ["captions"]}, {"path": ["b", "c"]}, "d"], mix="regions")
+    assert mixed.train == [Source("a", 2.0, ["captions"]), Source(["b", "c"]), "d"] and mixed.mix == "regions"
+    for entry, rule in (
+        ({"path": "a", "weight": 0}, "weight 0.* of a: expected a number above 0"),
+        ({"path": "a", "weight": -1}, "weight -1"),
+        ({"path": "a", "weight": float("inf")}, "weight inf"),
+        ({"path": "a", "tasks": ["captoins"]}, "'captoins' of a: expected some of captions"),
+        ({"path": "a", "wieght": 1}, "Did you mean 'weight'"),
+        ({"path": ""}, "path is empty"),
+        ({"weight": 1.0}, "path"),
+    ):
+        with pytest.raises(ValueError, match=rule):
+            load([entry])
+    with pytest.raises(ValueError, match="mix"):
+        load("a", mix="rows")
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("kind", ["shards", "mixture"])
+def test_training_goes_on_exactly_where_it_stopped(tmp_path, kind):
+    one, two = write_squares(tmp_path, 30), write_squares(tmp_path, 20, seed=1, prefix="t")
+    write_shards(tmp_path / "shards", open_records(one), max_bytes=20_000)
+    train = {"shards": str(tmp_path / "shards"), "mixture": [Source(str(tmp_path / "shards"), 2.0), Source(str(two))]}
+
+    def run(name, **loop):
+        settings = {
+            "name": name,
+            "output": str(tmp_path / "runs"),
+            "loop": {"steps": 14, "cpu": True, "num_threads": 1, **loop},
+            "data": {"train": "x", "batch_size": 8, "num_workers": 0, "streams": 3, "buffer": 9},
+            "log": {"tensorboard": False},
+        }
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+        cfg = load_config(RunConfig, tmp_path / "c.yaml")
+        object.__setattr__(cfg.data, "train", train[kind])
+        result = main(cfg, build=tiny_family, load=load_tiny)
+        return load_tiny(str(result.folder / "checkpoints" / f"step-{result.step:08d}" / "model")).state_dict()
+
+    whole = run("whole")
+    run("cut", stop_at=5)
+    resumed = run("cut", resume=True)
+    learnt = [name for name in whole if name != "bank"]  # which counts how often the model was saved
+    assert all(torch.equal(whole[name], resumed[name]) for name in learnt)
+    short = run("short", stop_at=1)
+    assert not all(torch.equal(whole[name], short[name]) for name in learnt)
