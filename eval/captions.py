@@ -6,12 +6,15 @@ JVM, lose the line alignment on a newline and write into the installed package. 
 CIDEr-D, with the document frequencies of the references that are scored: of other regions, other scores.
 """
 
+import atexit
 import re
 import subprocess
 import tempfile
 import threading
+import time
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from .java import find_java
 
 METRICS = ("bleu", "rouge", "meteor", "cider")
 JAVA_OPTIONS = ("-Xmx2G", "-Dfile.encoding=UTF-8")  # without the encoding, scores of "café" depend on the locale
+METEOR_ARGUMENTS = ("-", "-", "-stdio", "-l", "en", "-norm")
 METEOR_WORDS = 1000  # a longer caption gets 0: endless repetition makes METEOR's aligner run out of memory
 START_SECONDS = 120  # a JVM that is silent for so long is dead: METEOR loads its paraphrase table in 1 to 7 seconds
 
@@ -170,7 +174,7 @@ _SCORERS = {"bleu": _bleu, "rouge": _rouge, "meteor": _meteor, "cider": _cider}
 def meteor_scores(
     predictions: Sequence[str], references: Sequence[Sequence[str]], timeout: float = START_SECONDS
 ) -> tuple[float, list[float]]:
-    """METEOR 1.5 (`-l en -norm`) of the corpus and of each item, in one JVM.
+    """METEOR 1.5 (`-l en -norm`) of the corpus and of each item, by the one JVM of this process.
 
     Args:
         predictions: N texts, of which one of more than METEOR_WORDS words scores 0.
@@ -180,72 +184,84 @@ def meteor_scores(
     Raises:
         RuntimeError: the JVM did not start, died, hung, or answered something that is not a score.
     """
+    if not predictions:
+        raise ValueError("no captions: there is no METEOR to compute")
     predictions = [text if len(text.split()) <= METEOR_WORDS else "" for text in predictions]
-    with _MeteorProcess(timeout) as meteor:
-        stats = []
-        for prediction, texts in zip(predictions, references, strict=True):
-            stat = meteor.ask(" ||| ".join(["SCORE", *map(_meteor_text, texts), _meteor_text(prediction)]))
+    lines = [
+        " ||| ".join(["SCORE", *map(_meteor_text, texts), _meteor_text(prediction)])
+        for prediction, texts in zip(predictions, references, strict=True)
+    ]
+    with _meteor_process() as meteor:
+        stats = meteor.ask(lines, len(lines), timeout)
+        for stat, prediction in zip(stats, predictions, strict=True):
             if not stat or not all(_is_number(part) for part in stat.split()):
                 raise RuntimeError(f"METEOR answered {stat!r} for the caption {prediction!r}; expected its counts")
-            stats.append(stat)
-        meteor.timeout = timeout + len(stats) / 1_000
-        answers = [meteor.ask(" ||| ".join(["EVAL", *stats]))]
-        answers += [meteor.answer() for _ in stats]
-    if not all(map(_is_number, answers)):
-        raise RuntimeError(f"METEOR answered {[a for a in answers if not _is_number(a)][0]!r}; expected a score")
+        answers = meteor.ask([" ||| ".join(["EVAL", *stats])], len(stats) + 1, timeout + len(stats) / 1_000)
+        if not all(map(_is_number, answers)):
+            raise RuntimeError(f"METEOR answered {[a for a in answers if not _is_number(a)][0]!r}; expected a score")
     *items, corpus = map(float, answers)
     return corpus, items
 
 
 class _MeteorProcess:
-    """A METEOR JVM: one line in, one line out. It is killed when an answer takes longer than `timeout` seconds."""
+    """A METEOR JVM: lines in, lines out. It is killed when it is silent for longer than a question's timeout."""
 
-    def __init__(self, timeout: float):
-        self.timeout = timeout
-
-    def __enter__(self) -> "_MeteorProcess":
-        command = [find_java(), *JAVA_OPTIONS, "-jar", str(_jar("meteor/meteor-1.5.jar"))]
+    def __init__(self, command: Sequence[str]):
+        self.command = list(command)
         self.errors = tempfile.TemporaryFile()  # a pipe that nobody reads would block the JVM when full
         self.process = subprocess.Popen(
-            [*command, "-", "-", "-stdio", "-l", "en", "-norm"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, bufsize=1 << 16
         )
-        return self
 
-    def ask(self, line: str) -> str:
-        """The first line of the answer to `line`."""
-        return self._guarded(lambda: (self._write(line), self.process.stdout.readline())[1])
+    def ask(self, lines: Sequence[str], number: int, timeout: float) -> list[str]:
+        """The `number` lines that METEOR answers to `lines`.
 
-    def answer(self) -> str:
-        """The next line of an answer that has several."""
-        return self._guarded(self.process.stdout.readline)
-
-    def _write(self, line: str) -> None:
-        self.process.stdin.write(f"{line}\n".encode())
-        self.process.stdin.flush()
-
-    def _guarded(self, exchange) -> str:
-        watchdog = threading.Timer(self.timeout, self.process.kill)
-        watchdog.daemon = True
-        watchdog.start()
+        A thread writes while this one reads, so that METEOR never waits for us, nor we both for room in a pipe.
+        """
+        self.heard, answered = time.monotonic(), threading.Event()
+        threads = [
+            threading.Thread(target=self._write, args=(lines,), daemon=True),
+            threading.Thread(target=self._watch, args=(timeout, answered), daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        answers = []
         try:
-            line = exchange()
-        except OSError:  # the other end of the pipe is gone
-            line = b""
+            for _ in range(number):
+                line = self.process.stdout.readline()
+                if not line.endswith(b"\n"):
+                    raise RuntimeError(self._death(timeout, lines[min(len(answers), len(lines) - 1)]))
+                answers.append(line.decode().strip())
+                self.heard = time.monotonic()
         finally:
-            watchdog.cancel()
-        if not line.endswith(b"\n"):
-            code = self.process.wait()
-            self.errors.seek(0)
-            raise RuntimeError(
-                f"the METEOR process ended with code {code} before it answered (or was silent for {self.timeout:.0f} s "
-                f"and was stopped); no score was computed. {self.errors.read().decode(errors='replace')[-500:]}"
-            )
-        return line.decode().strip()
+            answered.set()
+            for thread in threads:
+                thread.join(timeout=None if len(answers) == number else 5)
+        return answers
 
-    def __exit__(self, *_) -> None:
+    def _write(self, lines: Sequence[str]) -> None:
+        try:
+            for line in lines:
+                self.process.stdin.write(f"{line}\n".encode())
+            self.process.stdin.flush()
+        except (OSError, ValueError):  # the other end is gone, or this one was closed: the reader tells
+            pass
+
+    def _watch(self, timeout: float, answered: threading.Event) -> None:
+        while not answered.wait(min(1.0, timeout / 4)):
+            if time.monotonic() - self.heard > timeout:
+                self.process.kill()
+                return
+
+    def _death(self, timeout: float, line: str) -> str:
+        code = self.process.wait()
+        self.errors.seek(0)
+        return (
+            f"the METEOR process ended with code {code} before it answered (or was silent for {timeout:.0f} s and was "
+            f"stopped) at {line[:200]!r}; no score was computed. " + self.errors.read().decode(errors="replace")[-500:]
+        )
+
+    def close(self) -> None:
         self.process.kill()
         self.process.wait()
         for stream in (self.process.stdout, self.errors):
@@ -254,6 +270,33 @@ class _MeteorProcess:
             self.process.stdin.close()
         except OSError:  # what could not be delivered to a dead process
             pass
+
+
+_running: list[_MeteorProcess] = []  # at most one: it takes METEOR seconds to load its tables, so calls share it
+_lock = threading.Lock()
+
+
+@contextmanager
+def _meteor_process() -> Iterator[_MeteorProcess]:
+    """This process's METEOR JVM, started where there is none. After any error it is ended: its answers may be late."""
+    command = [find_java(), *JAVA_OPTIONS, "-jar", str(_jar("meteor/meteor-1.5.jar")), *METEOR_ARGUMENTS]
+    with _lock:
+        if _running and (_running[0].command != command or _running[0].process.poll() is not None):
+            end_meteor()
+        if not _running:
+            _running.append(_MeteorProcess(command))
+        try:
+            yield _running[0]
+        except BaseException:
+            end_meteor()
+            raise
+
+
+@atexit.register
+def end_meteor() -> None:
+    """End the METEOR JVM, if one runs, and free its memory; the next score starts another."""
+    while _running:
+        _running.pop().close()
 
 
 def _meteor_text(text: str) -> str:
