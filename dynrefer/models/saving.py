@@ -64,8 +64,10 @@ class RegionModel(PreTrainedModel):
                 self._no_split_modules |= set(module._no_split_modules or ())
                 self._skip_keys_device_placement |= set(module._skip_keys_device_placement or ())
                 self._keep_in_fp32_modules |= set(module._keep_in_fp32_modules or ())
-        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
-            dtype = (self._dtypes or {}).get(name, tensor.dtype)
+        dtypes = self._dtypes or {}
+        dtypes = {copy: dtypes[name] for copy, name in self.all_tied_weights_keys.items() if name in dtypes} | dtypes
+        for name, tensor in (*self.named_parameters(remove_duplicate=False), *self.named_buffers()):
+            dtype = dtypes.get(name, tensor.dtype)
             if dtype != tensor.dtype and dtype.is_floating_point and tensor.is_floating_point():
                 tensor.data = tensor.data.to(dtype)
 
@@ -118,6 +120,9 @@ class RegionModel(PreTrainedModel):
             own["dtypes"] = {key: tensor.dtype for key, tensor in tensors.items()} | left_out
         if records or adapter:
             tensors |= base_parts.fetch(skeleton, records, **hub)
+            # a tied copy is found by name when it is offloaded
+            tied = skeleton.all_tied_weights_keys.items()
+            tensors = {copy: tensors[name] for copy, name in tied if name in tensors} | tensors
             kwargs = {key: value for key, value in kwargs.items() if key not in (*hub, *place)}
             source = {"pretrained_model_name_or_path": None, "state_dict": tensors}
         else:
@@ -354,9 +359,15 @@ def upload(
     """A saved folder to the hub, in one commit that also removes weights of an earlier push. A card that somebody wrote
     there stays."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(library_name="dynrefer", token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    except HfHubHTTPError.__bases__ as error:  # a hub out of reach is another library's error, no OSError
+        if isinstance(error, OSError):
+            raise
+        raise ConnectionError(f"push_to_hub: {api.endpoint} cannot be reached ({error})") from error
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     card = None

@@ -155,7 +155,9 @@ def part_config(part: Mapping, name: str, tokenizer=None) -> dict:
         for inner in (f"{name}_config", "text_config"):  # a two-tower model, or one with a language model inside
             if name != "language" or not hasattr(config, "vocab_size"):
                 config = getattr(config, inner, config)
-        return {**config.to_dict(), **(part.get("config") or {})}
+        values = {**config.to_dict(), **(part.get("config") or {})}
+        values.pop("_name_or_path", None)  # base_parts says it, and may leave a local path out
+        return values
     values = dict(part.get("config") or {})
     if tokenizer is not None:
         ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
