@@ -1,0 +1,199 @@
+"""Dense captioning mAP: the released evaluator's digits, the plain loop's matches, cases that can be checked by eye."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval.densecap import (
+    MIN_IOUS,
+    MIN_METEORS,
+    Boxes,
+    average_precisions,
+    densecap_scores,
+    match,
+    merge_groups,
+    score_captions,
+)
+
+FIXTURES = Path(__file__).parent / "fixtures" / "metrics"
+
+
+def exact(captions, references):
+    """Stands in for METEOR: 1 where the caption is one of the references."""
+    scores = [float(caption in texts) for caption, texts in zip(captions, references, strict=True)]
+    return float(np.mean(scores)), scores
+
+
+def test_scores_equal_the_released_evaluator_both_ways_of_counting():
+    vector = json.loads((FIXTURES / "densecap.json").read_text())
+    assert len(vector["images"]) == 30
+
+    def boxes(items):
+        return Boxes([i["box"] for i in items], [i["caption"] for i in items], [i.get("score", 1.0) for i in items])
+
+    references = {image["image_id"]: boxes(image["ground_truth"]) for image in vector["images"]}
+    predictions = {image["image_id"]: boxes(image["predictions"]) for image in vector["images"]}
+    scores, parts = densecap_scores(predictions, references)
+    counted, released = vector["expected_counting_images_without_predictions"], vector["expected_released_code"]
+    assert parts == pytest.approx(counted["ap"], abs=1e-6) and len(parts) == 30
+    assert scores == pytest.approx(
+        {
+            "dense mAP": counted["map"],
+            "dense detection mAP": counted["detmap"],
+            "dense mAP (released)": released["map"],
+            "dense detection mAP (released)": released["detmap"],
+        },
+        abs=1e-6,
+    )
+    without_empty = {image_id: found for image_id, found in predictions.items() if found.captions}
+    matches = match(without_empty, {image_id: references[image_id] for image_id in without_empty})
+    score_captions(matches)
+    assert average_precisions(matches)[1] == pytest.approx(released["ap"], abs=1e-6)
+
+
+def random_images(generator, number):
+    references, predictions = {}, {}
+    for n in range(number):
+        corner = generator.integers(0, 60, (generator.integers(1, 9), 2))
+        truth = np.hstack([corner, corner + generator.integers(5, 50, corner.shape)]).astype(float)
+        truth = np.vstack([truth, truth[:2] + generator.integers(-1, 2, truth[:2].shape)])  # some to merge
+        references[n] = Boxes(truth, [f"thing {i % 3}" for i in range(len(truth))])
+        if n % 5:
+            chosen = generator.integers(0, len(truth), 12)
+            found = truth[chosen] + generator.integers(-2, 3, (12, 4))
+            texts = [f"thing {i}" for i in generator.integers(0, 3, 12)]
+            predictions[n] = Boxes(found, texts, np.round(generator.random(12), 1))  # many equal scores
+    return predictions, references
+
+
+def loop_iou(a, b, pixels):
+    width, height = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) + pixels for k in (0, 1))
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [max(0, c[2] - c[0] + pixels) * max(0, c[3] - c[1] + pixels) for c in (a, b)]
+    return width * height / (sum(areas) - width * height)
+
+
+def loop_scores(predictions, references, rules):
+    """The metric as one would write it down: box by box, rank by rank, recall by recall."""
+    number, pixels, recalls, dtype = (
+        0,
+        *{
+            "python": (0, torch.arange(0, 1, 0.01).tolist(), np.float32),
+            "lua": (1, [t / 100 for t in range(101)], np.float64),
+        }[rules],
+    )
+    records = []
+    for image_id, truth in references.items():
+        boxes, left, objects = np.asarray(truth.boxes), set(range(len(truth.boxes))), []
+        while left:
+            groups = {i: [j for j in sorted(left) if loop_iou(boxes[i], boxes[j], 0) >= 0.7] for i in sorted(left)}
+            group = groups[max(groups, key=lambda i: len(groups[i]))]
+            objects.append((boxes[group].mean(0), [truth.captions[j] for j in group]))
+            left -= set(group)
+        number += len(objects)
+        if image_id not in predictions:
+            continue
+        found, used = predictions[image_id], set()
+        for i in sorted(range(len(found.captions)), key=lambda i: -found.scores[i]):
+            ious = [loop_iou(found.boxes[i], box, pixels) for box, _ in objects]
+            best = max(range(len(ious)), key=lambda j: ious[j])
+            fresh = ious[best] > 0 and best not in used
+            used |= {best} if fresh else set()
+            meteor = float(found.captions[i] in objects[best][1]) if fresh else 0.0
+            records.append((found.scores[i], ious[best], fresh, meteor))
+    records.sort(key=lambda record: -record[0])
+    results = {}
+    for min_iou in MIN_IOUS:
+        for min_meteor in MIN_METEORS:
+            right, points = 0, []
+            for rank, (_, iou, fresh, meteor) in enumerate(records, 1):
+                right += fresh and iou >= min_iou and meteor > min_meteor
+                points.append((dtype(right) / dtype(number), dtype(right) / dtype(rank)))
+            best = [max((float(p) for r, p in points if r >= dtype(recall)), default=0.0) for recall in recalls]
+            results[f"iou_{min_iou}_meteor_{min_meteor}"] = sum(best) / len(recalls)
+    return results
+
+
+@pytest.mark.parametrize("rules", ["python", "lua"])
+def test_the_vectorised_metric_equals_the_plain_loop(rules):
+    for seed in range(5):
+        predictions, references = random_images(np.random.default_rng(seed), 20)
+        _, parts = densecap_scores(predictions, references, rules, scorer=exact)
+        expected = loop_scores(predictions, references, rules)
+        assert 0.05 < sum(expected.values()) / 30 < 0.9
+        assert parts == pytest.approx(expected, abs=1e-12)
+
+
+def test_boxes_that_overlap_are_one_object_with_all_captions():
+    truth = Boxes([[0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 11]], ["a cup", "a dog", "one cup"])
+    assert [group.tolist() for group in merge_groups(np.array(truth.boxes, float))] == [[0, 2], [1]]
+    matches = match({"i": Boxes([[0, 0, 10, 10.5]], ["a cup"])}, {"i": truth})
+    assert matches.num_objects.tolist() == [2]
+    assert matches.iou.tolist() == [1.0] and matches.references == [["a cup", "one cup"]]
+
+
+def test_an_object_is_found_once_by_its_surest_box_and_there_is_no_second_choice():
+    truth = {"i": Boxes([[0, 0, 10, 10], [6, 0, 16, 10]], ["left", "right"])}
+    found = {"i": Boxes([[1, 0, 11, 10], [0, 0, 10, 10]], ["left", "left"], [0.9, 0.5])}
+    matches = match(found, truth)
+    assert matches.first.tolist() == [True, False] and matches.captions == ["left", "left"]
+    scores, _ = densecap_scores(found, truth, scorer=exact)
+    assert scores["dense detection mAP"] == pytest.approx(0.51)  # recall 0.5 at precision 1: points 0 to 0.50
+
+
+def test_an_image_without_predictions_is_wrong_and_beside_it_as_released():
+    references = {n: Boxes([[0, 0, 10, 10]], ["a cup"]) for n in range(2)}
+    scores, _ = densecap_scores({0: Boxes([[0, 0, 10, 10]], ["a cup"], [0.3])}, references, scorer=exact)
+    assert scores["dense mAP"] == pytest.approx(0.51) and scores["dense mAP (released)"] == 1.0
+    nothing, parts = densecap_scores({}, references, scorer=exact)
+    assert set(nothing.values()) == {0.0} and set(parts.values()) == {0.0}
+
+
+def test_only_captions_that_can_count_are_scored():
+    truth = {"i": Boxes([[0, 0, 10, 10], [50, 50, 60, 60]], ["a cup", "a dog"])}
+    boxes = [[0, 0, 10, 10], [0, 0, 9, 10], [58, 58, 70, 70], [80, 80, 90, 90], [5, 5, 5, 5]]
+    asked = []
+    densecap_scores(
+        {"i": Boxes(boxes, ["a cup"] * 5, [0.9, 0.8, 0.7, 0.6, 0.5])},
+        truth,
+        scorer=lambda captions, references: (asked.extend(references), exact(captions, references))[1],
+    )
+    assert asked == [["a cup"]]
+
+
+def test_drawing_images_counts_them_as_often():
+    predictions, references = random_images(np.random.default_rng(7), 6)
+    counts = [2, 1, 0, 1, 3, 0]
+    drawn = [n for n, count in enumerate(counts) for _ in range(count)]
+    matches = match(predictions, references)
+    score_captions(matches, exact)
+    copies = {k: references[n] for k, n in enumerate(drawn)}
+    expected = match({k: predictions[n] for k, n in enumerate(drawn) if n in predictions}, copies)
+    score_captions(expected, exact)
+    counted, copied = average_precisions(matches, "lua", counts)[1], average_precisions(expected, "lua")[1]
+    assert counted == pytest.approx(copied, abs=0.02)  # equal scores stand in another order
+    assert counted != pytest.approx(average_precisions(matches, "lua")[1], abs=0.02)
+
+
+BOX = [[0, 0, 10, 10]]
+
+
+@pytest.mark.parametrize(
+    ("found", "truth", "rules", "message"),
+    [
+        ({"x": Boxes(BOX, ["a"])}, {"i": Boxes(BOX, ["a"])}, "python", "the first is 'x'"),
+        ({}, {"i": Boxes(BOX, ["a"])}, "torch", "unknown rules 'torch'; known: python, lua"),
+        ({}, {}, "python", "no ground-truth boxes"),
+        ({}, {"i": Boxes([[4, 4, 4, 9]], ["a"])}, "python", "ground truth of image i: empty box"),
+        ({"i": Boxes(BOX, ["a"], [np.nan])}, {"i": Boxes(BOX, ["a"])}, "python", "image i: score nan"),
+        ({"i": Boxes([[0, 0, np.inf, 1]], ["a"])}, {"i": Boxes(BOX, ["a"])}, "python", "image i: box .*inf"),
+        ({"i": Boxes(BOX, ["a", "b"])}, {"i": Boxes(BOX, ["a"])}, "python", "1 boxes, 2 captions, 2 scores"),
+    ],
+)
+def test_wrong_input_is_named(found, truth, rules, message):
+    with pytest.raises(ValueError, match=message):
+        densecap_scores(found, truth, rules, scorer=exact)
