@@ -1,21 +1,57 @@
 """Attributes (a scored list a region, labels partly unknown): OVAD's mean average precision."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from .tags import average_precision, check_scores
 
 
-def attribute_map(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+def attribute_map(
+    labels: np.ndarray, scores: np.ndarray, attributes: Sequence[Mapping[str, str]] | None = None
+) -> dict[str, float]:
     """{"attribute mAP"}: the mean over attributes that at least one region has, each ranking the regions that know it.
 
     labels: (N, A) 1 = has it, 0 = has it not, -1 = unknown, as OVAD's evaluation has them. (Records write 1, -1 and
-    nothing for the same three.) scores: (N, A), higher = likelier. ValueError: shapes, labels, scores that are not
-    finite, no positive.
+    nothing for the same three.) scores: (N, A), higher = likelier. attributes: A entries of OVAD's list; with them also
+    {"attribute mAP/head", ...}, the mean of each of `attribute_groups` that has a positive. ValueError: shapes, labels,
+    scores that are not finite, no positive.
     """
     precisions = attribute_precisions(labels, scores)
+    if attributes is not None and len(attributes) != len(precisions):
+        raise ValueError(f"attributes: {len(attributes)} entries for {len(precisions)} columns; expected one a column")
     if np.isnan(precisions).all():
         raise ValueError("attributes: no region has any of them; check the attribute list against the records")
-    return {"attribute mAP": float(np.nanmean(precisions))}
+    result = {"attribute mAP": float(np.nanmean(precisions))}
+    for group, members in attribute_groups(attributes or ()).items():
+        if not np.isnan(precisions[members]).all():
+            result[f"attribute mAP/{group}"] = float(np.nanmean(precisions[members]))
+    return result
+
+
+def attribute_groups(attributes: Sequence[Mapping[str, str]]) -> dict[str, list[int]]:
+    """Groups that OVAD reports: places of the attributes in each.
+
+    By how often an attribute occurs, `freq_set` (head, medium, tail); by what it is about, `parent_type`, else `type`,
+    else what stands before the colon of its name ("color"); and by how many synonyms its name has, "single" or
+    "multiple" ("color:gray/grey"). An entry without one of these is in no group of that sort.
+
+    >>> attribute_groups([{"name": "color:red", "freq_set": "head"}, {"name": "color:gray/grey", "freq_set": "tail"}])
+    {'head': [0], 'tail': [1], 'color': [0, 1], 'single': [0], 'multiple': [1]}
+    """
+    sorts = (
+        lambda entry, kind, word: entry.get("freq_set"),
+        lambda entry, kind, word: entry.get("parent_type") or entry.get("type") or kind,
+        lambda entry, kind, word: ("multiple" if "/" in word else "single") if kind else None,
+    )
+    groups: dict[str, list[int]] = {}
+    for sort in sorts:
+        for place, entry in enumerate(attributes):
+            kind, _, word = entry["name"].rpartition(":")
+            group = sort(entry, kind, word)
+            if group:
+                groups.setdefault(group, []).append(place)
+    return groups
 
 
 def attribute_precisions(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
