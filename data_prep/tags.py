@@ -64,7 +64,8 @@ man < gentleman, fellow, dude, businessman, groom, grandfather, father, grandpa,
 woman < bride, businesswoman, grandmother, mother, grandma, housewife, waitress, actress
 child < toddler, youngster, preschooler; boy < schoolboy; girl < schoolgirl
 person < pedestrian, individual, someone, somebody; baby < newborn; crowd < audience
-dog < puppy, pup, poodle, labrador, retriever, terrier, bulldog, dachshund, chihuahua, husky, dalmatian, beagle, doggy, mutt
+dog < puppy, pup, poodle, labrador, retriever, terrier, bulldog, dachshund, chihuahua
+dog < husky, dalmatian, beagle, doggy, mutt
 cat < kitten, kitty, tabby, tomcat; horse < pony, stallion, mare, foal; cow < bull, calf, ox, steer
 sheep < lamb, ram, ewe; bird < seagull, gull, pigeon, sparrow, parrot, crow, robin, hawk, owl, dove, eagle
 bear < polar bear, grizzly; duck < duckling, mallard; chicken < hen, rooster, chick

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep import check
 from data_prep.check import check_file, main
 from dynrefer.data import Region, save_arrow
 
@@ -143,3 +144,153 @@ def test_the_command_exits_with_one_when_there_is_a_problem(folder):
     command = [sys.executable, "-m", "data_prep.check", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "none.png" in done.stdout and not done.stderr
+
+
+def texts_of(report) -> list[str]:
+    return [f"{line}: {text}" for line, text in report.problems]
+
+
+def test_the_same_picture_is_found_however_it_is_stored_and_told_how(tmp_path):
+    noise = np.random.default_rng(0)
+    small = [Image.fromarray(noise.integers(0, 256, (9, 12, 3), dtype=np.uint8)) for _ in range(3)]
+    photos = [picture.resize((240, 180), Image.Resampling.BICUBIC) for picture in small]
+    for name, picture in zip("abc", photos, strict=True):
+        picture.save(tmp_path / f"{name}.png")
+    photos[0].resize((97, 60)).save(tmp_path / "small.jpg", quality=60)
+    photos[1].save(tmp_path / "same.bmp")
+    Image.new("RGB", (50, 50), "grey").save(tmp_path / "flat.png")
+    Image.new("RGB", (60, 60), "white").save(tmp_path / "flatter.png")
+    hw = [180, 240]
+    path = write(
+        tmp_path / "r.jsonl",
+        *(record(name, f"{name}.png", image_hw=hw) for name in "abc"),
+        record("f", "flat.png", image_hw=[50, 50]),
+    )
+    one = write(tmp_path / "one.jsonl", record("1", "small.jpg", image_hw=[60, 97]))
+    two = write(
+        tmp_path / "two.jsonl", record("1", "same.bmp", image_hw=hw), record("2", "flatter.png", image_hw=[60, 60])
+    )
+    report = check_file(path, against=[one, two])
+    assert [line for line, _ in report.problems] == [1, 2]
+    assert "small.jpg (the same picture stored or scaled anew" in report.problems[0][1]
+    assert "same.bmp (the same pixels)" in report.problems[1][1]
+    assert check_file(path, against=[one, two], workers=2).problems == report.problems
+
+
+def test_captions_without_a_word_and_boxes_beyond_the_image_are_told(folder):
+    path = write(
+        folder / "r.jsonl",
+        record("1", captions=["a cup", " ..."]),
+        record("2", captions=["caf\ufffd"]),
+        record("3", box=[1, 2, 10, 25]),
+        record("4", box=[1, 2, 10, 20.000001]),
+        record("5", box=[1, 2, 10, 9], captions=["犬"]),
+    )
+    told = texts_of(check_file(path))
+    assert len(told) == 3
+    assert "1: region 1: caption ' ...' has no word" in told[0]
+    assert told[1].startswith("2: ") and "another encoding" in told[1]
+    assert "3: region 3: box [1, 2, 10, 25] reaches beyond its image, 30 wide and 20 high" in told[2]
+
+
+def test_boxes_in_another_convention_are_told_with_the_one_that_fits(folder):
+    path = write(folder / "r.jsonl", *(record(str(k), box=[20, 12, 5 + k % 3, 6]) for k in range(20)))
+    first = check_file(path).problems[0]
+    assert first[0] == 0 and "as 'xywh'" in first[1]
+    report = check_file(path, fix=folder / "fixed.jsonl")
+    assert not report.fixes, "nothing is clipped where the numbers mean something else"
+
+
+def test_what_is_wrong_beside_a_bad_box_is_told_too(folder):
+    path = write(folder / "r.jsonl", record("1", "none.png", box=[5, 5, 5, 5]), record("1", box=None, mask=None))
+    told = texts_of(check_file(path))
+    assert len(told) == 4
+    assert any("none.png: no such file" in text for text in told) and any("stands in line 1" in text for text in told)
+
+
+def test_without_images_none_is_opened(folder):
+    path = write(folder / "r.jsonl", record("1", "none.png"))
+    assert not check_file(path, images=False).problems
+    assert main([str(path), "--no-images"]) == 0
+    with pytest.raises(ValueError, match="--no-images opens none"):
+        check_file(path, against=path, images=False)
+
+
+def test_counts_are_compared_with_the_published_ones(folder, monkeypatch, capsys):
+    assert check.published_counts("coco:val") == {"records": 36781, "images": 4952}
+    assert check.published_counts("refcocog-umd:test") == {"captions": 9602, "records": 5023, "images": 2600}
+    path = write(folder / "r.jsonl", record("1"), record("2", captions=["a", "b"]))
+    monkeypatch.setattr(check, "_published", lambda: {"mine:val": {"records": 2, "images": 1, "captions": 4}})
+    told = texts_of(check_file(path, counts="mine:val"))
+    assert len(told) == 1 and "3 captions, published for mine:val are 4" in told[0]
+    assert main([str(path), "--counts", "yours"]) == 2
+    assert "known are mine:val" in capsys.readouterr().err
+
+
+def test_a_mended_copy_has_only_what_is_safe(folder, capsys):
+    twice = record("1", captions=["a cup"])
+    path = write(
+        folder / "r.jsonl",
+        twice,
+        record("2", box=[-3, 2, 10, 25], captions=["a cup", " "]),
+        record("3", box=[10, 2, 5, 12]),
+        dict(reversed(twice.items())),
+        record("5", box=[1, 2, 30, 15], image_hw=[20, 29]),
+        "{not json",
+        record("7", captions=[""], tags=["", "cup"]),
+        record("1", captions=["another"]),
+    )
+    before = path.read_bytes()
+    out = folder / "fixed.jsonl"
+    assert main([str(path), "--fix", str(out)]) == 1
+    told = capsys.readouterr().out
+    assert path.read_bytes() == before
+    for text in (
+        "r.jsonl:2: fixed: 1 empty captions left out",
+        "r.jsonl:2: fixed: box [-3, 2, 10, 25] clipped to its image, [0, 2, 10, 20]",
+        "r.jsonl:4: fixed: left out, the record '1' stands above already",
+        "r.jsonl:7: fixed: 1 empty captions left out",
+        "r.jsonl:7: fixed: 1 empty tags left out",
+        "r.jsonl:3: region 3: inverted box",
+        "r.jsonl:5: region 5: box [1, 2, 30, 15] reaches",
+        "r.jsonl:5: image_hw (20, 29), but",
+        "r.jsonl:6: not a JSON line",
+        "r.jsonl:8: id '1' stands in line 1",
+    ):
+        assert text in told
+    assert "5 fixed, 5 problems left" in told
+    lines = out.read_text().splitlines()
+    assert len(lines) == 7 and lines[0] == before.decode().splitlines()[0]
+    assert json.loads(lines[1])["box"] == [0, 2, 10, 20] and json.loads(lines[1])["captions"] == ["a cup"]
+    assert json.loads(lines[2])["box"] == [10, 2, 5, 12] and lines[4] == "{not json"
+    assert json.loads(lines[5])["tags"] == ["cup"] and json.loads(lines[6])["captions"] == ["another"]
+
+
+def test_a_mended_copy_of_a_table_is_whole(folder):
+    rows = [Region("1", "a.png", HW, (1.0, 2.0, 10.0, 12.0)), Region("2", "a.png", HW, (1.0, -2.0, 99.0, 12.0))]
+    save_arrow(folder / "arrow", rows)
+    report = check_file(folder / "arrow", fix=folder / "fixed.jsonl.gz")
+    assert not report.problems and len(report.fixes) == 1
+    assert not check_file(folder / "fixed.jsonl.gz").problems
+
+
+@pytest.mark.parametrize(("name", "text"), [("f.json", "ends with"), ("sub/f.jsonl", "folder"), ("r.jsonl", "itself")])
+def test_where_a_mended_copy_cannot_go(folder, name, text, capsys):
+    path = write(folder / "r.jsonl", record("1"))
+    assert main([str(path), "--fix", str(folder / name)]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_problems_beyond_many_are_counted(folder, monkeypatch):
+    monkeypatch.setattr(check, "MAX_PROBLEMS", 3)
+    path = write(folder / "r.jsonl", *(record(str(k), box=[1, 1, 1, 1]) for k in range(8)))
+    report = check_file(path)
+    assert len(report.problems) == 3 and report.lines()[-2].endswith("5 problems more, not told")
+    assert "8 problems; 8 records" in report.lines()[-1]
+
+
+def test_video_regions_are_checked_as_such(tmp_path, capsys):
+    path = write(tmp_path / "clips.jsonl", {"id": "1", "video": "none.mp4"})
+    assert main([str(path)]) == 1
+    assert "missing key ['num_frames'" in capsys.readouterr().out
+    assert main([str(path), "--counts", "coco:val"]) == 2
