@@ -67,11 +67,29 @@ def read_words(source: str | Path | Sequence[str]) -> list[str]:
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"word list {str(path)!r}: no such file; expected one name a line, or a JSON list of names")
-    if path.suffix == ".json":
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        entries = entries.get("categories", entries) if isinstance(entries, dict) else entries
-        return [entry["name"] if isinstance(entry, dict) else str(entry) for entry in entries]
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    text = read_text(path, "word list")
+    if path.suffix != ".json":
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    entries = read_json(text, path, "word list")
+    entries = entries.get("categories") if isinstance(entries, dict) else entries
+    names = [entry.get("name") if isinstance(entry, dict) else entry for entry in entries or ()]
+    if not isinstance(entries, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f'word list {str(path)!r}: expected a list of names, or of {{"name": ...}}')
+    return names
+
+
+def read_text(path: Path, kind: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{kind} {str(path)!r}: not a text file ({error.reason} at byte {error.start})") from error
+
+
+def read_json(text: str, path: Path, kind: str):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{kind} {str(path)!r}: not JSON ({error})") from error
 
 
 def read_attributes(source: str | Path | Sequence) -> list[dict]:
@@ -85,14 +103,18 @@ def read_attributes(source: str | Path | Sequence) -> list[dict]:
         if not path.is_file():
             raise ValueError(f"attribute list {str(path)!r}: no such file; expected OVAD's JSON or one name a line")
         if path.suffix == ".json":
-            entries = json.loads(path.read_text(encoding="utf-8"))
+            entries = read_json(read_text(path, "attribute list"), path, "attribute list")
         else:
             entries = read_words(path)
     if isinstance(entries, dict):
-        entries = entries["attributes"]
+        entries = entries.get("attributes")
+    if not isinstance(entries, list | tuple):
+        raise ValueError('attribute list: expected a list of attributes, or OVAD\'s {"attributes": [{"name": ...}]}')
     attributes = []
     for entry in entries:
-        entry = {"name": entry} if isinstance(entry, str) else dict(entry)
+        entry = {"name": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise ValueError(f'attribute {entry!r}: expected a name, or {{"name": "color:red", "type", "is_has_att"}}')
         kind = entry.get("type") or (entry["name"].split(":")[0] if ":" in entry["name"] else "")
         how = entry.get("is_has_att", "is")
         if how not in ATTRIBUTE_TEMPLATES:

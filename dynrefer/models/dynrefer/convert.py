@@ -279,6 +279,11 @@ def convert(
         )
         model = filled_model(config, all_tensors(trained, base_tensors, texts))
         tokenizers = base_tokenizer(base_files), clip_tokenizer(config.text_config.vocab_size)
+        if tokenizers[0].vocab_size > config.language_config.vocab_size:
+            raise ValueError(
+                f"base {str(base)!r}: its tokenizer has {tokenizers[0].vocab_size} entries, its language model "
+                f"{config.language_config.vocab_size}"
+            )
         model.processor = DynReferProcessor(config, *tokenizers)
         model.eval().before_eval()
         check_copies(model, base_tensors, copies)
@@ -353,10 +358,8 @@ def split_released(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str
 def check_language(released: Mapping[str, Tensor], base_config, checkpoint: str, base: str) -> None:
     """ValueError where the checkpoint's language model is of the other kind than the base's."""
     found = [prefix for prefix in ("t5", "llm") if f"{prefix}_proj.weight" in released]
-    if len(found) != 1:
-        raise ValueError(
-            f"{checkpoint}: expected t5_proj.weight or llm_proj.weight, found {'both' if found else 'neither'}"
-        )
+    if not found:
+        raise ValueError(f"{checkpoint}: neither t5_proj.weight nor llm_proj.weight; is it a released DynRefer file?")
     language = base_config.text_config
     expected = "t5" if language.is_encoder_decoder else "llm"
     if found[0] != expected:
@@ -479,6 +482,11 @@ def released_sizes(trained: Mapping[str, Tensor], base: Mapping[str, Tensor], ba
         raise ValueError("no Q-Former cross-attention or query tokens: is the checkpoint a released DynRefer file?")
     vision = {**part_settings(base_config.vision_config), "model_type": "blip_2_vision_model"}  # InstructBLIP's as well
     side = base_config.vision_config.image_size
+    if width != base_config.vision_config.hidden_size:
+        raise ValueError(
+            f"the checkpoint's features have width {width} and the base's vision encoder "
+            f"{base_config.vision_config.hidden_size}: they belong to different base models"
+        )
     decoder_width, _ = shape("tag_decoder.vision_proj.weight")
     qformer = base_config.qformer_config
     return {
@@ -492,6 +500,7 @@ def released_sizes(trained: Mapping[str, Tensor], base: Mapping[str, Tensor], ba
             "intermediate_size": shape("qformer.encoder.layer.0.intermediate_query.dense.weight")[0],
             "cross_attention_frequency": len(depth) if len(cross) == 1 else cross[1] - cross[0],
             "encoder_hidden_size": width,
+            "max_position_embeddings": qformer.max_position_embeddings,
             "hidden_dropout_prob": qformer.hidden_dropout_prob,
             "attention_probs_dropout_prob": qformer.attention_probs_dropout_prob,
             "layer_norm_eps": qformer.layer_norm_eps,
@@ -656,10 +665,12 @@ def import_open_clip():
 def base_tokenizer(folder: Path):
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")):
+        raise ValueError(f"base {str(folder)!r}: no tokenizer in it, neither tokenizer.json nor tokenizer_config.json")
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ValueError(f"base {str(folder)!r}: no tokenizer that can be read ({first_line(error)})") from error
+        raise ValueError(f"base {str(folder)!r}: its tokenizer cannot be read ({first_line(error)})") from error
 
 
 def clip_tokenizer(vocab_size: int):
@@ -700,7 +711,7 @@ def export(model, path: str | Path) -> Path:
     if path.exists():
         raise ValueError(f"output {str(path)!r} exists; give another name, or remove it")
     check_layout(model.config)
-    tensors = released_tensors(model)
+    tensors = {name: tensor.cpu() for name, tensor in released_tensors(model).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part{os.getpid()}")
     try:
@@ -726,7 +737,7 @@ def check_layout(config) -> None:
 
 
 def released_tensors(model) -> dict[str, Tensor]:
-    """The trained tensors on the CPU under released names, position ids and repeated embeddings among them."""
+    """The trained tensors under released names, position ids and repeated embeddings among them."""
     prefix = "t5" if model.config.language_config.is_encoder_decoder else "llm"
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -734,7 +745,7 @@ def released_tensors(model) -> dict[str, Tensor]:
         learned |= name == "query_tokens" and model.config.query_tokens_trainable
         copied = prefix == "t5" and plain(name).endswith("embed_tokens.weight")
         if learned or copied:
-            tensors[released_name(name, prefix)] = tensor.cpu()
+            tensors[released_name(name, prefix)] = tensor
     positions = model.config.qformer_config.max_position_embeddings
     tensors["Qformer.bert.embeddings.position_ids"] = torch.arange(positions)[None]
     return tensors
