@@ -101,6 +101,7 @@ def names_in(folder):
 # ------------------------------------------------------------------------------------------ transformers' Auto classes
 
 
+@pytest.mark.slow
 def test_auto_classes_know_our_models_after_a_light_import(tmp_path):
     model, _ = small.model()
     model.save_pretrained(tmp_path)
