@@ -134,7 +134,7 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
     return [" ".join(t for t in next(answers).split() if t not in PUNCTUATIONS) if line else "" for line in lines]
 
 
-TOKENIZERS = {"ptb": ptb_tokens, "lower": lower_tokens}
+TOKENIZERS = {"ptb": ptb_tokens, "lower": lower_tokens, "tokens": list}  # "tokens": texts that are tokenized already
 
 
 # --- scorers: tokenized predictions {id: text} and references {id: texts} -> {name: (corpus score, scores)} ----------

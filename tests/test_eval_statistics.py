@@ -1,0 +1,133 @@
+"""Bootstrap intervals and paired differences against numbers known otherwise."""
+
+import time
+
+import numpy as np
+import pytest
+
+from eval.captions import caption_scores
+from eval.statistics import (
+    DRAWS,
+    Resampling,
+    bleu,
+    difference,
+    draw_counts,
+    interval,
+    means,
+    rankings,
+    ratios,
+    samples,
+    unit_of,
+)
+from eval.tags import average_precision, tag_map
+
+ONE_EACH = [f"image {n}" for n in range(500)]
+
+
+def test_the_interval_of_a_mean_is_the_textbooks():
+    values = np.random.default_rng(0).normal(0.5, 0.2, 500)
+    low, high = interval(samples([means({"x": values})], ONE_EACH)["x"])
+    error = 1.96 * values.std() / 500**0.5
+    assert low == pytest.approx(values.mean() - error, abs=0.003)
+    assert high == pytest.approx(values.mean() + error, abs=0.003)
+
+
+def test_regions_of_one_image_are_drawn_together():
+    """Ten regions that agree say no more than one: the interval is sqrt(10) times wider than theirs."""
+    values = np.repeat(np.random.default_rng(0).normal(0.5, 0.2, 200), 10)
+    wide = np.std(samples([means({"x": values})], np.repeat(np.arange(200), 10).tolist())["x"])
+    narrow = np.std(samples([means({"x": values})], list(range(2000)))["x"])
+    assert wide / narrow == pytest.approx(10**0.5, rel=0.1)
+    assert unit_of(["a"] * 100) == "regions" and unit_of(ONE_EACH) == "images"
+
+
+def test_every_draw_has_as_many_images_and_a_seed_repeats_it():
+    counts = np.concatenate(list(draw_counts(ONE_EACH, 30)))
+    assert counts.shape == (30, 500) and (counts.sum(1) == 500).all() and counts.max() > 1
+    assert (counts[:7] == np.concatenate(list(draw_counts(ONE_EACH, 7)))).all()
+    assert (counts != np.concatenate(list(draw_counts(ONE_EACH, 30, seed=1)))).any()
+
+
+def test_draws_do_not_depend_on_how_many_are_held(monkeypatch):
+    whole = samples([means({"x": np.arange(500.0)})], ONE_EACH)["x"]
+    monkeypatch.setattr("eval.statistics.CHUNK", 7 * 500)
+    assert np.allclose(samples([means({"x": np.arange(500.0)})], ONE_EACH)["x"], whole)
+
+
+def test_regions_without_a_score_are_left_out_of_the_mean():
+    values = np.array([1.0, np.nan, 0.0])
+    assert means({"x": values}).values(np.array([[1, 5, 1], [2, 0, 0], [0, 1, 0.0]]))["x"].tolist()[:2] == [0.5, 1]
+    assert np.isnan(means({"x": values}).values(np.array([[0, 1.0, 0]]))["x"])
+    assert means({"x": values}, {"x": 0.6}).values(np.array([[2.0, 0, 0]]))["x"] == 1.2
+    assert means({"x": values}, {"x": 0.6}).approximate and not means({"x": values}).approximate
+
+
+TEXTS = ["a red cup on a table", "the the the", "", "a man", "dog"]
+REFERENCES = [["a red cup", "red cup on the table"], ["the cat the"], ["x y"], ["a man", "a tall man"], ["a dog runs"]]
+
+
+def test_bleu_on_a_draw_is_the_corpus_score_of_that_draw():
+    one = bleu(TEXTS, REFERENCES).values(np.ones((1, 5)))
+    counts = np.array([[0, 3, 1, 0, 1.0]])
+    drawn = bleu(TEXTS, REFERENCES).values(counts)
+    for chosen, got in (([0, 1, 2, 3, 4], one), ([1, 1, 1, 2, 4], drawn)):
+        texts = {str(n): TEXTS[i] for n, i in enumerate(chosen)}
+        references = {str(n): REFERENCES[i] for n, i in enumerate(chosen)}
+        expected = caption_scores(texts, references, ["bleu"], "tokens")
+        assert {name: value[0] for name, value in got.items()} == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_rankings_on_a_draw_are_the_average_precision_of_that_draw():
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(-1, 2, (40, 5)), rng.integers(0, 6, (40, 5)) / 5  # many ties
+    labels[:, 4] = 0
+    counts = rng.integers(0, 3, (3, 50)).astype(float)
+    places = rng.permutation(50)[:40]
+    got = rankings({"all": range(5), "one": [2]}, labels, scores, places, 50).values(counts)
+    for draw in range(3):
+        rows = np.repeat(np.arange(40), counts[draw, places].astype(int))
+        expected = []
+        for k in range(4):
+            known = rows[labels[rows, k] >= 0]
+            expected.append(average_precision(labels[known, k], scores[known, k]))
+        assert got["all"][draw] == pytest.approx(np.mean(expected))
+        assert got["one"][draw] == pytest.approx(expected[2])
+
+
+def test_ratios_are_precision_and_recall():
+    labels = np.array([[1, 0], [1, 1], [0, 1]])
+    scores = np.array([[0.9, 0.8], [0.9, 0.1], [0.0, 0.9]])
+    predicted = scores >= 0.5
+    parts = {"precision": ((labels * predicted).sum(1), predicted.sum(1))}
+    drawn = ratios(parts).values(np.array([[1, 1, 1], [2, 0, 1.0]]))["precision"]
+    assert drawn[0] == tag_map(labels, scores, 0.5)["tag precision"]
+    assert drawn[1] == 3 / 5
+
+
+def test_a_difference_that_is_always_there_is_found_and_chance_is_not():
+    rng = np.random.default_rng(0)
+    hard = rng.random(500)
+    a, b = hard + 0.01 + rng.normal(0, 0.01, 500), hard
+    of = {name: samples([means({"x": v})], ONE_EACH)["x"] for name, v in {"a": a, "b": b}.items()}
+    assert interval(of["a"])[0] < np.mean(b) < interval(of["a"])[1]  # alone, neither is sure
+    found = difference(of["a"], of["b"])
+    assert found["p"] == 2 / (DRAWS + 1) and 0.008 < found["interval"][0] < found["interval"][1] < 0.012
+    assert difference(of["a"], of["a"]) == {"interval": [0, 0], "p": 1.0}
+    assert difference(np.array([np.nan]), np.array([1.0])) is None
+
+
+def test_what_takes_too_long_has_fewer_draws_or_none():
+    assert Resampling(dict, 1e7).draws == 400
+    assert Resampling(dict, 1e9).draws == 0
+    assert samples([Resampling(lambda counts: {"x": counts.sum(1)}, 1e9)], ONE_EACH) == {}
+
+
+@pytest.mark.slow
+def test_five_thousand_regions_take_a_second():
+    rng = np.random.default_rng(0)
+    values = {name: rng.random(5000) for name in ("ROUGE-L", "METEOR", "CIDEr")}
+    texts = [" ".join(rng.choice(list("abcdef"), 8)) for _ in range(5000)]
+    parts = [means(values), bleu(texts, [[text] for text in reversed(texts)])]
+    start = time.process_time()
+    samples(parts, list(range(5000)))
+    assert time.process_time() - start < 3
