@@ -1,0 +1,223 @@
+"""Recognition of boxes: COCO's mean average precision and LVIS's federated one, both counted by faster-coco-eval.
+
+Two average precisions can only be compared when their scores come from the same source: a classifier's raw logits, its
+probabilities, a detector's confidences, or 1 for every box of a model that answers with words. `region_detections`
+makes detections of recognised ground-truth regions and takes that source by name. The accuracy over the same regions
+is `eval.categories.category_accuracy`.
+"""
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+SCORE_SOURCES = ("model", "one")
+FREQUENCIES = {"r": "APr", "c": "APc", "f": "APf"}  # LVIS: categories of 1-10, 11-100 and more training images
+LVIS_MAX_DETECTIONS = 300  # of one image, all categories together; the surest count
+
+
+@dataclass
+class Objects:
+    """Boxes of one image with their categories.
+
+    boxes: (N, 4) xyxy pixels; categories: N names; scores: (N,), of predictions only, higher = surer. Of ground truth:
+    areas (N,) square pixels of the masks, which sort objects into COCO's sizes (the boxes' areas if None); crowds (N,)
+    bool, groups that a detection may match without counting; negative: names checked to be absent from the image;
+    not_exhaustive: names of which not every object is marked (both LVIS).
+    """
+
+    boxes: Sequence[Sequence[float]]
+    categories: Sequence[str]
+    scores: Sequence[float] | None = None
+    areas: Sequence[float] | None = None
+    crowds: Sequence[bool] | None = None
+    negative: Collection[str] = ()
+    not_exhaustive: Collection[str] = ()
+
+
+def region_detections(
+    predicted: Mapping[str, tuple[str, float]], regions: Mapping[str, tuple[str, Sequence[float]]], score_source: str
+) -> dict[str, Objects]:
+    """Detections of recognised regions: image id -> their ground-truth boxes with the predicted names.
+
+    predicted: region id -> (name, score); a region without one is missed. regions: region id -> (image id, xyxy box).
+    score_source: "model", the scores as predicted, or "one", 1 for each. ValueError: unknown source or region.
+    """
+    if score_source not in SCORE_SOURCES:
+        raise ValueError(f"unknown score source {score_source!r}; known: {', '.join(SCORE_SOURCES)}")
+    unknown = [region_id for region_id in predicted if region_id not in regions]
+    if unknown:
+        raise ValueError(f"{len(unknown)} predictions are for unknown regions, the first for {unknown[0]!r}")
+    found: dict[str, Objects] = {}
+    for region_id, (name, score) in predicted.items():
+        image_id, box = regions[region_id]
+        objects = found.setdefault(image_id, Objects([], [], []))
+        objects.boxes.append(box)
+        objects.categories.append(name)
+        objects.scores.append(1.0 if score_source == "one" else score)
+    return found
+
+
+def coco_map(
+    predictions: Mapping[str, Objects], references: Mapping[str, Objects], categories: Sequence[str]
+) -> dict[str, float]:
+    """COCO's box scores: {"COCO mAP" (overlaps 0.5 to 0.95), "COCO mAP50", "COCO mAP75", of sizes "COCO mAP/small",
+    "/medium", "/large"}.
+
+    predictions: image id -> detections, of which the 100 surest of each category and image count; an image without any
+    is missed. references: image id -> ground truth. categories: the names; a category without an object counts
+    nowhere, nor does a size that no object has (it is left out of the result).
+
+    ValueError: a prediction for an unknown image, an unknown category, boxes, names or scores that do not fit
+    together or are not finite, no ground truth.
+    """
+    _check(predictions, references, categories)
+    precision = _precision(predictions, references, list(categories), max_detections=100)[..., -1]  # (T, R, K, A)
+    scores = {
+        "COCO mAP": precision[..., 0],
+        "COCO mAP50": precision[0, ..., 0],
+        "COCO mAP75": precision[5, ..., 0],
+        "COCO mAP/small": precision[..., 1],
+        "COCO mAP/medium": precision[..., 2],
+        "COCO mAP/large": precision[..., 3],
+    }
+    return {name: float(values[values > -1].mean()) for name, values in scores.items() if (values > -1).any()}
+
+
+def lvis_ap(
+    predictions: Mapping[str, Objects], references: Mapping[str, Objects], frequencies: Mapping[str, str]
+) -> dict[str, float]:
+    """LVIS's box scores: {"LVIS AP", "LVIS AP50", "LVIS AP75", "LVIS APr", "LVIS APc", "LVIS APf"}.
+
+    LVIS marks only some categories of an image, so a detection counts where its category is in the image's ground truth
+    or its `negative` names and is dropped elsewhere; one that matches nothing is no mistake where its category is
+    `not_exhaustive`. Of an image the LVIS_MAX_DETECTIONS surest detections count.
+
+    frequencies: every category's name -> "r", "c" or "f". A category without an object in these images counts nowhere,
+    and a group without one is left out of the result. Other arguments and errors as for `coco_map`.
+    """
+    wrong = {name: value for name, value in frequencies.items() if value not in FREQUENCIES}
+    if wrong:
+        name, value = next(iter(wrong.items()))
+        raise ValueError(f"category {name!r}: frequency {value!r}; expected one of {', '.join(FREQUENCIES)}")
+    _check(predictions, references, frequencies)
+    surest = {image_id: _surest(found, LVIS_MAX_DETECTIONS) for image_id, found in predictions.items()}
+    judged: dict[str, list[str]] = {}  # category -> images that are marked for it
+    for image_id, truth in references.items():
+        for name in sorted({*truth.categories, *truth.negative}):
+            judged.setdefault(name, []).append(image_id)
+    found_by = _by_category(surest)
+    true_by = _by_category(references)
+    rows, names = [], [name for name in frequencies if name in true_by]
+    for name in names:  # one at a time: all pairs of 20,000 images and 1,203 categories would not fit into memory
+        truth = {i: true_by[name].get(i, replace(references[i], boxes=[], categories=[])) for i in judged[name]}
+        found = {i: found_by[name][i] for i in judged[name] if i in found_by.get(name, ())}
+        rows.append(_precision(found, truth, [name], LVIS_MAX_DETECTIONS, federated=True)[:, :, 0, 0, -1])
+    precision = np.stack(rows, 2)  # (T, R, K)
+    groups = {"LVIS AP": precision, "LVIS AP50": precision[0], "LVIS AP75": precision[5]}
+    for letter, group in FREQUENCIES.items():
+        groups[f"LVIS {group}"] = precision[:, :, [frequencies[name] == letter for name in names]]
+    return {name: float(values[values > -1].mean()) for name, values in groups.items() if (values > -1).any()}
+
+
+def _precision(
+    predictions: Mapping[str, Objects],
+    references: Mapping[str, Objects],
+    categories: Sequence[str],
+    max_detections: int,
+    federated: bool = False,
+) -> np.ndarray:
+    """faster-coco-eval's precision (T overlaps, R recalls, K categories, A sizes, 1), -1 where there is no object."""
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError as error:
+        raise RuntimeError(
+            "COCO mAP and LVIS AP need the package faster-coco-eval: `pip install faster-coco-eval`"
+        ) from error
+
+    images = {image_id: n for n, image_id in enumerate(references, 1)}
+    numbers = {name: k for k, name in enumerate(categories, 1)}
+    truth = {"info": {}, "images": [], "annotations": []}
+    truth["categories"] = [{"id": k, "name": name, "frequency": "f"} for name, k in numbers.items()]
+    for image_id, objects in references.items():
+        skipped = [numbers[name] for name in objects.not_exhaustive if name in numbers]
+        entry = {"id": images[image_id], "neg_category_ids": list(numbers.values()) if federated else []}
+        truth["images"].append(entry | {"not_exhaustive_category_ids": skipped, "height": 1, "width": 1})
+        boxes = _xywh(objects)
+        areas = boxes[:, 2] * boxes[:, 3] if objects.areas is None else np.asarray(objects.areas, float)
+        crowds = np.zeros(len(boxes), int) if objects.crowds is None else np.asarray(objects.crowds, int)
+        for box, name, area, crowd in zip(boxes.tolist(), objects.categories, areas, crowds, strict=True):
+            annotation = {"id": len(truth["annotations"]) + 1, "image_id": images[image_id], "bbox": box}
+            annotation |= {"category_id": numbers[name], "area": float(area), "iscrowd": int(crowd)}
+            truth["annotations"].append(annotation)
+    found = [
+        {"image_id": images[image_id], "category_id": numbers[name], "bbox": box, "score": float(score)}
+        for image_id, objects in predictions.items()
+        for box, name, score in zip(_xywh(objects).tolist(), objects.categories, objects.scores, strict=True)
+    ]
+    truth = COCO(truth)
+    counted = COCOeval_faster(truth, truth.loadRes(found), "bbox", lvis_style=federated)
+    counted.params.maxDets = [max_detections]
+    counted.evaluate()
+    counted.accumulate()
+    return np.asarray(counted.eval["precision"])
+
+
+def _by_category(images: Mapping[str, Objects]) -> dict[str, dict[str, Objects]]:
+    """category -> image id -> its objects of that category."""
+    result: dict[str, dict[str, Objects]] = {}
+    for image_id, objects in images.items():
+        places: dict[str, list[int]] = {}
+        for place, name in enumerate(objects.categories):
+            places.setdefault(name, []).append(place)
+        for name, chosen in places.items():
+            result.setdefault(name, {})[image_id] = _chosen(objects, chosen)
+    return result
+
+
+def _surest(objects: Objects, number: int) -> Objects:
+    return _chosen(objects, sorted(np.argsort(-np.asarray(objects.scores), kind="stable")[:number]))
+
+
+def _chosen(objects: Objects, places: Sequence[int]) -> Objects:
+    columns = {name: getattr(objects, name) for name in ("boxes", "categories", "scores", "areas", "crowds")}
+    return replace(objects, **{k: None if v is None else [v[i] for i in places] for k, v in columns.items()})
+
+
+def _xywh(objects: Objects) -> np.ndarray:
+    boxes = np.asarray(objects.boxes, np.float64).reshape(-1, 4)
+    return np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
+
+
+def _check(predictions: Mapping[str, Objects], references: Mapping[str, Objects], categories: Collection[str]) -> None:
+    unknown = [image_id for image_id in predictions if image_id not in references]
+    if unknown:
+        raise ValueError(f"{len(unknown)} images with predictions have no ground truth, the first is {unknown[0]!r}")
+    if not any(len(objects.categories) for objects in references.values()):
+        raise ValueError("no ground-truth objects: there is nothing to score detections against")
+    names = set(categories)
+    for kind, images in (("prediction", predictions), ("ground truth", references)):
+        for image_id, objects in images.items():
+            columns = {"boxes": objects.boxes, "scores": objects.scores if kind == "prediction" else None}
+            columns |= {"areas": objects.areas, "crowds": objects.crowds}
+            if kind == "prediction" and objects.scores is None:
+                raise ValueError(f"prediction of image {image_id}: no scores; average precision ranks by them")
+            for column, values in columns.items():
+                if values is None:
+                    continue
+                if len(values) != len(objects.categories):
+                    raise ValueError(
+                        f"{kind} of image {image_id}: {len(values)} {column}, {len(objects.categories)} categories; "
+                        "expected as many of each"
+                    )
+                if not np.isfinite(np.asarray(values, np.float64)).all():
+                    raise ValueError(f"{kind} of image {image_id}: {column} that are not finite numbers")
+            boxes = _xywh(objects)
+            if len(boxes) != len(objects.categories) or (boxes[:, 2:] < 0).any():
+                raise ValueError(f"{kind} of image {image_id}: boxes are xyxy pixels, x1 <= x2 and y1 <= y2")
+            for name in (*objects.categories, *objects.negative, *objects.not_exhaustive):
+                if name not in names:
+                    near = difflib.get_close_matches(str(name), [str(n) for n in names], n=1)
+                    hint = f"; did you mean {near[0]!r}?" if near else ""
+                    raise ValueError(f"{kind} of image {image_id}: unknown category {name!r}{hint}")

@@ -1,0 +1,166 @@
+"""COCO mAP and LVIS AP: pycocotools' numbers, federated cases that can be checked by eye, wrong input."""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+
+from eval.recognition import Objects, coco_map, lvis_ap, region_detections
+
+pytest.importorskip("faster_coco_eval", reason="pip install faster-coco-eval")
+
+NAMES = ["cup", "dog", "lamp", "tree"]
+
+
+def random_images(seed, number=12):
+    generator = np.random.default_rng(seed)
+    references, predictions = {}, {}
+    for n in range(number):
+        corner = generator.integers(0, 200, (6, 2))
+        boxes = np.hstack([corner, corner + generator.integers(4, 200, corner.shape)]).astype(float)
+        truth = Objects(boxes, [NAMES[k] for k in generator.integers(0, 3, 6)], crowds=generator.random(6) < 0.1)
+        references[f"image {n}"] = truth
+        if n % 4:
+            chosen = generator.integers(0, 6, 15)
+            names = [truth.categories[i] if generator.random() < 0.7 else "tree" for i in chosen]
+            found = boxes[chosen] + generator.integers(-9, 10, (15, 1))
+            predictions[f"image {n}"] = Objects(found, names, np.round(generator.normal(size=15), 1))  # like logits
+    return predictions, references
+
+
+def pycocotools_stats(predictions, references):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    def row(n, box, name):
+        size = [box[2] - box[0], box[3] - box[1]]
+        return {"image_id": n, "bbox": [*box[:2], *size], "category_id": NAMES.index(name), "area": size[0] * size[1]}
+
+    truth, found = COCO(), []
+    annotations = []
+    for n, (image_id, objects) in enumerate(references.items()):
+        for box, name, crowd in zip(objects.boxes, objects.categories, objects.crowds, strict=True):
+            annotations.append(row(n, box, name) | {"id": len(annotations) + 1, "iscrowd": int(crowd)})
+        if image_id in predictions:
+            item = predictions[image_id]
+            found += [
+                row(n, box, name) | {"score": score}
+                for box, name, score in zip(item.boxes, item.categories, item.scores, strict=True)
+            ]
+    truth.dataset = {
+        "images": [{"id": n} for n in range(len(references))],
+        "annotations": annotations,
+        "categories": [{"id": k} for k in range(len(NAMES))],
+        "info": {},
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        counted = COCOeval(truth, truth.loadRes(found), "bbox")
+        counted.evaluate()
+        counted.accumulate()
+        counted.summarize()
+    return counted.stats[:6]
+
+
+def test_coco_map_equals_pycocotools():
+    for seed in range(3):
+        predictions, references = random_images(seed)
+        result = coco_map(predictions, references, NAMES)
+        assert 0.05 < result["COCO mAP"] < 0.9
+        assert list(result.values()) == pytest.approx(list(pycocotools_stats(predictions, references)), abs=1e-9)
+
+
+BOX, FAR = [0, 0, 10, 10], [50, 50, 60, 60]
+
+
+def test_recognised_regions_are_ranked_by_the_named_score():
+    regions = {"a": ("i", BOX), "b": ("i", FAR), "c": ("j", BOX)}
+    references = {"i": Objects([BOX, FAR], ["cup", "cup"]), "j": Objects([BOX], ["dog"])}
+    predicted = {"a": ("cup", -2.0), "c": ("cup", 5.0)}  # one right, one surely wrong, one missing
+    by_model = coco_map(region_detections(predicted, regions, "model"), references, NAMES)
+    assert by_model["COCO mAP"] == pytest.approx((0.5 * 51 / 101 + 0) / 2)
+    equal = region_detections(predicted, regions, "one")
+    assert equal["i"].scores == [1.0] and equal["j"].scores == [1.0]
+    assert coco_map(equal, references, NAMES)["COCO mAP"] == pytest.approx((51 / 101 + 0) / 2)  # in the given order
+    assert coco_map({}, references, NAMES)["COCO mAP"] == 0
+    with pytest.raises(ValueError, match="unknown score source 'logit'; known: model, one"):
+        region_detections(predicted, regions, "logit")
+    with pytest.raises(ValueError, match="the first for 'x'"):
+        region_detections({"x": ("cup", 1)}, regions, "one")
+
+
+FREQUENCIES = {"cup": "r", "dog": "c", "lamp": "f", "tree": "f"}
+
+
+def lvis(found, **marks):
+    """LVIS AP of detections in a second image, beside a cup found in the first one with a lower score."""
+    references = {"i": Objects([BOX], ["cup"]), "j": Objects([BOX], ["dog"], **marks)}
+    predictions = {"i": Objects([BOX], ["cup"], [0.5]), "j": Objects([box for box, _ in found], [n for _, n in found])}
+    predictions["j"].scores = [0.9] * len(found)
+    return lvis_ap(predictions, references, FREQUENCIES)
+
+
+def test_a_detection_of_an_unmarked_category_is_dropped():
+    assert lvis([(BOX, "dog"), (FAR, "cup")]) == pytest.approx(
+        {name: 1.0 for name in ("LVIS AP", "LVIS AP50", "LVIS AP75", "LVIS APr", "LVIS APc")}
+    )
+
+
+def test_a_detection_of_a_negative_category_is_wrong():
+    assert lvis([(BOX, "dog"), (FAR, "cup")], negative=["cup"])["LVIS APr"] == pytest.approx(0.5)
+
+
+def test_an_unmatched_detection_of_a_category_marked_in_part_is_no_mistake():
+    boxes = [(FAR, "dog"), (BOX, "dog")]
+    assert lvis(boxes)["LVIS APc"] == pytest.approx(0.5)
+    assert lvis(boxes, not_exhaustive=["dog"])["LVIS APc"] == 1
+    assert lvis([], not_exhaustive=["dog"])["LVIS APc"] == 0
+
+
+def test_lvis_groups_are_means_over_categories_that_have_objects():
+    result = lvis([(FAR, "dog")])
+    assert result["LVIS APr"] == 1 and result["LVIS APc"] == 0 and "LVIS APf" not in result
+    assert result["LVIS AP"] == 0.5
+
+
+def test_300_detections_of_an_image_count():
+    references = {"i": Objects([BOX], ["dog"])}
+    found = Objects([FAR] * 300 + [BOX], ["cup"] * 300 + ["dog"], [0.9] * 300 + [0.1])
+    assert lvis_ap({"i": found}, references, FREQUENCIES)["LVIS AP"] == 0
+    found = Objects([FAR] * 299 + [BOX], ["cup"] * 299 + ["dog"], [0.9] * 299 + [0.1])
+    assert lvis_ap({"i": found}, references, FREQUENCIES)["LVIS AP"] == 1
+
+
+def test_lvis_ap_is_coco_map_where_every_category_is_marked_in_every_image():
+    predictions, references = random_images(4)
+    for objects in references.values():
+        objects.crowds, objects.negative = None, NAMES
+    federated = lvis_ap(predictions, references, FREQUENCIES)
+    assert federated["LVIS AP"] == pytest.approx(coco_map(predictions, references, NAMES)["COCO mAP"], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"x": Objects([BOX], ["cup"], [1])}, "the first is 'x'"),
+        ({"i": Objects([BOX], ["cap"], [1])}, "unknown category 'cap'; did you mean 'cup'"),
+        ({"i": Objects([BOX], ["cup"], [np.nan])}, "image i: scores that are not finite"),
+        ({"i": Objects([BOX], ["cup"])}, "image i: no scores"),
+        ({"i": Objects([BOX], ["cup", "dog"], [1, 1])}, "1 boxes, 2 categories"),
+        ({"i": Objects([[9, 0, 3, 4]], ["cup"], [1])}, "boxes are xyxy"),
+    ],
+)
+def test_wrong_detections_are_named(found, message):
+    references = {"i": Objects([BOX], ["cup"])}
+    with pytest.raises(ValueError, match=message):
+        coco_map(found, references, NAMES)
+    with pytest.raises(ValueError, match=message):
+        lvis_ap(found, references, FREQUENCIES)
+
+
+def test_missing_ground_truth_and_unknown_frequencies_are_named():
+    with pytest.raises(ValueError, match="no ground-truth objects"):
+        coco_map({}, {"i": Objects([], [])}, NAMES)
+    with pytest.raises(ValueError, match="'cup': frequency 'rare'; expected one of r, c, f"):
+        lvis_ap({}, {"i": Objects([BOX], ["cup"])}, {"cup": "rare"})
