@@ -1,6 +1,8 @@
-"""Tag, attribute and category metrics on numbers that can be checked by eye."""
+"""Tag, attribute, category, similarity and choice metrics on numbers that can be checked by eye."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 
 from eval.attributes import attribute_groups, attribute_map
 from eval.categories import category_accuracy
+from eval.choices import HTTPJudge, Question, choice_accuracy, choice_scores, judge_captions, prompt, read_choice
+from eval.similarity import SentenceEncoder, similarity_scores, word_iou
 from eval.tags import average_precision, tag_map
 
 FIXTURES = Path(__file__).parent / "fixtures" / "metrics"
@@ -99,3 +103,167 @@ def test_wrong_arrays_are_named(labels, scores, message):
         tag_map(labels, scores, 0.5)
     with pytest.raises(ValueError, match=message):
         attribute_map(labels, scores)
+
+
+# --- names compared by embeddings and words -------------------------------------------------------------------------
+
+
+def letters(texts):
+    """Stands in for a sentence encoder: how often each letter occurs."""
+    return [[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz "] for text in texts]
+
+
+def test_names_are_compared_by_embedding_and_by_words():
+    true = {"a": "Dog_collar", "b": "car:wheel", "c": "cup", "d": "lamp"}
+    predicted = {"a": "dog  collar", "b": "a Wheel", "c": "", "d": "palm"}
+    corpus, items = similarity_scores(predicted, true, letters)
+    assert items["a"] == pytest.approx({"semantic similarity": 1, "word IoU": 1})
+    assert items["b"]["word IoU"] == pytest.approx(1 / 3)
+    assert items["c"] == {"semantic similarity": 0, "word IoU": 0}
+    assert items["d"] == pytest.approx({"semantic similarity": 1, "word IoU": 0})
+    assert corpus["word IoU"] == pytest.approx((1 + 1 / 3 + 0 + 0) / 4)
+    missing, _ = similarity_scores({k: predicted[k] for k in "ab"}, true, letters)
+    assert missing["semantic similarity"] == pytest.approx((1 + items["b"]["semantic similarity"]) / 4)
+    assert similarity_scores({}, true)[0] == {"semantic similarity": 0, "word IoU": 0}  # loads no encoder
+    assert word_iou("", "") == 0
+
+
+@pytest.mark.parametrize(
+    ("predicted", "true", "encode", "message"),
+    [
+        ({"x": "cup"}, {"a": "cup"}, letters, "the first for 'x'"),
+        ({"a": None}, {"a": "cup"}, letters, "name None is NoneType"),
+        ({}, {}, letters, "no references"),
+        ({"a": "cup"}, {"a": " _"}, letters, "region 'a': its true name ' _' has no word"),
+        ({"a": "cup"}, {"a": "dog"}, lambda texts: [[np.nan]] * len(texts), "expected finite"),
+        ({"a": "cup"}, {"a": "dog"}, lambda texts: [[1.0]], "for 2 texts"),
+    ],
+)
+def test_names_that_cannot_be_compared_are_named(predicted, true, encode, message):
+    with pytest.raises(ValueError, match=message):
+        similarity_scores(predicted, true, encode)
+
+
+def test_the_sentence_encoder_averages_the_tokens_of_each_text(tmp_path):
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dog", "cup", "red"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(tmp_path / "vocab.txt"), model_max_length=10**6).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=8, **size)).eval()
+    model.save_pretrained(tmp_path)
+    encode = SentenceEncoder(tmp_path, batch_size=2)
+    together = encode(["red dog", "cup", "dog"])
+    assert together.shape == (3, 16) and together.dtype == np.float32
+    with torch.inference_mode():
+        alone = model(torch.tensor([[2, 7, 5, 3]])).last_hidden_state.mean(1)[0]
+    assert together[0] == pytest.approx(alone.numpy(), abs=1e-5)
+    assert together[2] == pytest.approx(encode(["dog"])[0], abs=1e-5)  # padding and neighbours change nothing
+    assert np.isfinite(encode(["dog " * 50])).all()  # longer than the model's input
+    corpus, _ = similarity_scores({"a": "red dog", "b": "cup"}, {"a": "red_dog", "b": "dog"}, encode)
+    assert corpus["semantic similarity"] < 1 and corpus["word IoU"] == 0.5
+
+
+# --- questions that a judge answers ---------------------------------------------------------------------------------
+
+KIND = Question("What is it?", [("a dog", 1.0), ("an animal", 0.5), ("nothing", 0.0), ("a cup", -1.0)], "recognition")
+DETAIL = Question("Its colour?", [("brown", 1.0), ("dark", 0.5), ("not said", 0.0), ("white", -1.0)])
+ABSENT = Question("Its hat?", [("no hat", 1.0), ("open", 0.0), ("a hat", -1.0)], "negative")
+
+
+def test_choice_scores():
+    questions = {"a": [KIND, DETAIL, ABSENT], "b": [KIND, DETAIL, ABSENT], "c": [DETAIL]}
+    answers = {"a": [0, 1, 0], "b": [3, 0, 2], "c": [None]}  # b: another thing, so no points for its colour
+    corpus, items = choice_scores(answers, questions)
+    assert corpus == pytest.approx(
+        {
+            "choice score/positive": (0.5 + 0 + 0) / 3,
+            "choice score/negative": (1 - 1) / 2,
+            "choice score": (0.5 / 3 + 0) / 2,
+            "choice accuracy/recognition": 1 / 2,
+        }
+    )
+    assert items["a"]["choice score"] == pytest.approx(0.75) and items["b"]["choice score"] == pytest.approx(-0.5)
+    assert set(choice_scores({}, questions)[0].values()) == {0.0}, "no description gives no points for what it avoids"
+    only = choice_scores({"a": [2]}, {"a": [ABSENT]})[0]
+    assert only == {"choice score": -1, "choice score/negative": -1}
+
+
+def test_choice_accuracy_counts_a_missing_answer_as_wrong():
+    assert choice_accuracy({"a": 0, "b": None}, {"a": 0, "b": 1, "c": 1}) == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="no questions"):
+        choice_accuracy({}, {})
+    with pytest.raises(ValueError, match="the first for 'x'"):
+        choice_accuracy({"x": 0}, {"a": 0})
+
+
+@pytest.mark.parametrize(
+    ("answers", "questions", "message"),
+    [
+        ({"x": [0]}, {"a": [DETAIL]}, "the first for 'x'"),
+        ({"a": [0, 1]}, {"a": [DETAIL]}, "region a: 2 answers to 1 questions"),
+        ({"a": [4]}, {"a": [DETAIL]}, "choice 4 of 4: 'Its colour"),
+        ({"a": [0, 0]}, {"a": [KIND, KIND]}, "2 recognition questions"),
+        ({}, {}, "no questions"),
+    ],
+)
+def test_answers_that_do_not_fit_are_named(answers, questions, message):
+    with pytest.raises(ValueError, match=message):
+        choice_scores(answers, questions)
+
+
+@pytest.mark.parametrize(
+    ("kind", "choices", "message"),
+    [
+        ("neutral", [("a", 1), ("b", 0)], "kind 'neutral'"),
+        ("negative", [("a", 1), ("b", 0.5)], "'b' has 0.5 points; expected 1, 0, -1"),
+        ("positive", [("a", 1)], "1 choices"),
+    ],
+)
+def test_questions_that_do_not_fit_are_named(kind, choices, message):
+    with pytest.raises(ValueError, match=message):
+        Question("Its hat?", choices, kind)
+
+
+def test_a_judge_reads_the_description_alone_and_answers_with_a_letter():
+    asked = []
+
+    def judge(text):
+        asked.append(text)
+        return "B."
+
+    answers = judge_captions({"a": "A dark dog.\n", "b": " "}, {"a": [DETAIL], "b": [DETAIL], "c": [DETAIL]}, judge)
+    assert answers == {"a": [1]} and asked == [prompt(DETAIL, "A dark dog.")]
+    assert "A dark dog.\n\nQuestion: Its colour?\nA. brown\nB. dark\nC. not said\nD. white" in asked[0]
+    said = ["D", "c)", "**A**", "Answer: B", "The correct answer is D.", "Not said", "A dog", "E", "", "I think B"]
+    assert [read_choice(text, DETAIL) for text in said] == [3, 2, 0, 1, 3, 2, None, None, None, None]
+
+
+def test_a_judge_behind_http():
+    seen = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.append((self.path, body["model"], body["temperature"], self.headers["Authorization"]))
+            answer = {"choices": [{"message": {"content": "A"}}]} if body["model"] == "judge" else {"error": "no"}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        assert HTTPJudge(url, "judge", key="secret")("Which?") == "A"
+        assert seen == [("/v1/chat/completions", "judge", 0, "Bearer secret")]
+        with pytest.raises(RuntimeError, match="the judge 'other' at http.* gave no answer"):
+            HTTPJudge(url, "other")("Which?")
+        server.shutdown()
+    with pytest.raises(RuntimeError, match="gave no answer"):
+        HTTPJudge(url, "judge", timeout=5)("Which?")
