@@ -51,13 +51,14 @@ from dynrefer.data.schema import (
     record_root,
 )
 from dynrefer.images import open_image
-from dynrefer.masks import mask_to_box, to_mask
+from dynrefer.masks import mask_to_box, rle_to_box, to_mask
 from dynrefer.phash import grey, low_frequencies
 
 NUM_LINES_SHOWN = 5  # of an image that many records share
 MAX_PROBLEMS = 100_000  # told one by one, the others are counted
 BEYOND = 0.01  # pixels that a box may reach beyond its image: rounding
-FEW_BOXES = 10  # are told one by one: they make no convention
+SMALL_POLYGON = 4  # pixels of its shorter side
+FEW_BOXES = 3  # fewer are told one by one: they make no convention
 IMAGES_AT_ONCE = 32  # handed to a worker
 NOT_JSON = object()  # a line that is told already
 # The same picture: of the 63 lowest frequencies but the mean, so many may lie on the other side of their median, and
@@ -136,7 +137,7 @@ def check_file(
     seen = _read(path, report, form)
     convention = seen.convention_problem()
     if convention:
-        report.problems.add(0, f"boxes: {convention}")
+        report.problems.add(0, f"{convention}; records have xyxy pixels: convert again with the right --box-format")
     if not report.num_records:
         report.problems.add(0, "no records in it")
     repeated = seen.repeated_ids()
@@ -187,7 +188,7 @@ class _Seen:
             self.codes.append(self.names.setdefault(image, len(self.names)))
             self.heights.append(height)
             self.widths.append(width)
-        if len(self._boxes) < SAMPLE and (box := _numbers(content.get("box"))):
+        if len(self._boxes) < SAMPLE and (box := _numbers(content.get("box"))) and max(map(abs, box)) < 1e9:
             self._boxes.append((*box, height, width))
 
     def _hash_ids(self) -> None:
@@ -260,13 +261,26 @@ def _mask_problem(region: Region) -> str | None:
     if region.mask is None:
         return None
     try:
-        mask = to_mask(region.mask, region.image_hw)
+        mask_box = _mask_box(region)
     except ValueError as error:
         return f"region {region.id}: {error}"
-    mask_box = mask_to_box(mask)
     if not box_iou([region.box], [mask_box])[0, 0] > 0:
         return f"region {region.id}: box {list(region.box)} and mask (its box is {mask_box.tolist()}) do not overlap"
     return None
+
+
+def _mask_box(region: Region) -> np.ndarray:
+    """About the box of a region's mask, decoded only where it matters: polygons of a few pixels may cover none."""
+    if isinstance(region.mask, dict):
+        if (box := rle_to_box(region.mask)) is None:
+            raise ValueError("empty mask: no pixel is inside")
+        return box
+    corners = np.concatenate([np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in region.mask])
+    height, width = region.image_hw
+    box = np.array([*corners.min(axis=0), *corners.max(axis=0)]).clip(0, [width, height] * 2)
+    if min(box[2:] - box[:2]) > SMALL_POLYGON and box_iou([region.box], [box])[0, 0] > 0:
+        return box
+    return mask_to_box(to_mask(region.mask, region.image_hw))
 
 
 def _box_problem(content: dict, region: Region) -> str | None:

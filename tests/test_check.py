@@ -193,12 +193,13 @@ def test_captions_without_a_word_and_boxes_beyond_the_image_are_told(folder):
     assert "3: region 3: box [1, 2, 10, 25] reaches beyond its image, 30 wide and 20 high" in told[2]
 
 
-def test_boxes_in_another_convention_are_told_with_the_one_that_fits(folder):
-    path = write(folder / "r.jsonl", *(record(str(k), box=[20, 12, 5 + k % 3, 6]) for k in range(20)))
-    first = check_file(path).problems[0]
-    assert first[0] == 0 and "as 'xywh'" in first[1]
+def test_nothing_is_clipped_where_the_numbers_mean_something_else(folder):
+    path = write(folder / "r.jsonl", *(record(str(k), box=[20, 12, 35, 16 + k]) for k in range(4)))
+    assert len(check_file(path, fix=folder / "fixed.jsonl").fixes) == 4
+    path = write(folder / "r.jsonl", *(record(str(k), box=[12 + k % 3, 8, 5, 6]) for k in range(20)))
+    path.write_text(path.read_text() + json.dumps(record("x", box=[8, 8, 14, 21])) + "\n")
     report = check_file(path, fix=folder / "fixed.jsonl")
-    assert not report.fixes, "nothing is clipped where the numbers mean something else"
+    assert not report.fixes and "as 'xywh'" in report.problems[0][1]
 
 
 def test_what_is_wrong_beside_a_bad_box_is_told_too(folder):
