@@ -219,35 +219,48 @@ def test_a_tied_output_matrix_stays_tied(tmp_path):
     assert language.lm_head.weight is language.get_input_embeddings().weight
 
 
-def test_lora_layers_are_used_and_exported(files, tmp_path):
+@pytest.mark.parametrize("embeddings", [False, True], ids=["q and v", "released: words, q, v, output"])
+def test_lora_layers_are_used_and_exported(files, tmp_path, embeddings):
     folder, tensors = files
+    wrapper = "t5_model.base_model.model."
+    tensors = {name.replace("t5_model.", wrapper): tensor for name, tensor in tensors.items()}
     generator = torch.Generator().manual_seed(5)
     lora = {}
-    attentions = ("encoder", "0.SelfAttention"), ("decoder", "0.SelfAttention"), ("decoder", "1.EncDecAttention")
-    for stack, attention in attentions:
+    for stack, attention in (("encoder", "0.Self"), ("decoder", "0.Self"), ("decoder", "1.EncDec")):
         for block in (0, 1):
             for layer in ("q", "v"):
-                name = f"t5_model.base_model.model.{stack}.block.{block}.layer.{attention}.{layer}"
+                name = f"{wrapper}{stack}.block.{block}.layer.{attention}Attention.{layer}"
                 lora[f"{name}.lora_A.default.weight"] = torch.randn(2, 20, generator=generator)
                 lora[f"{name}.lora_B.default.weight"] = torch.randn(20, 2, generator=generator)
+    if embeddings:
+        for stack in ("encoder", "decoder"):
+            lora[f"{wrapper}{stack}.embed_tokens.lora_embedding_A.default"] = torch.randn(2, 90, generator=generator)
+            lora[f"{wrapper}{stack}.embed_tokens.lora_embedding_B.default"] = torch.randn(20, 2, generator=generator)
+        lora[f"{wrapper}lm_head.lora_A.default.weight"] = torch.randn(2, 20, generator=generator)
+        lora[f"{wrapper}lm_head.lora_B.default.weight"] = torch.randn(90, 2, generator=generator)
     path = write_checkpoint(tmp_path, tensors | lora, "lora.pth")
     model = dynrefer.load(run_convert(folder, tmp_path / "model", checkpoint=path), device="cpu")
     assert model.config.language_mode == "lora"
-    assert (
-        model.config.language_lora | {"r": 2, "lora_alpha": 4, "target_modules": ["q", "v"]}
-        == model.config.language_lora
-    )
+    targets = ["embed_tokens", "lm_head", "q", "v"] if embeddings else ["q", "v"]
+    assert model.config.language_lora == {"r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "target_modules": targets}
+    base = load_file(folder / "base/model.safetensors")
     layer = model.language.model.encoder.block[0].layer[0].SelfAttention.q
-    plain = load_file(folder / "base/model.safetensors")[
-        "language_model.encoder.block.0.layer.0.SelfAttention.q.weight"
-    ]
+    plain = base["language_model.encoder.block.0.layer.0.SelfAttention.q.weight"]
     x = torch.randn(3, 20, generator=generator)
-    name = "t5_model.base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_"
+    name = f"{wrapper}encoder.block.0.layer.0.SelfAttention.q.lora_"
     added = 2.0 * (x @ lora[f"{name}A.default.weight"].T) @ lora[f"{name}B.default.weight"].T  # alpha / r
     torch.testing.assert_close(layer(x), x @ plain.T + added, rtol=1e-5, atol=1e-5)
+    ids, mask = torch.tensor([[5, 7]]), torch.ones(1, 2, dtype=torch.long)
+    words, _ = model.language.prompt(torch.zeros(1, 5, 24), ids, mask)
+    expected = base["language_model.shared.weight"][ids] + model.language.control_memory
+    if embeddings:
+        name = f"{wrapper}encoder.embed_tokens.lora_embedding_"
+        expected = expected + 2.0 * lora[f"{name}A.default"].T[ids] @ lora[f"{name}B.default"].T
+    torch.testing.assert_close(words[:, 5:], expected, rtol=1e-5, atol=1e-5)
     back = convert.read_torch(convert.export(model, tmp_path / "back.pth"))
     assert back.keys() == (tensors | lora).keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in lora.items())
+    assert np.isfinite(dynrefer.RegionPredictor(model)(picture(20, 30), [[2, 3, 20, 15]])[0].score)
 
 
 @pytest.mark.parametrize(

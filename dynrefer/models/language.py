@@ -29,8 +29,14 @@ class UntiedT5(T5ForConditionalGeneration):
     Transformers' class knows only all of them tied or none, and files hold the shared embedding once.
     """
 
+    @property
+    def _tied_weights_keys(self) -> dict[str, str]:
+        stacks = {"encoder": self.encoder.embed_tokens, "decoder": self.decoder.embed_tokens}
+        inner = {name: "base_layer." if hasattr(layer, "base_layer") else "" for name, layer in stacks.items()}  # LoRA
+        return {f"{name}.embed_tokens.{layer}weight": "shared.weight" for name, layer in inner.items()}
+
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        return {f"{stack}.embed_tokens.weight": "shared.weight" for stack in ("encoder", "decoder")}
+        return self._tied_weights_keys
 
 
 class LanguageModel(nn.Module):
@@ -101,10 +107,14 @@ class LanguageModel(nn.Module):
 
     def prompt(self, region_embeds: Tensor, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
         """region_embeds (R, Q, E); prompt_ids, prompt_mask (R, T). Returns embeddings (R, Q+T, d) and mask (R, Q+T)."""
-        words = self.model.get_input_embeddings()(prompt_ids)
+        words = self.embed_words(prompt_ids)
         regions = self.projection(region_embeds).to(words.dtype)
         embeds = torch.cat([regions, words + self.control_memory.to(words.dtype)], 1)
         return embeds, torch.cat([prompt_mask.new_ones(regions.shape[:2]), prompt_mask], 1)
+
+    def embed_words(self, ids: Tensor) -> Tensor:
+        """Token ids (R, T) -> the embeddings (R, T, d) that the prompt is made of."""
+        return self.model.get_input_embeddings()(ids)
 
     def generate(
         self, region_embeds: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, **settings
@@ -146,6 +156,9 @@ class Seq2SeqLM(LanguageModel):
     """Encoder-decoder: the prompt goes into the encoder, the caption is the decoder's target."""
 
     auto_class = AutoModelForSeq2SeqLM
+
+    def embed_words(self, ids: Tensor) -> Tensor:
+        return self.model.get_encoder().get_input_embeddings()(ids)  # its own LoRA layer, if any, takes part
 
     def loss(
         self, region_embeds: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, caption_ids: Tensor, caption_mask: Tensor

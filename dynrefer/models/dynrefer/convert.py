@@ -76,7 +76,7 @@ TEXT_NAMES = {
 }
 # Tensors of a checkpoint that repeat something: compared with it, then ignored.
 COPIES = {
-    r"(t5_model|llm_model)\.(.*embed_tokens\.weight|shared\.weight)$": "the base's word embeddings",
+    r"(t5_model|llm_model)\.(.*embed_tokens\.(base_layer\.)?weight|shared\.weight)$": "the base's word embeddings",
     r"llm_model\..*rotary_emb\.inv_freq$": "what the language model computes",
     r"Qformer\.bert\.embeddings\.position_ids$": "0, 1, 2, ...",
     r"(clip|att|ov)_embeds$": "the text embeddings of the word lists",
@@ -738,23 +738,26 @@ def check_layout(config) -> None:
 
 def released_tensors(model) -> dict[str, Tensor]:
     """The trained tensors under released names, position ids and repeated embeddings among them."""
+    state = model.state_dict()
     prefix = "t5" if model.config.language_config.is_encoder_decoder else "llm"
+    wrapper = "base_model.model." if any(LORA in name for name in state) else ""  # PEFT's
     tensors: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         learned = name.startswith(EXPORTED) or name == "language.control_memory" or LORA in name
         learned |= name == "query_tokens" and model.config.query_tokens_trainable
         copied = prefix == "t5" and plain(name).endswith("embed_tokens.weight")
         if learned or copied:
-            tensors[released_name(name, prefix)] = tensor
+            tensors[released_name(plain(name), prefix, wrapper)] = tensor
     positions = model.config.qformer_config.max_position_embeddings
     tensors["Qformer.bert.embeddings.position_ids"] = torch.arange(positions)[None]
     return tensors
 
 
-def released_name(name: str, prefix: str) -> str:
-    """Our name -> the released one, by the same tables read backwards."""
-    if LORA in name:
-        return name.replace("language.model.", f"{prefix}_model.base_model.model.")
+def released_name(name: str, prefix: str, wrapper: str = "") -> str:
+    """Our name -> the released one, by the same tables read backwards. prefix: of the language model, t5 or llm;
+    wrapper: before its layers' names, where it has LoRA layers."""
+    if name.startswith("language.model."):
+        return f"{prefix}_model.{wrapper}{name.removeprefix('language.model.')}"
     decoders = {"tag_decoder.": "tag", "region_text_decoder.": "attr"}
     for ours, short in decoders.items():
         if name.startswith(ours + "layers."):
@@ -767,7 +770,7 @@ def released_name(name: str, prefix: str) -> str:
     backwards = {
         new: old for old, new in CHECKPOINT_NAMES.items() if "head.encoder" not in old and not old.startswith(other)
     }
-    found = rename(plain(name), backwards)
+    found = rename(name, backwards)
     assert found is not None, name
     return found
 
