@@ -1,12 +1,14 @@
 """Caption metrics: BLEU-1..4, ROUGE-L, METEOR 1.5 and CIDEr by pycocoevalcap.
 
 BLEU, ROUGE-L and CIDEr are pycocoevalcap's Python classes. METEOR and the PTB tokenizer are the two Java programs in
-its wheel; they are driven from here, one JVM each per call, because pycocoevalcap's own drivers wait forever for a dead
-JVM, lose the line alignment on a newline and write into the installed package. What pycocoevalcap calls CIDEr is
-CIDEr-D, with the document frequencies of the references that are scored: of other regions, other scores.
+its wheel; they are driven from here, because pycocoevalcap's own drivers wait forever for a dead JVM, lose the line
+alignment on a newline, wait for every answer before they ask again and write into the installed package. One METEOR
+serves all calls of a process. What pycocoevalcap calls CIDEr is CIDEr-D, with the document frequencies of the
+references that are scored: of other regions, other scores.
 """
 
 import atexit
+import json
 import re
 import subprocess
 import tempfile
@@ -20,8 +22,9 @@ from pathlib import Path
 
 from .java import find_java
 
-METRICS = ("bleu", "rouge", "meteor", "cider")
+METRICS = ("bleu", "rouge", "meteor", "cider")  # what every installation computes; "spice" needs more files
 JAVA_OPTIONS = ("-Xmx2G", "-Dfile.encoding=UTF-8")  # without the encoding, scores of "café" depend on the locale
+SPICE_FILES = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 METEOR_ARGUMENTS = ("-", "-", "-stdio", "-l", "en", "-norm")
 METEOR_WORDS = 1000  # a longer caption gets 0: endless repetition makes METEOR's aligner run out of memory
 START_SECONDS = 120  # a JVM that is silent for so long is dead: METEOR loads its paraphrase table in 1 to 7 seconds
@@ -39,14 +42,14 @@ def caption_scores(
     Args:
         predictions: region id -> caption. A region without one is scored as the empty caption, which is wrong.
         references: region id -> one or more human captions.
-        metrics: some of "bleu", "rouge", "meteor", "cider".
+        metrics: some of "bleu", "rouge", "meteor", "cider", and "spice" where `spice_missing()` is None.
         tokenizer: a row of TOKENIZERS: "ptb" (the protocol of COCO: PTB tokens, lower-cased, punctuation dropped) or
             "lower" (lower-cased, punctuation removed, split at whitespace; no Java).
         per_item: also return the scores of each region.
 
     Returns:
-        {"BLEU-1", ..., "BLEU-4", "ROUGE-L", "METEOR", "CIDEr"} as fractions (CIDEr 0.7 is what others print as 70);
-        with `per_item` a pair of it and {region id: the same names}.
+        {"BLEU-1", ..., "BLEU-4", "ROUGE-L", "METEOR", "CIDEr", "SPICE"} as fractions (others print CIDEr 0.7
+        as 70); with `per_item` a pair of it and {region id: the same names}.
 
     Raises:
         ValueError: unknown metric or tokenizer, no references, a region without references, a prediction for an
@@ -54,8 +57,8 @@ def caption_scores(
     """
     metrics = list(metrics)
     for metric in metrics:
-        if metric not in METRICS:
-            raise ValueError(f"unknown caption metric {metric!r}; known: {', '.join(METRICS)}")
+        if metric not in _SCORERS:
+            raise ValueError(f"unknown caption metric {metric!r}; known: {', '.join(_SCORERS)}")
     if tokenizer not in TOKENIZERS:
         raise ValueError(f"unknown tokenizer {tokenizer!r}; known: {', '.join(TOKENIZERS)}")
     if not references:
@@ -78,9 +81,9 @@ def caption_scores(
     expected = {region_id: [next(tokens) for _ in references[region_id]] for region_id in ids}
 
     corpus, items = {}, {region_id: {} for region_id in ids}
-    for metric in METRICS:
+    for metric, scorer in _SCORERS.items():
         if metric in metrics:
-            for name, (score, scores) in _SCORERS[metric](predicted, expected).items():
+            for name, (score, scores) in scorer(predicted, expected).items():
                 corpus[name] = float(score)
                 for region_id, value in zip(ids, scores, strict=True):
                     items[region_id][name] = float(value)
@@ -97,6 +100,8 @@ def one_line(text: str) -> str:
     """
     if not isinstance(text, str):
         raise ValueError(f"caption {text!r} is {type(text).__name__}; expected a text")
+    if text.isascii() and text.isprintable():
+        return " ".join(text.split())
     text = "".join(" " if unicodedata.category(char) in ("Cc", "Cs") else char for char in text)
     return " ".join(text.split())
 
@@ -168,7 +173,46 @@ def _cider(predicted: dict[str, str], expected: dict[str, list[str]]) -> dict[st
     return {"CIDEr": Cider().compute_score(expected, {key: [text] for key, text in predicted.items()})}
 
 
-_SCORERS = {"bleu": _bleu, "rouge": _rouge, "meteor": _meteor, "cider": _cider}
+def _spice(predicted: dict[str, str], expected: dict[str, list[str]]) -> dict[str, tuple[float, list[float]]]:
+    missing = spice_missing()
+    if missing:
+        raise RuntimeError(f"no SPICE: {missing}")
+    asked = [{"image_id": n, "test": text, "refs": expected[key]} for n, (key, text) in enumerate(predicted.items())]
+    jar = _jar("spice/spice-1.0.jar")
+    with tempfile.TemporaryDirectory() as folder:
+        question, answer = Path(folder) / "captions.json", Path(folder) / "scores.json"
+        question.write_text(json.dumps(asked))
+        command = [find_java(), "-Xmx8G", "-jar", str(jar), str(question), "-out", str(answer), "-subset", "-silent"]
+        seconds = START_SECONDS + len(asked) + sum(map(len, expected.values()))  # it parses every text: up to 1 s each
+        try:
+            done = subprocess.run(command, cwd=jar.parent, capture_output=True, timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"SPICE gave no answer within {seconds:.0f} s and was stopped") from error
+        if done.returncode != 0 or not answer.is_file():
+            raise RuntimeError(
+                f"SPICE ended with code {done.returncode}; it was written for Java 8: "
+                f"{done.stderr.decode(errors='replace')[-500:]}"
+            )
+        found = {item["image_id"]: item["scores"]["All"]["f"] for item in json.loads(answer.read_text())}
+    if found.keys() != set(range(len(asked))):
+        raise RuntimeError(f"SPICE answered for {len(found)} of {len(asked)} captions")
+    scores = [float(found[n]) if _is_number(str(found[n])) else 0.0 for n in range(len(asked))]  # "NaN": no tuples
+    return {"SPICE": (sum(scores) / len(scores), scores)}
+
+
+def spice_missing() -> str | None:
+    """Why SPICE cannot be computed here, or None: its parser is not part of pycocoevalcap's wheel (400 MB)."""
+    folder = _jar("spice/spice-1.0.jar").parent / "lib"
+    missing = [name for name in SPICE_FILES if not (folder / name).is_file()]
+    if not missing:
+        return None
+    return (
+        f"{', '.join(missing)} not in {folder}; `python -m pycocoevalcap.spice.get_stanford_models` downloads them, "
+        "and they need Java 8 and 8 GB of memory"
+    )
+
+
+_SCORERS = {"bleu": _bleu, "rouge": _rouge, "meteor": _meteor, "cider": _cider, "spice": _spice}
 
 
 def meteor_scores(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ from eval import captions, java
 from eval.captions import caption_scores, lower_tokens, meteor_scores, one_line, ptb_tokens
 
 FIXTURES = Path(__file__).parent / "fixtures" / "metrics"
-GOLDENS = Path(os.environ.get("DYNREFER_TEST_DATA", "../shared/data")) / "metric_goldens" / "nlg_eval"
+GOLDENS = Path(os.environ.get("DYNREFER_TEST_DATA", "../shared/data")) / "metric_goldens"
+needs_goldens = pytest.mark.skipif(
+    not GOLDENS.is_dir(), reason=f"published predictions and scores are not at {GOLDENS}"
+)
 
 
 def test_scores_equal_the_released_evaluator():
@@ -28,10 +32,10 @@ def test_scores_equal_the_released_evaluator():
         assert per_item == pytest.approx(vector["expected_per_item"][name], abs=1e-6)
 
 
-@pytest.mark.skipif(not GOLDENS.is_dir(), reason=f"the published nlg-eval example is not at {GOLDENS}")
+@needs_goldens
 def test_scores_equal_those_published_by_nlg_eval():
     def lines(name):
-        return (GOLDENS / name).read_text().splitlines()
+        return (GOLDENS / "nlg_eval" / name).read_text().splitlines()
 
     predictions = dict(enumerate(lines("hyp.txt")))
     references = {n: list(pair) for n, pair in enumerate(zip(lines("ref1.txt"), lines("ref2.txt"), strict=True))}
@@ -39,6 +43,35 @@ def test_scores_equal_those_published_by_nlg_eval():
     published = {"BLEU-1": 0.55, "BLEU-2": 0.428174, "BLEU-3": 0.284043, "BLEU-4": 0.201143}
     published |= {"METEOR": 0.295797, "ROUGE-L": 0.522104, "CIDEr": 1.242192}
     assert scores == pytest.approx(published, abs=1e-6)
+
+
+@needs_goldens
+def test_bleu_equals_the_published_one_of_flickr30k_captions():
+    images = json.loads((GOLDENS / "flickr30k_glstm" / "glstm_lda_37.37_struct.json").read_text())["imgblobs"]
+    predictions = {n: image["candidate"]["text"] for n, image in enumerate(images)}
+    references = {n: [text["text"] for text in image["references"]] for n, image in enumerate(images)}
+    scores = caption_scores(predictions, references, ["bleu"], tokenizer="tokens")
+    assert sum(len(text.split()) for text in predictions.values()) == 9845
+    assert [round(100 * scores[f"BLEU-{n}"], 1) for n in (1, 2, 3, 4)] == [51.6, 30.9, 18.5, 11.6]
+
+
+@needs_goldens
+@pytest.mark.slow
+def test_scores_of_region_descriptions_of_four_models_on_two_splits():
+    expected = json.loads((GOLDENS / "refcoco+_scores.json").read_text())
+    names = {"Bleu_1": "BLEU-1", "Bleu_4": "BLEU-4", "ROUGE_L": "ROUGE-L", "CIDEr": "CIDEr", "METEOR": "METEOR"}
+    for split in ("testA", "testB"):
+        items = json.loads((GOLDENS / f"refcoco+_{split}.json").read_text())
+
+        def tokens(text):
+            return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
+
+        references = {n: [tokens(text) for text in item["refs"]] for n, item in enumerate(items)}
+        for model in ("baseline", "baseline_mmi", "visdif", "visdif_mmi"):
+            predictions = {n: tokens(item["pred"][model]) for n, item in enumerate(items)}
+            scores = caption_scores(predictions, references, tokenizer="tokens")
+            for theirs, ours in names.items():
+                assert scores[ours] == pytest.approx(expected[f"refcoco+_{split}_{model}"][theirs], abs=6e-5)
 
 
 def test_a_line_break_or_a_separator_in_a_caption_shifts_no_other_caption():
@@ -83,7 +116,7 @@ def test_an_empty_caption_never_scores():
         ({}, {}, {}, "no references"),
         ({}, {"a": []}, {}, "region a: references"),
         ({}, {"a": "a cup"}, {}, "region a: references"),
-        ({}, {"a": ["a"]}, {"metrics": ["spice"]}, "'spice'; known: bleu"),
+        ({}, {"a": ["a"]}, {"metrics": ["wmd"]}, "'wmd'; known: bleu"),
         ({}, {"a": ["a"]}, {"tokenizer": "nltk"}, "'nltk'; known: ptb"),
         ({"a": 7}, {"a": ["a"]}, {"metrics": ["cider"], "tokenizer": "lower"}, "caption 7 is int"),
     ],
@@ -143,6 +176,72 @@ def test_a_dead_or_mad_tokenizer_is_an_error(tmp_path, monkeypatch, script, mess
     monkeypatch.setattr(captions, "START_SECONDS", 1)
     with pytest.raises(RuntimeError, match=message):
         ptb_tokens(["a cup"] * 3)
+
+
+@pytest.mark.slow
+def test_one_meteor_serves_all_calls_and_a_killed_one_is_started_again():
+    caption, references = ["a red cup"], [["the red cup"]]
+    first = meteor_scores(caption, references)
+    (meteor,) = captions._running
+    assert meteor_scores(caption * 3, references * 3)[1] == first[1] * 3
+    assert captions._running == [meteor]
+    meteor.process.kill()
+    meteor.process.wait()
+    assert meteor_scores(caption, references) == first
+    assert captions._running[0].process.pid != meteor.process.pid
+    captions.end_meteor()
+    assert captions._running == []
+
+
+def test_a_meteor_that_is_killed_while_it_answers_names_the_caption(tmp_path, monkeypatch):
+    script = "import sys\nfor n in range(3): input(); print('1 2 3', flush=True)\nsys.exit('killed')"
+    monkeypatch.setattr(captions, "find_java", lambda: program(tmp_path / "java", script))
+    with pytest.raises(RuntimeError, match="at 'SCORE . a cup . caption 3'.*killed".replace(" . ", r" \|\|\| ")):
+        meteor_scores([f"caption {n}" for n in range(9)], [["a cup"]] * 9, timeout=20)
+    assert captions._running == [], "its successor starts fresh"
+
+
+def test_more_captions_than_pipes_hold_neither_block_nor_mix(tmp_path, monkeypatch):
+    script = (
+        "import sys\nfor line in sys.stdin:\n"
+        "    if line.startswith('SCORE'): print(*[len(line)] * 2000, flush=True)\n"
+        "    else: print('0.5\\n' * line.count('|||') + '0.25', flush=True)"
+    )  # its answers are longer than the questions, so both pipes fill
+    monkeypatch.setattr(captions, "find_java", lambda: program(tmp_path / "java", script))
+    corpus, items = meteor_scores(["cup " * 100] * 500, [["a cup"]] * 500, timeout=20)
+    captions.end_meteor()
+    assert corpus == 0.25 and items == [0.5] * 500
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("[dict(image_id=n, scores=dict(All=dict(f=f))) for n, f in enumerate([0.5, 'NaN'])]", None),
+        ("[dict(image_id=0, scores=dict(All=dict(f=0.5)))]", "answered for 1 of 2"),
+        ("sys.exit('no parser')", "ended with code 1.*no parser"),
+    ],
+)
+def test_spice_is_computed_where_its_files_are(tmp_path, monkeypatch, answer, message):
+    for name in ("spice-1.0.jar", *(f"lib/{name}" for name in captions.SPICE_FILES)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    script = f"import json, sys; json.dump({answer}, open(sys.argv[sys.argv.index('-out') + 1], 'w'))"
+    monkeypatch.setattr(captions, "_jar", lambda name: tmp_path / Path(name).name)
+    monkeypatch.setattr(captions, "find_java", lambda: program(tmp_path / "java", script))
+    texts = {"a": "a cup", "b": "a dog"}, {"a": ["a cup"], "b": ["a dog"]}
+    if message:
+        with pytest.raises(RuntimeError, match=message):
+            caption_scores(*texts, ["spice"], "lower")
+    else:
+        assert caption_scores(*texts, ["spice"], "lower", per_item=True)[1] == {"a": {"SPICE": 0.5}, "b": {"SPICE": 0}}
+
+
+def test_spice_without_its_files_says_which_are_missing(tmp_path, monkeypatch):
+    (tmp_path / "spice-1.0.jar").touch()
+    monkeypatch.setattr(captions, "_jar", lambda name: tmp_path / Path(name).name)
+    assert "stanford-corenlp-3.6.0-models.jar not in" in captions.spice_missing()
+    with pytest.raises(RuntimeError, match="no SPICE: stanford-corenlp-3.6.0.jar"):
+        caption_scores({"a": "a cup"}, {"a": ["a cup"]}, ["spice"], "lower")
 
 
 def fresh_find_java(monkeypatch, path: Path, packaged: str | None) -> str:
