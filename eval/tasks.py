@@ -1,25 +1,23 @@
-"""The benchmarks: one row a task. A new one is a metric function and a row here.
+"""The benchmarks: one row a task. A new one is a row here and, where none fits, a metric function in `eval/scoring.py`.
 
-A task says what is scored and how: the records, the metrics, the tokenizer of captions, decoding, the tag threshold. A
-number is comparable only under the same task and version.
+A task says what is scored and how: the records, the metrics, the cleaning and tokenizer of captions, decoding, the tag
+threshold. A number is comparable only under the same task, version and data.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dynrefer.data.schema import Region, RegionResult
 from dynrefer.vocabulary import read_attributes, read_words
 
-from .attributes import attribute_precisions
 from .captions import METRICS as CAPTION_METRICS
-from .captions import caption_scores
-from .categories import category_accuracy
-from .tags import tag_map
+from .captions import TOKENIZERS
+from .recognition import SCORE_SOURCES
+from .scoring import CLEANING, METRICS, Scores, score
+
+__all__ = ["METRICS", "TASKS", "Published", "Scores", "Task", "get_task", "score"]
 
 WORD_LISTS = {  # kind -> files looked for beside the records
     "tags": ("tags.txt",),
@@ -29,14 +27,28 @@ WORD_LISTS = {  # kind -> files looked for beside the records
 
 
 @dataclass(frozen=True)
+class Published:
+    """What others report under a task's protocol. scores: fractions under our names; source: where it was read."""
+
+    model: str
+    scores: Mapping[str, float]
+    source: str
+
+
+@dataclass(frozen=True)
 class Task:
     """One benchmark.
 
-    data: path of the records, beside which the word lists of WORD_LISTS are looked for; train: the records that the
+    data: path of the records, beside which the word lists of WORD_LISTS are looked for; sha256: of the records, None
+    where nobody publishes one; num_regions: in the whole benchmark, None = unknown; train: the records that the
     baselines learn from, looked for beside the data; split: only records of this split, None = all of the file.
+    annotations: the benchmark's own file, where scores need what records do not hold.
+    prompt: what marks a region, "box" or "mask"; boxes: "given", or "detected" where predictions bring their own.
+    references: captions a region, "1", "several" or "" (no captions are scored). clean: a row of CLEANING.
     metrics: rows of METRICS; caption_metrics, tokenizer: see `caption_scores`. generation: decoding, over the model's
-    own settings; tag_threshold: of control words, precision and recall. protocol: what a reader must know to compare
-    a number.
+    own settings; tag_threshold: of control words, precision and recall; score_source: what ranks recognised regions,
+    a row of `recognition.SCORE_SOURCES`. protocol: what a reader must know to compare a number. published: numbers of
+    others that may stand beside it.
     """
 
     name: str
@@ -51,6 +63,25 @@ class Task:
     tag_threshold: float = 0.7
     closed_attributes: bool = False
     version: int = 1
+    sha256: str | None = None
+    num_regions: int | None = None
+    annotations: str | None = None
+    prompt: str = "box"
+    boxes: str = "given"
+    references: str = "several"
+    clean: str = "none"
+    score_source: str = "model"
+    published: tuple[Published, ...] = ()
+
+    def __post_init__(self):
+        rules = {"clean": CLEANING, "tokenizer": TOKENIZERS, "prompt": ("box", "mask"), "boxes": ("given", "detected")}
+        rules |= {"references": ("1", "several", ""), "score_source": SCORE_SOURCES}
+        for name, allowed in rules.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"task {self.name}: {name} {getattr(self, name)!r}; one of {', '.join(allowed)}")
+        for name, allowed in (("metrics", METRICS), ("caption_metrics", CAPTION_METRICS)):
+            if unknown := [value for value in getattr(self, name) if value not in allowed]:
+                raise ValueError(f"task {self.name}: unknown {name} {unknown[0]!r}; known: {', '.join(allowed)}")
 
     def word_list(self, kind: str, data: str | Path | None = None) -> list[str] | None:
         """Names of "tags", "attributes" or "categories" in the file beside the records; None where there is none."""
@@ -64,6 +95,46 @@ class Task:
         """The training records beside the data, or None where there are none."""
         path = Path(data or self.data).absolute().parent / self.train
         return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+SHORT = {"num_beams": 2, "max_new_tokens": 20, "repetition_penalty": 1.5, "length_penalty": 0.0}  # DynRefer's
+DETAILED = {"num_beams": 1, "max_new_tokens": 512}
+COCO_CAPTION = "PTB tokens; BLEU, ROUGE-L, METEOR 1.5, CIDEr-D with document frequencies of this set's references"
+PER_REGION = (
+    "UMD's split, a region with all its expressions as references (so METEOR lies above protocol A's at the same "
+    f"CIDEr); boxes on COCO train2014 images; {COCO_CAPTION}."
+)
+OVERLAY = (
+    "lmms-eval's refcocog_bbox: a red rectangle is drawn on the image, the prompt is 'Provide a short description for "
+    f"this region.'; all expressions of a region as references; {COCO_CAPTION}."
+)
+DENSECAP = (
+    "DenseCap's 5,000 test images, phrases lower-cased without punctuation, those of more than 15 words left out of "
+    "the ground truth; boxes of IoU 0.7 are one object; 5 IoU x 6 METEOR thresholds, no tokenizer; the Python port's "
+    "rules; images without a prediction count (under 'released' they do not)"
+)
+DENSE_BOXES = {
+    "": "ground-truth boxes, ranked by the predictions' scores (a file without scores: 1 each)",
+    "-detected": "boxes of a detector, which the predictions bring along with their scores",
+}
+DENSE_SETS = {"vg1.0": "Visual Genome 1.0", "vg1.2": "Visual Genome 1.2", "vgcoco": "Visual Genome 1.2, COCO's images"}
+SIMILARITY = (
+    "Osprey's sample of 1,000 images, masks; the prompt is 'What is the category of <region>? Using only one word or "
+    "phrase.'; cosine of all-MiniLM-L6-v2 embeddings, and words in common (lower-cased) by all words; _ and : are "
+    "blanks in the true names."
+)
+DLC = (
+    "DLC-Bench: 100 regions of 77 Objects365 images, masks, 'Describe the masked region in detail.'; a judge answers "
+    "392 questions about what is there and 500 about what is not, from the text alone, and a wrongly recognised "
+    "region's questions count 0 at most; average of both means. The judge is part of the protocol."
+)
+REF_L4 = "Ref-L4: 45,341 boxes of COCO and Objects365 with a description of about 24 words each"
+
+
+def _caption(model: str, meteor: float, cider: float, source: str) -> Published:
+    return Published(model, {"METEOR": meteor, "CIDEr": cider}, source)
 
 
 TASKS = {
@@ -90,6 +161,253 @@ TASKS = {
             "8 coarse types, regions of several types left out; attributes: on regions with a colour word, other "
             "colours count as absent.",
         ),
+        Task(
+            name="refcocog-a",
+            data="data/refcocog/val_expressions.jsonl",
+            split="val",
+            num_regions=4896,
+            references="1",
+            metrics=("captions",),
+            tag_threshold=0.76,
+            generation=SHORT,
+            protocol="RefCOCOg protocol A (GLaMM, Osprey, Alpha-CLIP, ControlCap, DynRefer): UMD val, an item an "
+            "expression with that one as its reference, 4,896 items, a region with two expressions is captioned and "
+            f"scored twice; boxes (Osprey: masks) on COCO train2014 images; {COCO_CAPTION}.",
+            published=(
+                _caption("DynRefer 4.2B", 0.181, 1.153, "DynRefer, docs/train_and_eval.md"),
+                _caption("ControlCap 4.2B (released weights)", 0.178, 1.128, "ControlCap, its documents"),
+                _caption("ControlCap 4.2B", 0.170, 1.114, "ControlCap, paper"),
+                _caption("Alpha-CLIP + LLaVA 7B", 0.167, 1.092, "ControlCap, paper"),
+                _caption("Osprey 7B (masks)", 0.166, 1.083, "Osprey, table 7"),
+                _caption("GLaMM 7B, fine-tuned", 0.162, 1.060, "GLaMM, paper"),
+                _caption("GLaMM 7B, zero-shot", 0.157, 1.040, "GLaMM, paper"),
+            ),
+        ),
+        *(
+            Task(
+                name=f"refcocog-{letter}-{split}",
+                data=f"data/refcocog/{split}.jsonl",
+                split=split,
+                num_regions=count,
+                metrics=("captions",),
+                generation=decoding,
+                protocol=f"RefCOCOg protocol {letter.upper()}, {split}: {text}",
+            )
+            for letter, text, decoding in (
+                ("b", f"ASM, ASMv2, VisionLLMv2: {PER_REGION} ASM decodes with 5 beams, the others greedily.", {}),
+                ("d", OVERLAY, {}),
+            )
+            for split, count in (("val", 2573), ("test", 5023))
+        ),
+        Task(
+            name="vg-v1",
+            data="data/vg_glamm/test.jsonl",
+            split="test",
+            references="1",
+            clean="words",
+            metrics=("captions",),
+            tag_threshold=0.8,
+            generation=SHORT,
+            protocol="Visual Genome regions V1 (GLaMM's test_caption.json: GRiT's test images with one region each, "
+            "about 5,000, 1 reference); boxes; texts lower-cased without punctuation; no cut at 100 words; "
+            f"{COCO_CAPTION}.",
+            published=(
+                _caption("DynRefer 4.2B", 0.212, 1.905, "DynRefer, docs/train_and_eval.md"),
+                _caption("ControlCap 4.2B (released weights)", 0.205, 1.833, "ControlCap, its documents"),
+                _caption("ControlCap 4.2B", 0.204, 1.819, "ControlCap, paper"),
+                _caption("GLaMM 7B, fine-tuned", 0.197, 1.805, "GLaMM, paper"),
+                _caption("Alpha-CLIP + LLaVA 7B", 0.189, 1.603, "ControlCap, paper"),
+                _caption("GLaMM 7B, zero-shot", 0.170, 1.270, "GLaMM, paper"),
+            ),
+        ),
+        Task(
+            name="vg-v2",
+            data="data/vg_grit/test.jsonl",
+            split="test",
+            num_regions=232_935,
+            references="1",
+            clean="words",
+            metrics=("captions",),
+            tag_threshold=0.8,
+            generation=SHORT,
+            protocol="Visual Genome regions V2 (GRiT's test.json: all 232,935 regions of 5,000 images, 1 reference); "
+            f"boxes; texts lower-cased without punctuation; {COCO_CAPTION}.",
+            published=(
+                _caption("ASM, fine-tuned", 0.183, 1.487, "ASMv2, README"),
+                _caption("ASMv2 13B", 0.179, 1.535, "ASMv2, README"),
+                _caption("TAP-H 1.1", 0.178, 1.542, "TAP, notebook"),
+            ),
+        ),
+        *(
+            Task(
+                name=f"densecap-{name}{kind}",
+                data=f"data/{name}/test.jsonl",
+                split="test",
+                metrics=("densecap",),
+                boxes="detected" if kind else "given",
+                references="1",
+                generation=SHORT,
+                protocol=f"Dense captioning, {full}: {DENSECAP}; {boxes}.",
+                published=(
+                    Published("DynRefer 4.2B", {"dense mAP (released)": 0.476}, "DynRefer, docs/train_and_eval.md"),
+                    Published("ControlCap 4.2B", {"dense mAP (released)": 0.447}, "ControlCap, README"),
+                )
+                if (name, kind) == ("vg1.2", "")
+                else (),
+            )
+            for name, full in DENSE_SETS.items()
+            for kind, boxes in DENSE_BOXES.items()
+        ),
+        Task(
+            name="ovad",
+            data="data/ovad/test.jsonl",
+            split="test",
+            references="",
+            metrics=("attributes",),
+            protocol="OVAD, box oracle: 2,000 images of COCO val2017, 117 attributes; mean of the average precisions "
+            "of attributes that some object has, each over the objects that know it.",
+            published=tuple(
+                Published(model, {"attribute mAP": value}, source)
+                for model, value, source in (
+                    ("DynRefer 4.2B", 0.292, "DynRefer, docs/train_and_eval.md"),
+                    ("X-VLM", 0.280, "OVAD, README"),
+                    ("BLIP-2", 0.255, "OVAD, README"),
+                    ("BLIP", 0.243, "OVAD, README"),
+                    ("CLIP", 0.166, "OVAD, README"),
+                )
+            ),
+        ),
+        *(
+            Task(
+                name=name,
+                data="data/coco/val.jsonl",
+                split="val",
+                references="",
+                metrics=("categories", "recognition"),
+                score_source=source,
+                protocol="COCO val2017, ground-truth boxes, 80 categories: accuracy of the best name over all objects "
+                f"without crowds, and COCO box mAP of the same names, ranked by {ranked}. mAPs with different sources "
+                "of scores do not compare.",
+                published=published,
+            )
+            for name, source, ranked, published in (
+                (
+                    "coco-recognition",
+                    "model",
+                    "the score in the predictions (DynRefer: the raw logit)",
+                    (Published("DynRefer 4.2B", {"category accuracy": 0.918}, "DynRefer, docs/train_and_eval.md"),),
+                ),
+                ("coco-recognition-text", "one", "nothing: every score is 1, as of models that answer in words", ()),
+            )
+        ),
+        Task(
+            name="lvis-boxes",
+            data="data/lvis/val.jsonl",
+            split="val",
+            num_regions=244_707,
+            annotations="data/lvis/lvis_v1_val.json",
+            references="",
+            metrics=("lvis",),
+            protocol="LVIS 1.0 val, ground-truth boxes named by the model and ranked by its scores: AP, APr, APc, APf "
+            "of boxes, federated, 300 detections an image.",
+            published=(Published("TAP-H", {"LVIS AP": 0.596, "LVIS APr": 0.616}, "TAP, notebook"),),
+        ),
+        Task(
+            name="lvis-proposals",
+            data="data/lvis/val.jsonl",
+            split="val",
+            annotations="data/lvis/lvis_v1_val.json",
+            boxes="detected",
+            references="",
+            metrics=("lvis",),
+            protocol="LVIS 1.0 val, boxes that the predictions bring along (proposals of a detector): AP, APr, APc, "
+            "APf of boxes, federated, 300 detections an image. The proposals are part of the protocol.",
+        ),
+        *(
+            Task(
+                name=f"{name}-similarity",
+                data=f"data/osprey_{name}/val.jsonl",
+                split="val",
+                num_regions=count,
+                prompt="mask",
+                references="",
+                metrics=("similarity",),
+                generation=SHORT,
+                protocol=f"{name.upper()} regions: {SIMILARITY}",
+                published=tuple(
+                    Published(model, {"semantic similarity": similarity, "word IoU": overlap}, source)
+                    for model, similarity, overlap, source in published
+                ),
+            )
+            for name, count, published in (
+                (
+                    "lvis",
+                    4004,
+                    (
+                        ("DAM-8B", 0.890, 0.777, "DAM, project page"),
+                        ("PAM-3B", 0.886, 0.783, "PAM, table 1"),
+                        ("Osprey-7B", 0.652, 0.382, "Osprey, table 3"),
+                    ),
+                ),
+                (
+                    "paco",
+                    4263,
+                    (
+                        ("PAM-3B", 0.874, 0.749, "PAM, table 1"),
+                        ("DAM-8B", 0.842, 0.732, "DAM, project page"),
+                        ("Osprey-7B", 0.731, 0.527, "Osprey, table 3"),
+                    ),
+                ),
+            )
+        ),
+        Task(
+            name="dlc-bench",
+            data="data/dlc_bench/test.jsonl",
+            num_regions=100,
+            annotations="data/dlc_bench/questions.json",
+            prompt="mask",
+            references="",
+            metrics=("choices",),
+            generation=DETAILED,
+            protocol=DLC,
+            published=tuple(
+                Published(f"{model}; judge {judge}", {"choice score": value}, source)
+                for model, judge, value, source in (
+                    ("GAR-1B", "GPT-4o with the image", 0.771, "GAR, EVALUATION.md"),
+                    ("GAR-8B", "GPT-4o with the image", 0.770, "GAR, EVALUATION.md"),
+                    ("GAR-1B", "Llama-3.1-8B", 0.679, "GAR, EVALUATION.md"),
+                    ("GAR-8B", "Llama-3.1-8B", 0.674, "GAR, EVALUATION.md"),
+                    ("DAM-3B", "Llama-3.1-8B", 0.673, "DAM, paper"),
+                    ("DAM-3B (released weights)", "Llama-3.1-8B", 0.670, "DAM, project page"),
+                )
+            ),
+        ),
+        Task(
+            name="ref-l4",
+            data="data/ref_l4/val.jsonl",
+            references="1",
+            metrics=("captions",),
+            generation=DETAILED,
+            protocol=f"{REF_L4}; the whole description is the reference, nothing is shortened; {COCO_CAPTION}. Not "
+            "what DAM and PAM report, who shorten both texts first: that is ref-l4-short.",
+        ),
+        Task(
+            name="ref-l4-short",
+            data="data/ref_l4/val_short.jsonl",
+            references="1",
+            metrics=("captions",),
+            generation=DETAILED,
+            protocol=f"{REF_L4}; references, and predictions before they come here, are shortened to a phrase by a "
+            f"language model, which is part of the protocol (DAM: GPT-4o); {COCO_CAPTION}.",
+            published=tuple(
+                Published(model, {"ROUGE-L": rouge, "METEOR": meteor, "CIDEr": cider}, source)
+                for model, rouge, meteor, cider, source in (
+                    ("DAM-8B", 0.371, 0.194, 0.700, "DAM, project page"),
+                    ("PAM-3B", 0.313, 0.172, 0.597, "PAM, table 1"),
+                    ("DAM-3B", 0.308, 0.172, 0.564, "DAM, project page"),
+                )
+            ),
+        ),
     )
 }
 
@@ -101,115 +419,3 @@ def get_task(name: str, **changes: Any) -> Task:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown task {name!r}{hint} Known: {', '.join(TASKS)}")
     return replace(TASKS[name], **{key: value for key, value in changes.items() if value is not None})
-
-
-@dataclass
-class Scores:
-    """corpus: {score name: fraction}; regions: {metric: regions that it counts}; items: {region id: {name: score}};
-    left_out: {metric: why it was not computed}."""
-
-    corpus: dict[str, float] = field(default_factory=dict)
-    regions: dict[str, int] = field(default_factory=dict)
-    items: dict[str, dict[str, float]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-
-
-def score(
-    task: Task,
-    regions: Sequence[Region],
-    results: Mapping[str, RegionResult],
-    *,
-    names: Mapping[str, Sequence[str] | None] | None = None,
-) -> Scores:
-    """All metrics of a task. A region without a prediction is wrong in each; a region without the annotation of a
-    metric is left out of that one; a metric that no region is annotated for is left out and named.
-
-    names: word lists of "tags" and "attributes"; the words that occur in the records where there is none.
-    Raises ValueError for predictions of unknown regions.
-    """
-    known = {region.id for region in regions}
-    if len(known) != len(regions):
-        raise ValueError(f"{len(regions)} regions with {len(known)} different ids; ids are unique")
-    unknown = [region_id for region_id in results if region_id not in known]
-    if unknown:
-        raise ValueError(
-            f"{len(unknown)} predictions are for regions that the records do not have, the first for {unknown[0]!r}; "
-            "score a predictions file with the data it was made from"
-        )
-    scores = Scores(items={region.id: {} for region in regions})
-    for metric in task.metrics:
-        METRICS[metric](scores, task, regions, results, names or {})
-    return scores
-
-
-def _captions(scores: Scores, task: Task, regions, results, names) -> None:
-    references = {region.id: list(region.captions) for region in regions if region.captions}
-    if not references:
-        scores.left_out["captions"] = "no region has a reference caption"
-        return
-    predictions = {region_id: result.caption for region_id, result in results.items() if region_id in references}
-    corpus, items = caption_scores(predictions, references, task.caption_metrics, task.tokenizer, per_item=True)
-    scores.corpus |= corpus
-    scores.regions["captions"] = len(references)
-    for region_id, values in items.items():
-        scores.items[region_id] |= values
-
-
-def _tags(scores: Scores, task: Task, regions, results, names) -> None:
-    annotated = [region for region in regions if region.tags is not None]
-    words = names.get("tags") or sorted({word for region in annotated for word in region.tags})
-    labels = np.array([[word in region.tags for word in words] for region in annotated], int)
-    if not labels.any():
-        scores.left_out["tags"] = "no region has a tag"
-        return
-    scores.corpus |= tag_map(labels, _table(annotated, results, "tags", words), task.tag_threshold)
-    scores.regions["tags"] = len(annotated)
-
-
-def _attributes(scores: Scores, task: Task, regions, results, names) -> None:
-    annotated = [region for region in regions if region.attributes]
-    words = names.get("attributes") or sorted({name for region in annotated for name in region.attributes})
-    # records say 1, -1 and nothing where the metric says 1, 0 and -1
-    records_labels = np.array([[region.attributes.get(word, 0) for word in words] for region in annotated], int)
-    if not (records_labels == 1).any():
-        scores.left_out["attributes"] = "no region has an attribute"
-        return
-    labels = np.select([records_labels == 1, records_labels == -1], [1, 0], 0 if task.closed_attributes else -1)
-    if not (labels == 0).any():
-        scores.left_out["attributes"] = "no region is known to lack an attribute, so every ranking would be perfect"
-        return
-    precisions = attribute_precisions(labels, _table(annotated, results, "attributes", words))
-    scores.corpus["attribute mAP"] = float(np.nanmean(precisions))
-    scores.regions["attributes"] = len(annotated)
-    kinds = np.array([word.partition(":")[0] if ":" in word else "" for word in words])
-    for kind in dict.fromkeys(kinds):  # "color:red" is of the kind "color"
-        if kind and not np.isnan(precisions[kinds == kind]).all():
-            scores.corpus[f"attribute mAP/{kind}"] = float(np.nanmean(precisions[kinds == kind]))
-
-
-def _categories(scores: Scores, task: Task, regions, results, names) -> None:
-    true = {region.id: region.category for region in regions}
-    if not any(true.values()):
-        scores.left_out["categories"] = "no region has a category"
-        return
-    predicted = {i: result.category and result.category["name"] for i, result in results.items()}
-    scores.corpus["category accuracy"] = category_accuracy(predicted, true)
-    scores.regions["categories"] = sum(category is not None for category in true.values())
-    for region_id, category in true.items():
-        if category is not None:
-            scores.items[region_id]["category accuracy"] = float(predicted.get(region_id) == category)
-
-
-METRICS = {"captions": _captions, "tags": _tags, "attributes": _attributes, "categories": _categories}
-
-
-def _table(regions: Sequence[Region], results: Mapping[str, RegionResult], kind: str, words: Sequence[str]):
-    """(N, K) scores of the words; a word that a prediction does not list ranks behind all that any does."""
-    place = {word: k for k, word in enumerate(words)}
-    table = np.full((len(regions), len(words)), np.nan)
-    for n, region in enumerate(regions):
-        for item in getattr(results[region.id], kind) if region.id in results else ():
-            if item["name"] in place:
-                table[n, place[item["name"]]] = item["score"]
-    lowest = min(0.0, np.nanmin(table, initial=0.0) - 1.0) if kind == "attributes" else 0.0
-    return np.where(np.isnan(table), lowest, table)

@@ -1,0 +1,309 @@
+"""Prediction files of any model -> {region id: result}.
+
+What is read: this package's JSON lines; COCO results lists ([{"image_id", "caption"}], as Osprey and GLaMM write them,
+or boxes with scores); one object {annotation id: text}, as DAM writes; lists and JSON lines with a text an id, as of
+Ref-L4, PixelRefer and LLaVA ({"question_id", "text"}). Ids of a benchmark are brought to ours by the ends of ours:
+12345 is "refcocog-umd-val-12345". What fits none or several regions is an error.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dynrefer.data.schema import Region, RegionResult, read_jsonl
+
+ID_KEYS = ("region_id", "ann_id", "annotation_id", "ref_id", "question_id", "id", "image_id")
+TEXT_KEYS = ("pred", "prediction", "pred_caption", "response", "output", "outputs", "generated_text", "caption", "text")
+TEXT_KEYS += ("answer", "description")
+LIST_KEYS = ("annotations", "results", "predictions")  # of an object that holds a list and not {id: text}
+OWN_KEYS = frozenset(RegionResult.__dataclass_fields__)
+
+
+@dataclass
+class Predictions:
+    """results: region id -> result; for tasks whose boxes are detected prediction number -> result, and images: number
+    -> image of the records. how: what the ids were read as, for people."""
+
+    results: dict[str, RegionResult]
+    images: dict[str, str] | None = None
+    how: str = ""
+
+
+def read_any(
+    path: str | os.PathLike,
+    regions: Sequence[Region],
+    *,
+    detected: bool = False,
+    id_key: str | None = None,
+    annotations: str | os.PathLike | None = None,
+) -> Predictions:
+    """The predictions of a file for these regions.
+
+    Args:
+        detected: predictions are boxes of images, [{"image_id", "bbox" (xywh) or "box" (xyxy), "score", ...}].
+        id_key: the key that names a region, where a file has several that would fit.
+        annotations: the benchmark's COCO JSON: an `image_id` is the image of its one annotation there, and a
+            `category_id` a category of it.
+
+    Raises:
+        ValueError: no such file, not JSON, a form that is not known, a prediction without text, a second one for a
+            region, an id that fits no region or several, a score that is not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"predictions {str(path)!r}: no such file; `python -m eval.run --model M --task T` writes it")
+    document = _read_json(annotations) if annotations else {}
+    categories = {entry["id"]: entry["name"] for entry in document.get("categories", ())}
+    entries = _entries(path)
+    if detected:
+        return _detections(path, entries, regions, categories)
+    if all(entry.keys() <= OWN_KEYS and isinstance(entry.get("id"), str) for _, entry in entries):
+        results = [RegionResult.from_dict(entry, where) for where, entry in entries]
+        if id_key not in (None, "id"):
+            raise ValueError(f"{path}: its predictions have no {id_key!r}")
+    else:
+        results = [_result(entry, where, categories) for where, entry in entries]
+    ids, how = _region_ids(path, entries, regions, id_key, document)
+    found: dict[str, RegionResult] = {}
+    for region_id, result in zip(ids, results, strict=True):
+        result.id = region_id
+        found[region_id] = result
+    return Predictions(found, how=how)
+
+
+def _entries(path: Path) -> list[tuple[str, dict]]:
+    """(where, prediction) of a file of any form; {id: text} becomes {"id", "caption"}."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        first = file.read(1 << 16).lstrip("\ufeff \t\r\n")
+    if not first:
+        raise ValueError(f"{path}: the file is empty")
+    value = None
+    if path.suffix != ".jsonl" and first[0] in "[{":
+        try:
+            value = _read_json(path)
+        except ValueError as error:
+            if first[0] == "[" or "\n" not in first:  # otherwise perhaps JSON lines under another name
+                raise ValueError(f"{path}: {error}") from error
+    if isinstance(value, dict) and not value.keys() & {*ID_KEYS, *TEXT_KEYS}:
+        lists = [key for key in LIST_KEYS if isinstance(value.get(key), list)]
+        if lists:
+            value = value[lists[0]]
+        else:
+            entries = [
+                (f"{path}: {key!r}", {**text, "id": key} if isinstance(text, dict) else {"id": key, "caption": text})
+                for key, text in value.items()
+            ]
+            return _checked(path, entries)
+    if isinstance(value, list):
+        return _checked(path, [(f"{path}: prediction {n}", entry) for n, entry in enumerate(value)])
+    if isinstance(value, dict):
+        return _checked(path, [(f"{path}", value)])
+    return _checked(path, [(f"{path}:{line}", entry) for line, entry in read_jsonl(path)])
+
+
+def _checked(path: Path, entries: list[tuple[str, Any]]) -> list[tuple[str, dict]]:
+    if not entries:
+        raise ValueError(f"{path}: no predictions in it")
+    for where, entry in entries:
+        if not isinstance(entry, dict):
+            raise ValueError(f"{where}: {str(entry)[:80]!r}; expected an object with an id and a text")
+    return entries
+
+
+def _read_json(path: str | os.PathLike) -> Any:
+    def refuse(name: str):
+        raise ValueError(f"{path}: the number {name}; expected finite numbers")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"{path}: {twice!r} stands twice in one object; there is one prediction a region")
+        return found
+
+    return json.loads(Path(path).read_text(encoding="utf-8-sig"), parse_constant=refuse, object_pairs_hook=unique)
+
+
+# --- one prediction --------------------------------------------------------------------------------------------------
+
+
+def _result(entry: Mapping[str, Any], where: str, categories: Mapping[Any, str]) -> RegionResult:
+    category = _category(entry, where, categories)
+    key = next((key for key in TEXT_KEYS if entry.get(key) is not None), None)
+    if key is None and category is None and not entry.get("attributes") and not entry.get("tags"):
+        raise ValueError(
+            f"{where}: no text in it, only {', '.join(map(str, entry))}; expected one of {', '.join(TEXT_KEYS)}"
+        )
+    text = entry[key] if key else ""
+    if isinstance(text, list) and len(text) == 1:
+        text = text[0]
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: {key} is {str(text)[:80]!r}; expected one text")
+    values = {name: entry[name] for name in ("tags", "attributes") if isinstance(entry.get(name), list)}
+    return RegionResult.from_dict(
+        {"id": "", "caption": text, "score": _score(entry, where), "category": category, **values}, where
+    )
+
+
+def _category(entry: Mapping[str, Any], where: str, categories: Mapping[Any, str]) -> dict | None:
+    name = entry.get("category", entry.get("category_name"))
+    if isinstance(name, dict):
+        return name
+    if name is None and "category_id" in entry:
+        name = categories.get(entry["category_id"])
+        if name is None:
+            raise ValueError(
+                f"{where}: category_id {entry['category_id']!r} has no name; name the benchmark's COCO JSON with "
+                "--annotations"
+            )
+    return None if name is None else {"name": str(name), "score": _score(entry, where, 1.0)}
+
+
+def _score(entry: Mapping[str, Any], where: str, otherwise: float = 0.0) -> float:
+    score = entry.get("score", otherwise)
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise ValueError(f"{where}: score {score!r}; expected a finite number")
+    return float(score)
+
+
+# --- whose prediction ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Names:
+    """What ids may be called: name -> the one region (or image), or None where several are."""
+
+    known: dict[str, str | None] = field(default_factory=dict)
+
+    def add(self, name: str, target: str) -> None:
+        if self.known.setdefault(name, target) != target:
+            self.known[name] = None
+
+
+def _region_ids(
+    path: Path, entries: list[tuple[str, dict]], regions: Sequence[Region], id_key: str | None, document: dict
+) -> tuple[list[str], str]:
+    """The region of every prediction, and how it was found."""
+    keys = [key for key in ([id_key] if id_key else ID_KEYS) if all(key in entry for _, entry in entries)]
+    if not keys:
+        lacking = next((w for w, entry in entries if not entry.keys() & {id_key or "", *ID_KEYS}), entries[0][0])
+        raise ValueError(f"{lacking}: no id that all predictions have; expected {id_key or ' or '.join(ID_KEYS)}")
+    readings: dict[str, Callable[[Any], str | None]] = {}
+    names, images = _region_names(regions), _single_regions(regions)
+    for key in keys:
+        if key == "image_id" and document:
+            readings["image_id, by its annotation"] = _by_annotation(document, names)
+            continue
+        readings[key] = lambda value: names.known.get(str(value), "")
+        if key == "image_id":
+            readings["image_id, by the one region of the image"] = lambda value: images.known.get(str(value), "")
+    problems, fitting = [], {}
+    for how, read in readings.items():
+        key = how.partition(",")[0]
+        ids, problem = _read_all(path, entries, key, read)
+        if problem:
+            problems.append((len(ids), how, problem))
+        else:
+            fitting.setdefault(tuple(ids), how)
+    if not fitting:
+        raise ValueError(max(problems, key=lambda problem: problem[0])[2])
+    if len(fitting) > 1:
+        raise ValueError(
+            f"{path}: the regions of its predictions could be named by {' or '.join(fitting.values())}, which differ; "
+            "choose with --id-key KEY, or name the benchmark's own JSON with --annotations"
+        )
+    return next((list(ids), how) for ids, how in fitting.items())
+
+
+def _read_all(path: Path, entries, key: str, read: Callable[[Any], str | None]) -> tuple[list[str], str]:
+    """(regions read, what is wrong with the next prediction or "")."""
+    places: dict[str, str] = {}
+    for where, entry in entries:
+        region_id = read(entry[key])
+        if region_id is None:
+            return list(places), f"{where}: {key} {entry[key]!r} fits several regions of the records; use their ids"
+        if not region_id:
+            return list(places), (
+                f"{where}: predictions are for regions that the records do not have, the first for {entry[key]!r} "
+                f"({key}); score a predictions file with the data and the split it was made from"
+            )
+        if region_id in places:
+            return list(places), (
+                f"{where}: a second prediction for region {region_id!r} ({key} {entry[key]!r}), the first is "
+                f"{places[region_id]}; there is one a region"
+            )
+        places[region_id] = where
+    return list(places), ""
+
+
+def _region_names(regions: Iterable[Region]) -> _Names:
+    """A region's id and every end of it behind a hyphen: "lvis-val-139-3", "val-139-3", "139-3", "3"."""
+    ids = [region.id for region in regions]
+    names = _Names()
+    for region_id in ids:
+        rest = region_id
+        while "-" in rest:
+            rest = rest.partition("-")[2]
+            names.add(rest, region_id)
+            if rest[:1] == "e" and rest[1:].isdecimal():  # an expression
+                names.add(rest[1:], region_id)
+    names.known |= {region_id: region_id for region_id in ids}  # a whole id is never ambiguous
+    return names
+
+
+def _single_regions(regions: Iterable[Region]) -> _Names:
+    """Names of images -> their region, None where they have several."""
+    names = _Names()
+    for region in regions:
+        for name in _image_names(region.image):
+            names.add(name, region.id)
+    return names
+
+
+def _image_names(image: str) -> set[str]:
+    """What an image is called: its path, file name, stem, and the number that the stem ends with."""
+    stem = Path(image).stem
+    digits = stem[len(stem.rstrip("0123456789")) :]
+    return {image, Path(image).name, stem} | ({str(int(digits))} if digits else set())
+
+
+def _by_annotation(document: dict, names: _Names) -> Callable[[Any], str | None]:
+    if not isinstance(document.get("annotations"), list):
+        raise ValueError("the annotations file has no list `annotations`; expected the benchmark's COCO JSON")
+    regions = _Names()
+    for annotation in document["annotations"]:
+        if found := names.known.get(str(annotation["id"])):
+            regions.add(str(annotation["image_id"]), found)
+    return lambda value: regions.known.get(str(value), "")
+
+
+def _detections(
+    path: Path, entries: list[tuple[str, dict]], regions: Sequence[Region], categories: Mapping[Any, str]
+) -> Predictions:
+    images = _Names()
+    for image in {region.image for region in regions}:
+        for name in _image_names(image):
+            images.add(name, image)
+    results, of_image = {}, {}
+    for number, (where, entry) in enumerate(entries):
+        name = entry.get("image_id", entry.get("image"))
+        image = images.known.get(str(name), "")
+        if not image:
+            problem = "fits several images" if image is None else "is no image"
+            raise ValueError(f"{where}: image {name!r} {problem} of the records; score it with the data it is of")
+        box = entry.get("box", entry.get("bbox"))
+        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(x, int | float) for x in box):
+            raise ValueError(f"{where}: box {box!r}; expected `bbox` [x, y, width, height] or `box` [x1, y1, x2, y2]")
+        if "box" not in entry:
+            box = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+        if "score" not in entry:
+            raise ValueError(f"{where}: no score; detections are ranked by their scores")
+        result = _result(entry, where, categories)
+        result.id, result.box = str(number), [float(x) for x in box]
+        results[result.id], of_image[result.id] = result, image
+    return Predictions(results, of_image, "image_id")
