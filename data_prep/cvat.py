@@ -34,6 +34,7 @@ import numpy as np
 from data_prep.own import Found, OwnImages, arguments, ellipse, turned_rectangle, write_found
 from dynrefer.commands import run_command
 from dynrefer.data.schema import atomic_path
+from dynrefer.masks import mask_to_box
 
 NO_REGION = ("polyline", "points", "cuboid", "skeleton", "tag")
 CHOICES = ("checkbox", "select", "radio")
@@ -164,20 +165,21 @@ def _ellipse(shape: Element, image_hw: tuple[int, int], where: str) -> tuple[Non
     return None, [ellipse(cx, cy, rx, ry, _number(shape, "rotation", where, 0.0))]
 
 
-def _mask(shape: Element, image_hw: tuple[int, int], where: str) -> tuple[None, dict]:
+def _mask(shape: Element, image_hw: tuple[int, int], where: str) -> tuple[list | None, dict]:
     left, top, width, height = (int(_number(shape, key, where)) for key in ("left", "top", "width", "height"))
     if not (0 <= left < left + width <= image_hw[1] and 0 <= top < top + height <= image_hw[0]):
         raise ValueError(
             f"{where}: cut-out at ({left}, {top}) of {width} x {height} leaves the image, {image_hw[1]} x {image_hw[0]}"
         )
     try:
-        counts = np.array([int(count) for count in shape.get("rle", "").split(",")])
+        counts = np.array(list(map(int, shape.get("rle", "").split(","))))
     except ValueError:
         raise ValueError(f"{where}: rle {shape.get('rle', '')[:60]!r}: expected whole numbers") from None
     if (counts < 0).any() or counts.sum() != width * height:
         raise ValueError(f"{where}: rle adds up to {counts.sum()}, expected {width} x {height} = {width * height}")
     inside = np.repeat(np.arange(counts.size) % 2 == 1, counts).reshape(height, width)
-    return None, rle_of_part(inside, left, top, image_hw)
+    box = (mask_to_box(inside) + [left, top, left, top]).tolist() if inside.any() else None
+    return box, rle_of_part(inside, left, top, image_hw)
 
 
 SHAPES: dict[str, Callable] = {"box": _box, "polygon": _polygon, "mask": _mask, "ellipse": _ellipse}

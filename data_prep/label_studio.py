@@ -21,6 +21,7 @@ import argparse
 import base64
 import binascii
 import io
+import math
 import re
 import sys
 from collections import Counter
@@ -186,7 +187,7 @@ def _words(value: Any, key: str, where: str) -> list[str]:
 
 def _numbers(values: Any, count: int, name: str, where: str) -> list[float]:
     known = isinstance(values, list) and len(values) == count and all(type(v) in (int, float) for v in values)
-    if not known or not np.isfinite(values).all():
+    if not known or not all(map(math.isfinite, values)):
         raise ValueError(f"{where}: {name} {values!r}: expected {count} numbers, per cent of the image")
     return [float(value) for value in values]
 

@@ -181,7 +181,10 @@ def _captions(
 
 
 def _first(entry: dict, names: tuple[str, ...]) -> Any:
-    return next((entry[name] for name in names if entry.get(name) is not None), None)
+    for name in names:
+        if (value := entry.get(name)) is not None:
+            return value
+    return None
 
 
 def _name(entry: dict, names: tuple[str, ...]) -> str:

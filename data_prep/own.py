@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from data_prep.conventions import BoxReader
-from data_prep.sources import ImageFolder, read_items, tell, write
+from data_prep.sources import NUM_SIZES_CHECKED, ImageFolder, read_items, tell, write
+from dynrefer.boxes import check_image_hw
 from dynrefer.data.schema import Region, read_jsonl
 from dynrefer.images import read_image_hw
 from dynrefer.masks import rle_to_box
@@ -76,7 +77,7 @@ def write_found(
             counts["captions"] += len(captions)
             counts["regions without a caption"] += not captions
             counts["regions with a mask"] += keys.get("mask") is not None
-            record = {**common, **keys, "id": f"{name}-{keys['id']}", "image_hw": image_hw, "box": box}
+            record = {**common, **keys, "id": f"{name}-{keys['id']}", "image_hw": list(image_hw), "box": box}
             yield Region.from_dict(record, where)
 
     write(args.out, regions())
@@ -92,10 +93,13 @@ class OwnImages:
     def __init__(self, folder: Path, out: Path, prefix: str = ""):
         self.folder, self.prefix = folder, prefix
         self._files = ImageFolder(folder, out)
+        self._roots = [f"{root.as_posix()}/" for root in (folder, folder.absolute(), folder.resolve())]
         self._known: OrderedDict[str, tuple[str, tuple[int, int]]] = OrderedDict()
+        self._unchecked = NUM_SIZES_CHECKED
 
     def find(self, name: Any, where: str, recorded_hw: tuple[int, int] | None = None) -> tuple[str, tuple[int, int]]:
-        """(path relative to the record file, image_hw). recorded_hw: the size that the annotation says, to be checked.
+        """(path relative to the record file, image_hw). recorded_hw: the size that the annotation says; it is compared
+        with that of the first pictures, and then believed (`python -m data_prep.check` looks at all).
 
         Raises ValueError that begins with `where` for a name that leads out of the folder, a file that is not there or
         no image, and another size than recorded.
@@ -105,10 +109,14 @@ class OwnImages:
         if name not in self._known:
             if len(self._known) >= NUM_SIZES:
                 self._known.popitem(last=False)
-            inside = self._inside(name, where)
+            plain = not self.prefix and "./" not in name and "//" not in name  # the common case, without a look on disk
+            inside = name if plain and self._files.find(name) else self._inside(name, where)
             path = self._files.path(inside, where)
+            if recorded_hw is not None and self._unchecked <= 0:
+                return path, check_image_hw(recorded_hw)
+            self._unchecked -= 1
             try:
-                self._known[name] = path, read_image_hw(self.folder / inside)
+                self._known[name] = path, read_image_hw(f"{self.folder}/{inside}")
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
         path, image_hw = self._known[name]
@@ -123,8 +131,8 @@ class OwnImages:
     def _inside(self, name: str, where: str) -> str:
         """The name relative to the folder."""
         short = name.replace("\\", "/").removeprefix("file://").removeprefix(self.prefix)
-        for root in (self.folder, self.folder.absolute(), self.folder.resolve()):
-            short = short.removeprefix(f"{root.as_posix()}/")  # an absolute path of this machine
+        for root in self._roots:
+            short = short.removeprefix(root)  # an absolute path of this machine
         path = PurePosixPath(short)
         outside = path.is_absolute() or ".." in path.parts or "://" in short
         if outside or not (self.folder / path).is_file():
@@ -201,17 +209,16 @@ def mask_box(mask: dict | list, image_hw: tuple[int, int], where: str) -> tuple[
     try:
         if isinstance(mask, dict):
             if tuple(mask.get("size") or ()) != tuple(image_hw):
-                raise ValueError(f"mask of size {mask.get('size')} for an image of {image_hw}, both (height, width)")
+                raise ValueError(f"of size {mask.get('size')} for an image of {image_hw}, both (height, width)")
             box = rle_to_box(mask)
             return None if box is None else tuple(box.tolist())
-        corners = np.concatenate([np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in mask])
-        if not np.isfinite(corners).all():
-            raise ValueError("mask polygon: a corner is not finite")
+        x = [number for polygon in mask for number in polygon[0::2]]
+        y = [number for polygon in mask for number in polygon[1::2]]
+        low = max(0.0, float(min(x))), max(0.0, float(min(y)))
+        high = min(float(image_hw[1]), float(max(x))), min(float(image_hw[0]), float(max(y)))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
-    low = np.clip(corners.min(axis=0), 0, image_hw[::-1])
-    high = np.clip(corners.max(axis=0), 0, image_hw[::-1])
-    return (*low.tolist(), *high.tolist()) if (high > low).all() else None
+        raise ValueError(f"{where}: mask: expected COCO run lengths or polygons ({error})") from error
+    return (*low, *high) if low[0] < high[0] and low[1] < high[1] else None
 
 
 def turned_rectangle(x: float, y: float, width: float, height: float, degrees: float) -> list[float]:

@@ -192,7 +192,7 @@ PLAIN = {"image": "a.png", "bboxes": [[20, 10, 60, 50]] * 2, "conversations": ta
         ({"image": None}, "entry 0: image None"),
         ({"height": 200, "width": 100}, "is \\(100, 200\\), the annotation says \\(200, 100\\).*EXIF"),
         ({"bboxes": None, "masks": ["a.png", "b.png"]}, "entry 0: mask of type str"),
-        ({"bboxes": None, "masks": [{"size": [5, 5], "counts": [25]}] * 2}, "entry 0, region 0: mask of size"),
+        ({"bboxes": None, "masks": [{"size": [5, 5], "counts": [25]}] * 2}, "entry 0, region 0: mask: .*of size"),
         ({"conversations": [{"from": "robot", "value": "x"}]}, "entry 0: a turn of 'robot'"),
         ({"conversations": ["x"]}, "entry 0: a turn"),
         ({"annotation": [5]}, "entry 0: annotation: expected a list of objects"),
