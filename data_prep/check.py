@@ -28,6 +28,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -393,14 +394,19 @@ def look_at(paths: Iterable[Path], compare: bool, workers: int = 0) -> Iterator[
     if not workers:
         yield from (look(path, compare) for path in paths)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        waiting: deque = deque()
-        while part := list(islice(paths, IMAGES_AT_ONCE)):
-            waiting.append(pool.submit(_look_at_part, part, compare))
-            if len(waiting) > 3 * workers:
+    try:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            waiting: deque = deque()
+            while part := list(islice(paths, IMAGES_AT_ONCE)):
+                waiting.append(pool.submit(_look_at_part, part, compare))
+                if len(waiting) > 3 * workers:
+                    yield from waiting.popleft().result()
+            while waiting:
                 yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+    except BrokenProcessPool:
+        raise RuntimeError(
+            f"one of {workers} processes that open images ended early (out of memory?); try fewer --workers, or none"
+        ) from None
 
 
 def _look_at_part(paths: list[Path], compare: bool) -> list[Look]:

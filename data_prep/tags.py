@@ -24,9 +24,10 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from data_prep.shard import regions
 from data_prep.sources import tell, write, write_list
 from dynrefer.commands import run_command
-from dynrefer.data.schema import Region, is_table, read_jsonl, read_rows, record_root
+from dynrefer.data.schema import Region, read_jsonl, record_root
 from dynrefer.vocabulary import read_words
 
 # Interchangeable: the first that the vocabulary has stands for the others.
@@ -427,9 +428,7 @@ def _rates(count: Counter[str]) -> dict[str, float]:
 def tagged(path: Path, out: Path, vocabulary: TagVocabulary, counts: Counter, keep: bool = True) -> Iterator[Region]:
     """The records of a file with tags of their captions, image paths as a record file at `out` says them. keep: tags
     that a record has already stay."""
-    prefix = os.path.relpath(record_root(path), record_root(out))
-    for region in _regions(path):
-        image = region.image if prefix == "." or os.path.isabs(region.image) else f"{prefix}/{region.image}"
+    for region in regions([path], record_root(out)):
         tags = region.tags
         if tags is not None and keep:
             counts["records that had tags, kept"] += 1
@@ -441,12 +440,7 @@ def tagged(path: Path, out: Path, vocabulary: TagVocabulary, counts: Counter, ke
             counts["records tagged from their captions"] += 1
             counts["records whose captions name no tag"] += not tags
             counts["tags"] += len(tags)
-        yield replace(region, image=image, tags=tags)
-
-
-def _regions(path: Path) -> Iterator[Region]:
-    for line, content in read_rows(path) if is_table(path) else read_jsonl(path):
-        yield Region.from_dict(content, f"{path}:{line}")
+        yield replace(region, tags=tags)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -478,7 +472,7 @@ def _run(args: argparse.Namespace) -> None:
     elif args.make_vocabulary < 1:
         raise ValueError(f"--make-vocabulary {args.make_vocabulary}: expected 1 or more")
     else:
-        texts = (caption for region in _regions(args.records) for caption in region.captions)
+        texts = (caption for region in regions([args.records], args.out.parent) for caption in region.captions)
         found = make_vocabulary(texts, args.make_vocabulary)
         if not found:
             raise ValueError(f"{args.records}: no captions with words in it to make a vocabulary of")
