@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Callable
 
 from .data import loader_samples, world_scenes
+from .metrics import caption_metrics, densecap_matching
 from .timing import Budget, MissingPackage, Result
 from .views import transform, view_choice, view_choice_large
 
@@ -17,6 +18,8 @@ BENCHMARKS: dict[str, Callable[[Budget], Result]] = {
     "transform": transform,
     "loader": loader_samples,
     "world": world_scenes,
+    "captions": caption_metrics,
+    "densecap": densecap_matching,
 }
 
 

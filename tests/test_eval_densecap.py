@@ -5,11 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from bench.metrics import densecap_loop
 from eval.densecap import (
-    MIN_IOUS,
-    MIN_METEORS,
     Boxes,
     average_precisions,
     densecap_scores,
@@ -69,61 +67,12 @@ def random_images(generator, number):
     return predictions, references
 
 
-def loop_iou(a, b, pixels):
-    width, height = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) + pixels for k in (0, 1))
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [max(0, c[2] - c[0] + pixels) * max(0, c[3] - c[1] + pixels) for c in (a, b)]
-    return width * height / (sum(areas) - width * height)
-
-
-def loop_scores(predictions, references, rules):
-    """The metric as one would write it down: box by box, rank by rank, recall by recall."""
-    number, pixels, recalls, dtype = (
-        0,
-        *{
-            "python": (0, torch.arange(0, 1, 0.01).tolist(), np.float32),
-            "lua": (1, [t / 100 for t in range(101)], np.float64),
-        }[rules],
-    )
-    records = []
-    for image_id, truth in references.items():
-        boxes, left, objects = np.asarray(truth.boxes), set(range(len(truth.boxes))), []
-        while left:
-            groups = {i: [j for j in sorted(left) if loop_iou(boxes[i], boxes[j], 0) >= 0.7] for i in sorted(left)}
-            group = groups[max(groups, key=lambda i: len(groups[i]))]
-            objects.append((boxes[group].mean(0), [truth.captions[j] for j in group]))
-            left -= set(group)
-        number += len(objects)
-        if image_id not in predictions:
-            continue
-        found, used = predictions[image_id], set()
-        for i in sorted(range(len(found.captions)), key=lambda i: -found.scores[i]):
-            ious = [loop_iou(found.boxes[i], box, pixels) for box, _ in objects]
-            best = max(range(len(ious)), key=lambda j: ious[j])
-            fresh = ious[best] > 0 and best not in used
-            used |= {best} if fresh else set()
-            meteor = float(found.captions[i] in objects[best][1]) if fresh else 0.0
-            records.append((found.scores[i], ious[best], fresh, meteor))
-    records.sort(key=lambda record: -record[0])
-    results = {}
-    for min_iou in MIN_IOUS:
-        for min_meteor in MIN_METEORS:
-            right, points = 0, []
-            for rank, (_, iou, fresh, meteor) in enumerate(records, 1):
-                right += fresh and iou >= min_iou and meteor > min_meteor
-                points.append((dtype(right) / dtype(number), dtype(right) / dtype(rank)))
-            best = [max((float(p) for r, p in points if r >= dtype(recall)), default=0.0) for recall in recalls]
-            results[f"iou_{min_iou}_meteor_{min_meteor}"] = sum(best) / len(recalls)
-    return results
-
-
 @pytest.mark.parametrize("rules", ["python", "lua"])
 def test_the_vectorised_metric_equals_the_plain_loop(rules):
     for seed in range(5):
         predictions, references = random_images(np.random.default_rng(seed), 20)
         _, parts = densecap_scores(predictions, references, rules, scorer=exact)
-        expected = loop_scores(predictions, references, rules)
+        expected = densecap_loop(predictions, references, rules, exact)
         assert 0.05 < sum(expected.values()) / 30 < 0.9
         assert parts == pytest.approx(expected, abs=1e-12)
 
