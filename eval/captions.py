@@ -27,7 +27,9 @@ JAVA_OPTIONS = ("-Xmx2G", "-Dfile.encoding=UTF-8")  # without the encoding, scor
 SPICE_FILES = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 METEOR_ARGUMENTS = ("-", "-", "-stdio", "-l", "en", "-norm")
 METEOR_WORDS = 1000  # a longer caption gets 0: endless repetition makes METEOR's aligner run out of memory
-START_SECONDS = 120  # a JVM that is silent for so long is dead: METEOR loads its paraphrase table in 1 to 7 seconds
+START_SECONDS = (
+    300  # a JVM that is silent for so long is dead: METEOR loads its tables in 7 seconds of a whole processor
+)
 
 
 def caption_scores(
