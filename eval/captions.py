@@ -27,9 +27,7 @@ JAVA_OPTIONS = ("-Xmx2G", "-Dfile.encoding=UTF-8")  # without the encoding, scor
 SPICE_FILES = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 METEOR_ARGUMENTS = ("-", "-", "-stdio", "-l", "en", "-norm")
 METEOR_WORDS = 1000  # a longer caption gets 0: endless repetition makes METEOR's aligner run out of memory
-START_SECONDS = (
-    300  # a JVM that is silent for so long is dead: METEOR loads its tables in 7 seconds of a whole processor
-)
+START_SECONDS = 300  # a JVM that is silent for so long is dead: METEOR needs 8 processor seconds to start
 
 
 def caption_scores(
