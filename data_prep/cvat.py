@@ -109,7 +109,9 @@ def _image_regions(
             counts[f"left out, no region: {shape.tag}"] += 1
             continue
         if file is None:
-            file, image_hw = images.find(name, where, recorded)
+            subset = f"{image.get('subset')}/{name}"  # a project's export has a folder for each subset
+            is_below = image.get("subset") and (images.folder / subset).is_file()
+            file, image_hw = images.find(subset if is_below else name, where, recorded)
         place = f"{where}, {shape.tag} {k}"
         label = shape.get("label", "")
         box, mask = SHAPES[shape.tag](shape, image_hw, place)

@@ -43,6 +43,7 @@ def regions(
     inside. names: category names where they are numbers. folder: where images are written; it lies beside the records.
     """
     written: dict[bytes, tuple[str, tuple[int, int]]] = {}
+    seen: dict[str, str] = {}
     for number, row in enumerate(rows):
         counts["rows"] += 1
         place = f"{where}, row {number}"
@@ -74,6 +75,8 @@ def regions(
             }
             if "id" in thing:
                 keys["id"] = str(thing["id"])
+                if (first := seen.setdefault(keys["id"], there)) != there:
+                    raise ValueError(f"{there}: id {keys['id']!r} stands in {first} already")
             yield thing.get("boxes"), image_hw, there, keys
     counts["images written"] = len(written)
 

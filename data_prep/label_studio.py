@@ -94,7 +94,7 @@ def _annotations(task: dict, which: str, where: str) -> list[dict]:
 
 def _by_region(annotation: dict, where: str) -> Iterator[list[dict]]:
     """Results that are about the same region: they share an id."""
-    groups: dict[Any, list[dict]] = {}
+    groups: dict[str, list[dict]] = {}
     results = annotation.get("result")
     if not isinstance(results, list):
         raise ValueError(f"{where}: result {results!r}: expected a list")
@@ -102,7 +102,7 @@ def _by_region(annotation: dict, where: str) -> Iterator[list[dict]]:
         if not isinstance(result, dict):
             raise ValueError(f"{where}: result {number} is {result!r}; expected an object")
         if result.get("type") != "relation":
-            groups.setdefault(result.get("id", number), []).append(result)
+            groups.setdefault(str(result.get("id", f"result {number}")), []).append(result)
     yield from groups.values()
 
 

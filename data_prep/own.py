@@ -170,7 +170,7 @@ def read_turns(entry: dict, where: str) -> list[tuple[str, str]]:
             speaker, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
             if isinstance(text, list):  # parts: texts and pictures
                 text = "".join(part.get("text", "") for part in text if isinstance(part, dict))
-            if speaker not in _SPEAKERS or not isinstance(text, str):
+            if not isinstance(speaker, str) or speaker not in _SPEAKERS or not isinstance(text, str):
                 raise ValueError(
                     f"{where}: a turn of {speaker!r} saying {text!r}; expected a text of {', '.join(_SPEAKERS)}"
                 )

@@ -52,7 +52,7 @@ def clips_of_json(
         kind = file.stem.rpartition("_")[2]
         video = read_object(file)
         try:
-            vid, num_frames = video["video_id"], int(video["video_frame_count"])
+            vid, num_frames = str(video["video_id"]), int(video["video_frame_count"])
             frame_hw = check_image_hw((int(video["video_height"]), int(video["video_width"])))
             masklets, ids = video["masklet"], video["masklet_id"]
             if len(masklets) != -(-num_frames // STEP) or any(len(masks) != len(ids) for masks in masklets):
@@ -60,7 +60,7 @@ def clips_of_json(
                     f"{len(masklets)} annotated frames of {len(ids)} masklets, but {num_frames} frames, every {STEP}th "
                     "annotated"
                 )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{file}: not masklets of SA-V ({type(error).__name__}: {error})") from error
         if vid not in names:
             raise ValueError(f"{file}: video {vid}.mp4 is not in {videos.folder}; is it the folder of this dataset?")

@@ -73,7 +73,7 @@ def _objects(entry: dict, where: str) -> tuple[list[str], list, list, str]:
     if not isinstance(refs, list) or not isinstance(boxes, list) or not all(isinstance(ref, str) for ref in refs):
         raise ValueError(f"{where}: objects: expected ref, a list of texts, and bbox, a list of boxes")
     kind = objects.get("bbox_type") or "real"
-    if kind not in BOX_TYPES:
+    if not isinstance(kind, str) or kind not in BOX_TYPES:
         raise ValueError(f"{where}: bbox_type {kind!r}: expected one of {', '.join(BOX_TYPES)}")
     image_ids = objects.get("image_id")
     image_ids = [0] * len(boxes) if image_ids is None else image_ids

@@ -150,7 +150,7 @@ def place(box: list, frame_hw: tuple[int, int], tally: Tally, where: str) -> Fra
         if 0 <= x1 < x2 <= frame_hw[1] and 0 <= y1 < y2 <= frame_hw[0]:  # the common case, without arrays
             return FrameRegion((x1, y1, x2, y2))
         clipped = FrameRegion(tuple(check_boxes([box], frame_hw)[0].tolist()))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         tally.leave_out("boxes", "nothing of them in the frame", f"{where}: {error}")
         return None
     tally["boxes clipped to their frame"] += 1

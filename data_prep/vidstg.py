@@ -83,7 +83,7 @@ def _video_clips(
     video = read_object(path)
     try:
         frame_hw = check_image_hw((video["height"], video["width"]))
-        num_frames, rate, trajectories = video["frame_count"], video["fps"], video["trajectories"]
+        num_frames, rate, trajectories = int(video["frame_count"]), float(video["fps"]), video["trajectories"]
         categories = {thing["tid"]: thing["category"] for thing in video["subject/objects"]}
         name = video.get("video_path") or f"{vid}.mp4"
         boxes: dict[int, dict[int, list]] = {}  # trajectory -> frame -> box
@@ -91,7 +91,7 @@ def _video_clips(
             for thing in frame:
                 corners = thing["bbox"]
                 boxes.setdefault(thing["tid"], {})[index] = [corners[key] for key in ("xmin", "ymin", "xmax", "ymax")]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: not an annotation of VidOR ({type(error).__name__}: {error})") from error
     file = videos.find(name, where)
     videos.check(name, num_frames, frame_hw, where)
@@ -105,7 +105,7 @@ def _video_clips(
             raise ValueError(f"{there}: temporal_gt from {begin} to {end}, but {num_frames} frames")
         sentences: dict[int, list[str]] = {}
         for caption in row["captions"]:
-            if caption.get("target_id") not in categories:
+            if type(caption.get("target_id")) is not int or caption["target_id"] not in categories:
                 raise ValueError(f"{there}: target_id {caption.get('target_id')!r} is not in {path}")
             sentences.setdefault(caption["target_id"], []).append(caption["description"].strip())
         for tid, captions in sentences.items():
@@ -128,7 +128,7 @@ def _video_clips(
                 prompt_frame=first,
                 frames=places,
                 end_frame=end,
-                frame_rate=float(rate),
+                frame_rate=rate,
                 captions=tuple(text for text in dict.fromkeys(captions) if text),
                 category=categories[tid],
                 source=SOURCE,

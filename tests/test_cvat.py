@@ -90,6 +90,14 @@ def test_every_shape_becomes_a_region(folder, capsys):
     assert not check_file(folder / "out" / "train.jsonl").problems
 
 
+def test_a_project_has_a_folder_for_each_subset(folder):
+    (folder / "photos" / "Train").mkdir()
+    (folder / "photos" / "a.png").rename(folder / "photos" / "Train" / "a.png")
+    (folder / "annotations.xml").write_text(XML.replace('name="a.png"', 'name="a.png" subset="Train"'))
+    assert run(folder) == 0
+    assert records(folder)[0].image == "../photos/Train/a.png"
+
+
 def write_zip(path, members: dict[str, bytes], links=()):
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in members.items():

@@ -111,6 +111,13 @@ def test_one_region_a_row_with_texts_masks_and_ids(tmp_path):
     assert (cup.to_mask() == SPOT).all()
 
 
+def test_ids_that_stand_twice_are_refused(tmp_path, capsys):
+    rows = datasets.Dataset.from_dict({"image": IMAGES[:2], "box": [[0, 0, 9, 9]] * 2, "name": ["x", "x"]})
+    rows = rows.cast_column("image", datasets.Image())
+    assert run(tmp_path, rows, "--boxes-column", "box", "--box-format", "xyxy", "--id-column", "name") == 2
+    assert "row 1, region 0: id 'x' stands in" in capsys.readouterr().err
+
+
 def test_masks_as_pictures_and_several_captions_a_region(tmp_path):
     mask = io.BytesIO()
     Picture.fromarray(SPOT.astype(np.uint8) * 255).save(mask, "PNG")

@@ -7,6 +7,7 @@ A line of a clip file (JSONL), with only the keys that are needed and the option
      "captions": ["a dog that jumps"]}
 """
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -241,11 +242,18 @@ def write_clips(path: str | os.PathLike, clips: Iterable[ClipRegion]) -> int:
     count = 0
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         for clip in clips:
-            file.write(orjson.dumps(clip.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
+            file.write(_json_line(clip))
             count += 1
         file.flush()
         os.fsync(file.fileno())
     return count
+
+
+def _json_line(clip: ClipRegion) -> bytes:
+    try:
+        return orjson.dumps(clip.to_dict(), option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # json names a type that it does not know, and encoding a text that is none
+        return (json.dumps(clip.to_dict(), ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
