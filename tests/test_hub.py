@@ -162,7 +162,10 @@ def test_number_types_are_kept_or_set(tuned, tmp_path):
     types = {tensor.dtype for tensor in tuned.state_dict().values()}
     assert types == {torch.float32, torch.bfloat16}, "the language model's file is in bfloat16, the rest is not"
     for dtype in (None, "auto"):
-        assert_same(dynrefer.load(tmp_path, device="cpu", dtype=dtype), tuned)
+        loaded = dynrefer.load(tmp_path, device="cpu", dtype=dtype)
+        assert_same(loaded, tuned)
+        for (name, buffer), (_, copy) in zip(tuned.named_buffers(), loaded.named_buffers(), strict=True):
+            assert buffer.dtype == copy.dtype and torch.equal(buffer, copy), f"{name} is not even in the file"
     for dtype in ("bfloat16", "torch.bfloat16", torch.bfloat16):
         loaded = dynrefer.load(tmp_path, device="cpu", dtype=dtype)
         assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
@@ -335,6 +338,42 @@ def test_a_part_is_found_inside_a_model_of_several(bases, tmp_path):
     model.save_pretrained(tmp_path, save_trainable_only=True)
     assert set(json.loads((tmp_path / "base_parts.json").read_text())) == {"vision", "language"}
     assert_same(dynrefer.load(tmp_path, device="cpu"), model)
+
+
+def test_parts_whose_files_have_older_names(tmp_path):
+    """transformers writes DINOv3's tensors under the names of its publisher."""
+    config = {**small.SECTION["vision"]["config"], "model_type": "dinov3_vit", "num_register_tokens": 2}
+    model, _ = small.model(vision={"config": config})
+    model.vision.model.to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "whole")
+    assert not {f"vision.model.{name}" for name in model.vision.model.state_dict()} <= names_in(tmp_path / "whole")
+    loaded = dynrefer.load(tmp_path / "whole", device="cpu")
+    assert_same(loaded, model)
+    loaded.save_pretrained(tmp_path / "small", save_trainable_only=True)
+    assert not [name for name in names_in(tmp_path / "small") if name.startswith("vision.")]
+    assert_same(dynrefer.load(tmp_path / "small", device="cpu"), model)
+
+
+def test_a_tensor_that_is_neither_here_nor_left_out_is_missed(tuned, tmp_path):
+    tuned.save_pretrained(tmp_path, save_trainable_only=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    stray = {"stray": torch.zeros(1)}
+    for wrong, message in ((stray | tensors, "unexpected keys.*stray"), (dict(tensors), "missing keys.*query_tokens")):
+        if "stray" not in wrong:
+            del wrong["query_tokens"]
+        save_file(wrong, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=message):
+            dynrefer.load(tmp_path)
+
+
+def test_a_source_that_cannot_be_read_any_more_costs_no_training(bases, tmp_path):
+    shutil.copytree(bases / "clip", tmp_path / "clip")
+    model, _ = small.model(vision={"name": str(tmp_path / "clip")}, language={**small.LLAMA, "mode": "full"})
+    model.to(torch.bfloat16)  # so that the source would have to be read
+    (tmp_path / "clip" / "model.safetensors").unlink()
+    with pytest.warns(UserWarning, match="vision: its tensors come from .*clip, which cannot be read.*vision is saved"):
+        model.save_pretrained(tmp_path / "out", save_trainable_only=True)
+    assert_same(dynrefer.load(tmp_path / "out", device="cpu"), model)
 
 
 def test_layers_under_lora_get_the_pretrained_weights(tuned, bases):

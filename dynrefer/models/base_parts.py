@@ -151,9 +151,15 @@ def prefix_of(names: Collection[str], found: Collection[str]) -> str | None:
 
 def read_saved(model, part: str, source: Source, hub: Mapping) -> dict[str, Tensor]:
     """The part in a saved model of our own family."""
-    prefix = f"{model.BASE_PARTS[part]}."
+    names = part_names(model, part)
     tensors = read_tensors(weight_files(source.name, revision=source.revision, **hub))
-    return {plain(name.removeprefix(prefix)): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    prefix = f"{model.BASE_PARTS[part]}."
+    found = {plain(name.removeprefix(prefix)): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if names.keys() <= found.keys() or read_records(source.name, revision=source.revision, **hub):
+        return found
+    whole = type(model).from_pretrained(source.name, revision=source.revision, **hub)  # knows a file's older names
+    state = whole.state_dict()
+    return {name: state[ours] for name, ours in part_names(whole, part).items()}
 
 
 def read_clip_text(model, part: str, source: Source, hub: Mapping) -> dict[str, Tensor]:
@@ -263,7 +269,11 @@ def leave_out(model, state: Mapping[str, Tensor], trained: Collection[str], fold
         if digest is not None and (digest == source.sha256 or (source, digest) in model.copies_of):
             same = frozen
         else:
-            base, source_digest = read_part(model, part, source)
+            try:
+                base, source_digest = read_part(model, part, source)
+            except ValueError as error:  # nothing may be lost for it, least of all in the middle of a training run
+                warnings.warn(f"{error}. {part} is saved", stacklevel=3)
+                continue
             source = replace(source, sha256=source_digest)
             same = {name: ours for name, ours in frozen.items() if same_tensor(state[ours], base[name])}
             if same == names:

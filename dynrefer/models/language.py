@@ -108,8 +108,10 @@ class LanguageModel(nn.Module):
     def prompt(self, region_embeds: Tensor, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
         """region_embeds (R, Q, E); prompt_ids, prompt_mask (R, T). Returns embeddings (R, Q+T, d) and mask (R, Q+T)."""
         words = self.embed_words(prompt_ids)
-        regions = self.projection(region_embeds).to(words.dtype)
-        embeds = torch.cat([regions, words + self.control_memory.to(words.dtype)], 1)
+        regions = self.projection(region_embeds).to(
+            words
+        )  # number type, and device where parts are spread over several
+        embeds = torch.cat([regions, words + self.control_memory.to(words)], 1)
         return embeds, torch.cat([prompt_mask.new_ones(regions.shape[:2]), prompt_mask], 1)
 
     def embed_words(self, ids: Tensor) -> Tensor:

@@ -64,12 +64,20 @@ class RegionModel(PreTrainedModel):
                 self._no_split_modules |= set(module._no_split_modules or ())
                 self._skip_keys_device_placement |= set(module._skip_keys_device_placement or ())
                 self._keep_in_fp32_modules |= set(module._keep_in_fp32_modules or ())
-        dtypes = self._dtypes or {}
-        dtypes = {copy: dtypes[name] for copy, name in self.all_tied_weights_keys.items() if name in dtypes} | dtypes
-        for name, tensor in (*self.named_parameters(remove_duplicate=False), *self.named_buffers()):
-            dtype = dtypes.get(name, tensor.dtype)
+        for name, tensor in self.state_dict(keep_vars=True).items() if self._dtypes else ():
+            dtype = self._saved_dtype(name) or tensor.dtype
             if dtype != tensor.dtype and dtype.is_floating_point and tensor.is_floating_point():
                 tensor.data = tensor.data.to(dtype)
+
+    def _saved_dtype(self, name: str) -> torch.dtype | None:
+        """That of the tensor in the file, or where files have older names, the only one of its part."""
+        dtypes = self._dtypes
+        name = self.all_tied_weights_keys.get(name, name)
+        if name in dtypes:
+            return dtypes[name]
+        path = next((f"{path}." for path in self.BASE_PARTS.values() if name.startswith(f"{path}.")), None)
+        found = {dtype for other, dtype in dtypes.items() if path and other.startswith(path) and LORA not in other}
+        return found.pop() if len(found) == 1 else None
 
     def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
         return {} if self._dtypes is not None else super()._get_dtype_plan(dtype)
@@ -134,7 +142,7 @@ class RegionModel(PreTrainedModel):
             model.config.base_parts = {**(model.config.base_parts or {}), **sources}
         if not place.get("subfolder"):
             model.loaded_from = locate(name, place.get("revision"), **hub)
-        model.keep_loose_tensors(tensors)
+        model.keep_loose_tensors()
         model.freeze()
         return (model, info) if wants_info else model
 
@@ -144,7 +152,7 @@ class RegionModel(PreTrainedModel):
         with torch.device("meta"):
             return cls(copy.deepcopy(config))
 
-    def keep_loose_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+    def keep_loose_tensors(self) -> None:
         """Tensors of a module that has modules inside stay in memory when the rest is offloaded: accelerate's hooks
         fetch a module's tensors while it is called, and these are used without a call too."""
         for path, module in self.named_modules():
@@ -153,9 +161,10 @@ class RegionModel(PreTrainedModel):
                 continue
             from accelerate.hooks import remove_hook_from_module
 
+            values = {name: load_offloaded_parameter(self, f"{path}.{name}" if path else name) for name in own}
             remove_hook_from_module(module)
             for name, parameter in own.items():
-                value = tensors[f"{path}.{name}" if path else name].to(self.device, parameter.dtype)
+                value = values[name].to(self.device, parameter.dtype)
                 setattr(module, name, torch.nn.Parameter(value, requires_grad=parameter.requires_grad))
 
     # ------------------------------------------------------------------------------------------ saving
@@ -264,6 +273,8 @@ class RegionModel(PreTrainedModel):
             super().save_pretrained(folder, state_dict=kept, **options)
         finally:
             self.config = own_config
+        for path in folder.rglob("*.safetensors"):  # safetensors lets nobody else read them
+            path.chmod((folder / "config.json").stat().st_mode)
         if records:
             (folder / base_parts.FILE).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
         if self.processor is not None:
