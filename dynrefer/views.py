@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .config import suggestion
 from .phash import grey, hash_bits, low_frequencies
+from .resize import crops, crops_on_device
 
 CANDIDATE_SCALES = tuple(round(0.1 * i, 1) for i in range(1, 11))
 
@@ -32,6 +33,8 @@ VIEW_STRATEGIES = {
 # The scale a task likes, from the paper's figure 4: attributes live in the region itself, captions want some context,
 # too much of it hurts everything.
 TASK_SCALES = {"attributes": 0.1, "tags": 0.3, "categories": 0.3, "captions": 0.4}
+
+REDUCED_SIDES = 2  # pixels that a crop of a reduced image has at least, for each of the view's
 
 REGIONS_AT_ONCE = 512  # bounds the memory of hashes and their distances, whatever the number of regions
 
@@ -76,38 +79,72 @@ def widen_boxes(boxes: np.ndarray) -> np.ndarray:
 
 
 def crop_views(
-    image: np.ndarray, boxes: np.ndarray, scales: np.ndarray, size: int, *, truncate_region_boxes: bool = False
+    image: np.ndarray,
+    boxes: np.ndarray,
+    scales: np.ndarray,
+    size: int,
+    *,
+    truncate_region_boxes: bool = False,
+    image_hw: tuple[int, int] | None = None,
+    resize: str = "pillow",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut and resize the views of every region of one image.
 
     image: (H, W, 3) uint8; boxes: (R, 4) float xyxy pixels; scales: (R, V). Each crop is resized to size x size,
     bicubic, its aspect ratio squashed. truncate_region_boxes: round the region's box in the view down to whole view
-    pixels, as the released program does.
+    pixels, as the released program does. image_hw: what the boxes count in, where the image was decoded at a fraction
+    of that (see `reduction`). resize: "pillow", the released pixels, or another way of resize.py.
     Returns views (R, V, 3, S, S) uint8, the cropped boxes (R, V, 4) in image pixels, and the region's box in each view
     (R, V, 4) float32 in view pixels.
     """
-    from PIL import Image
+    image_hw = image_hw or image.shape[:2]
+    cropped, region_boxes = place_views(boxes, scales, image_hw, size, truncate_region_boxes)
+    flat = cropped.reshape(-1, 4) / round(image_hw[0] / image.shape[0])
+    return crops(image, flat, size, resize).reshape(*cropped.shape[:2], 3, size, size), cropped, region_boxes
 
-    image_hw = image.shape[:2]
+
+def crop_views_torch(image: Tensor, view_boxes: np.ndarray | Tensor, size: int) -> Tensor:
+    """The views of every region of one image, cut on the image's device.
+
+    image: (3, H, W) uint8 on any device; view_boxes: (R, V, 4) whole pixels on the CPU, of `place_views` or of a
+    RegionBatch. Returns (R, V, 3, S, S) uint8 there: the pixels of `crop_views` within about a grey level, see
+    resize.py. Raises ValueError for an image of another shape or type, and for a box that does not lie in it.
+    """
+    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+        raise ValueError(f"image of shape {tuple(image.shape)} and type {image.dtype}: expected (3, H, W) uint8")
+    height, width = image.shape[1:]
+    flat, where = np.unique(np.asarray(view_boxes, np.int64).reshape(-1, 4), axis=0, return_inverse=True)
+    low, high = flat[:, :2], flat[:, 2:]
+    if (wrong := ((low < 0) | (low >= high) | (high > [width, height])).any(axis=1)).any():
+        box = ", ".join(map(str, flat[wrong][0].tolist()))
+        raise ValueError(f"view box {box}: expected x1 < x2 and y1 < y2 within the image of {width} x {height}")
+    views = crops_on_device(image, flat, size)[torch.from_numpy(where.reshape(-1)).to(image.device)]
+    return views.reshape(*view_boxes.shape[:2], 3, size, size)
+
+
+def place_views(
+    boxes: np.ndarray, scales: np.ndarray, image_hw: tuple[int, int], size: int, truncate_region_boxes: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the views lie. boxes (R, 4), scales (R, V); returns what is cropped (R, V, 4) int64 in image pixels, and
+    the region's box in each view (R, V, 4) float32 in view pixels; see `crop_views`."""
     boxes = widen_boxes(boxes)
     cropped = pixel_boxes(view_boxes(torch.from_numpy(boxes), image_hw, torch.as_tensor(scales)).numpy(), image_hw)
     own = pixel_boxes(boxes, image_hw)  # (R, 4)
-    views = np.empty((*cropped.shape[:2], 3, size, size), np.uint8)
-    picture = Image.fromarray(image)
-    done: dict[tuple[int, ...], np.ndarray] = {}  # the whole image is one view of many regions
-    for r, v in np.ndindex(cropped.shape[:2]):
-        box = tuple(int(side) for side in cropped[r, v])
-        if box not in done:
-            # `box=` would let the filter read past the crop's edge: cut first, as a crop of its own
-            crop = picture.crop(box).resize((size, size), Image.Resampling.BICUBIC)
-            done[box] = np.asarray(crop).transpose(2, 0, 1)
-        views[r, v] = done[box]
     origin = np.tile(cropped[..., :2], 2)  # (R, V, 4)
     extent = np.tile(cropped[..., 2:] - cropped[..., :2], 2)  # (R, V, 4)
     region_boxes = (own[:, None] - origin).astype(np.float32) * (size / extent).astype(np.float32)
-    if truncate_region_boxes:
-        region_boxes = np.trunc(region_boxes)
-    return views, cropped, region_boxes.astype(np.float32)
+    return cropped, np.trunc(region_boxes) if truncate_region_boxes else region_boxes
+
+
+def reduction(boxes: np.ndarray, size: int) -> int:
+    """How many times smaller an image may be decoded for the views of these regions: 4, 2 or 1.
+
+    boxes: (R, 4) xyxy pixels; size: S. Every view keeps REDUCED_SIDES times the pixels of its side, view 0 is the
+    smallest. Values are then 1 to 2 grey levels off in the mean over views, up to 6 in a view full of fine detail, which
+    lies up to a quarter of a view pixel aside; 1/8 would be off by more.
+    """
+    side = (boxes[:, 2:] - boxes[:, :2]).min()
+    return next((factor for factor in (4, 2) if side >= factor * REDUCED_SIDES * size), 1)
 
 
 # ---------------------------------------------------------------------------------------------- choice of scales

@@ -37,6 +37,10 @@ def test_path_bytes_pil_and_array_give_the_same(picture, tmp_path):
         np.testing.assert_array_equal(opened, picture)
 
 
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
 # how a camera stores an upright picture, by orientation (EXIF 2.3, table of the tag)
 STORED = {
     1: lambda p: p,
@@ -186,6 +190,48 @@ def test_arrays_of_other_shapes_and_types_are_refused_or_read():
             open_image(np.zeros((20, 30, 3), dtype=kind))
     with pytest.raises(ValueError, match="floating-point"):
         open_image(Image.fromarray(np.zeros((4, 4), dtype=np.float32)))
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_a_jpeg_is_decoded_at_a_fraction_of_its_size(factor, kind, tmp_path):
+    pixels = np.asarray(Image.fromarray(noise(10, 13)).resize((208, 160), Image.Resampling.BICUBIC))
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encode(Image.fromarray(pixels), kind, quality=95, subsampling=0))
+    small = open_image(path, factor)
+    np.testing.assert_array_equal(open_image(path.read_bytes(), factor), small)
+    blocks = pixels.reshape(160 // factor, factor, 208 // factor, factor, 3).mean((1, 3))
+    assert small.shape == blocks.shape
+    assert np.abs(small - blocks).mean() < 3, "each pixel is about the mean of a block"
+
+
+def test_the_fraction_is_one_that_divides_the_sides():
+    for height, width, factor in ((80, 64, 8), (80, 68, 4), (82, 64, 2), (80, 65, 1), (81, 64, 1), (1, 3, 1)):
+        data = encode(Image.new("RGB", (width, height)), "JPEG")
+        assert open_image(data, 8).shape == (height // factor, width // factor, 3)
+
+
+def test_other_files_and_arrays_are_opened_whole_where_a_fraction_is_asked_for(picture):
+    for kind in ("PNG", "WEBP", "GIF", "BMP", "TIFF"):
+        data = encode(Image.fromarray(picture), kind)
+        np.testing.assert_array_equal(open_image(data, 2), open_image(data))
+    assert open_image(picture, 2).shape == open_image(Image.fromarray(picture), 2).shape == picture.shape
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_picture_is_upright(picture, orientation):
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    stored = np.ascontiguousarray(STORED[orientation](picture.repeat(4, 0).repeat(4, 1)))
+    small = open_image(encode(Image.fromarray(stored), "JPEG", quality=95, subsampling=0, exif=exif), 4)
+    assert small.shape == picture.shape and np.abs(small.astype(int) - picture).mean() < 3
+
+
+def test_a_file_cut_off_is_an_error_at_every_size():
+    data = encode(Image.fromarray(noise(64, 64)), "JPEG")
+    for factor in (1, 2, 4, 8):
+        with pytest.raises(ValueError, match="cannot be decoded"):
+            open_image(data[: len(data) // 2], factor)
 
 
 def test_a_picture_too_large_to_be_meant_is_refused(monkeypatch):

@@ -1,6 +1,8 @@
 """Views: boxes by hand-checkable numbers, crops, the hash, and the choice of scales."""
 
+import io
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -8,9 +10,21 @@ import torch
 from PIL import Image
 
 from dynrefer import phash, views
+from dynrefer.images import open_image
 from dynrefer.models.dynrefer.config import DynReferConfig
 from dynrefer.phash import dct_rows
-from dynrefer.views import CANDIDATE_SCALES, VIEW_STRATEGIES, choose_scales, crop_views, perceptual_hash, view_boxes
+from dynrefer.resize import RESIZE, crops, shared
+from dynrefer.views import (
+    CANDIDATE_SCALES,
+    VIEW_STRATEGIES,
+    choose_scales,
+    crop_views,
+    crop_views_torch,
+    perceptual_hash,
+    place_views,
+    reduction,
+    view_boxes,
+)
 
 BOX = torch.tensor([40.0, 30, 80, 90])
 
@@ -50,6 +64,118 @@ def test_a_view_is_the_resized_crop():
     cut, _, _ = crop_views(image, BOX[None].numpy(), np.array([[0.0]]), size=32)
     expected = Image.fromarray(image[30:90, 40:80]).resize((32, 32), Image.Resampling.BICUBIC)
     assert (cut[0, 0].transpose(1, 2, 0) == np.asarray(expected)).all()
+
+
+# wide, tall, smaller and larger than a view, one pixel, the whole picture
+CROPS = np.array([[3, 5, 180, 90], [20, 1, 31, 99], [60, 60, 70, 65], [7, 9, 8, 10], [0, 0, 200, 100], [0, 2, 200, 3]])
+
+
+def columns_first(image, box, size):
+    """A crop by Pillow, first its columns and then its rows, whatever order Pillow would take itself."""
+    x1, y1, x2, y2 = box
+    narrow = Image.fromarray(image[y1:y2, x1:x2]).resize((size, y2 - y1), Image.Resampling.BICUBIC)
+    return np.asarray(narrow.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+
+
+def cut_on_device(image, boxes, size):
+    return crop_views_torch(shared(image).permute(2, 0, 1), boxes[None], size)[0].numpy()
+
+
+WAYS = {"torch": lambda image, boxes, size: crops(image, boxes, size, "torch"), "device": cut_on_device}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ["photo", "noise", "edges"])
+def test_every_resize_gives_pillows_pixels_within_a_grey_level(way, kind):
+    noise = np.random.default_rng(0).integers(0, 256, (100, 200, 3), dtype=np.uint8)
+    image = {"photo": picture(), "noise": noise, "edges": np.where(noise < 128, np.uint8(0), np.uint8(255))}[kind]
+    for size in (32, 100):
+        expected = np.stack([columns_first(image, box, size) for box in CROPS.tolist()]).astype(int)
+        off = np.abs(WAYS[way](image, CROPS, size) - expected)
+        assert off.max() <= 2 and (off > 1).mean() < 1e-4 and (off > 0).mean() < 0.02
+
+
+@pytest.mark.parametrize("way", RESIZE)
+def test_views_are_the_same_whichever_regions_are_cut_with_them(way):
+    image, boxes = picture(), CROPS.astype(np.float32)
+    scales = np.tile(np.array([[0, 0.5, 1]], np.float32), (len(boxes), 1))
+    together = crop_views(image, boxes, scales, 24, resize=way)
+    for r in range(len(boxes)):
+        for some, one in zip(together, crop_views(image, boxes[[r]], scales[[r]], 24, resize=way), strict=True):
+            assert (some[r] == one[0]).all()
+    assert (together[0][:, 2] == together[0][0, 2]).all(), "the whole image, once for all"
+    assert crop_views(image, boxes[:0], scales[:0], 24, resize=way)[0].shape == (0, 3, 3, 24, 24)
+
+
+@pytest.mark.parametrize("way", RESIZE)
+def test_crops_copy_nothing_but_themselves_and_write_nowhere(way):
+    image, boxes = np.zeros((2000, 3000, 3), np.uint8), some_boxes(20, 200, 300)
+    image.flags.writeable = False  # as the data set hands it on
+    tracemalloc.start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        crop_views(image, boxes, np.zeros((20, 1), np.float32), 16, resize=way)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6, f"{peak / 1e6:.1f} MB for crops of an image of {image.nbytes / 1e6:.0f} MB"
+
+
+def test_an_unknown_way_to_resize_is_refused():
+    with pytest.raises(ValueError, match="'pilow'. Did you mean 'pillow'"):
+        crop_views(picture(), BOX[None].numpy(), np.array([[0.0]]), size=8, resize="pilow")
+
+
+def test_views_on_a_device_are_those_of_the_batch():
+    image, boxes = picture(), np.array([[3.5, 7.25, 60.0, 50.0], [100, 10, 199.5, 90]], np.float32)
+    scales = np.array([[0, 0.5, 1], [0, 0.1, 1]], np.float32)
+    expected, cropped, inside = crop_views(image, boxes, scales, 40)
+    placed = place_views(boxes, scales, image.shape[:2], 40)
+    assert (placed[0] == cropped).all() and (placed[1] == inside).all()
+    tensor = torch.tensor(image).permute(2, 0, 1)
+    for where in (cropped, torch.from_numpy(cropped).float()):  # a RegionBatch has them as float
+        views = crop_views_torch(tensor, where, 40)
+        assert views.dtype == torch.uint8 and views.shape == expected.shape
+        assert np.abs(views.numpy() - expected.astype(int)).max() <= 2
+    for wrong, rule in ((tensor.permute(1, 2, 0), r"\(100, 200, 3\).*\(3, H, W\)"), (tensor.float(), "float32.*uint8")):
+        with pytest.raises(ValueError, match=rule):
+            crop_views_torch(wrong, cropped, 40)
+    for box in ([0, 0, 201, 5], [-1, 0, 5, 5], [5, 5, 5, 9]):
+        with pytest.raises(ValueError, match=f"view box {box[0]}, {box[1]}, {box[2]}, {box[3]}.*200 x 100"):
+            crop_views_torch(tensor, np.array([[box]]), 40)
+
+
+def photo_file(height, width, **options):
+    """A JPEG file with a photo's spectrum: amplitudes fall with 1 / frequency."""
+    rng = np.random.default_rng(0)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width) * width)
+    waves = np.fft.rfft2(rng.standard_normal((3, height, width))) / np.maximum(frequency, 1)
+    pixels = np.fft.irfft2(waves, (height, width)).transpose(1, 2, 0)
+    file = io.BytesIO()
+    picture = Image.fromarray((128 + 50 * pixels / pixels.std()).clip(0, 255).astype(np.uint8))
+    picture.save(file, "JPEG", quality=90, **options)
+    return file.getvalue()
+
+
+def test_an_image_may_be_reduced_as_far_as_the_smallest_view_allows():
+    boxes = np.array([[0, 0, 900, 448], [10, 10, 906, 906]], np.float32)
+    assert reduction(boxes, 224) == 1 and reduction(boxes[1:], 224) == reduction(boxes[:1], 112) == 2
+    assert reduction(boxes[1:], 225) == 1 and reduction(boxes[1:], 112) == 4 and reduction(boxes[1:], 10) == 4
+
+
+@pytest.mark.parametrize("way", RESIZE)
+@pytest.mark.parametrize(("factor", "hw"), [(2, (602, 806)), (4, (600, 804))])
+def test_views_of_a_reduced_decode_lie_where_they_lay(way, factor, hw):
+    data, size = photo_file(*hw), 520 // (2 * factor)
+    boxes = np.array([[101, 33, 701, 562], [277, 80, 797, 600], [0, 0, hw[1], hw[0]]], np.float32)
+    assert reduction(boxes, size - 1) == factor
+    scales = np.tile(np.array([[0, 0.3, 1]], np.float32), (3, 1))
+    image = open_image(data)
+    whole = crop_views(image, boxes, scales, size, resize=way)
+    reduced = crop_views(open_image(data, factor), boxes, scales, size, resize=way, image_hw=hw)
+    assert (whole[1] == reduced[1]).all() and (whole[2] == reduced[2]).all()
+    off = np.abs(whole[0].astype(int) - reduced[0]).mean(axis=(2, 3, 4))
+    moved = np.abs(np.diff(whole[0].astype(int), axis=-1)).mean()
+    assert off.mean() < 2 and off.max() < 6 and moved > 12, "much less than by a view pixel to the side"
 
 
 @pytest.mark.parametrize("box", [[10.2, 10.2, 10.6, 10.7], [199.5, 99.5, 200, 100], [0, 0, 0.1, 100]])
