@@ -16,6 +16,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,6 +74,9 @@ def caption_scores(
             "score a predictions file with the data it was made from"
         )
 
+    if "meteor" in metrics:
+        with _meteor_process():  # starts it, so that it loads its tables while others work
+            pass
     ids = list(references)
     texts = [predictions.get(region_id, "") for region_id in ids]
     texts += [text for region_id in ids for text in references[region_id]]
@@ -81,12 +85,16 @@ def caption_scores(
     expected = {region_id: [next(tokens) for _ in references[region_id]] for region_id in ids}
 
     corpus, items = {}, {region_id: {} for region_id in ids}
-    for metric, scorer in _SCORERS.items():
-        if metric in metrics:
-            for name, (score, scores) in scorer(predicted, expected).items():
-                corpus[name] = float(score)
-                for region_id, value in zip(ids, scores, strict=True):
-                    items[region_id][name] = float(value)
+    with ThreadPoolExecutor(1) as beside:  # METEOR computes in its own process
+        meteor = beside.submit(_meteor, predicted, expected) if "meteor" in metrics else None
+        rows = {m: scorer(predicted, expected) for m, scorer in _SCORERS.items() if m in metrics and m != "meteor"}
+    if meteor:
+        rows["meteor"] = meteor.result()
+    for metric in _SCORERS:
+        for name, (score, scores) in rows.get(metric, {}).items():
+            corpus[name] = float(score)
+            for region_id, value in zip(ids, scores, strict=True):
+                items[region_id][name] = float(value)
     return (corpus, items) if per_item else corpus
 
 
