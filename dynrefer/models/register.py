@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module, util
-from importlib.abc import MetaPathFinder
 from types import ModuleType
 
 from . import FAMILIES, Family
@@ -32,8 +31,8 @@ class FamilyModule(ModuleType):
         return getattr(import_module(family.module), name)
 
 
-class AfterImport(MetaPathFinder):
-    """Adds our names to transformers' lists when they are imported."""
+class AfterImport:
+    """Adds our names to transformers' lists when they are imported: a finder of `sys.meta_path`."""
 
     def find_spec(self, name, path, target=None):
         if name != LISTS:
