@@ -1,0 +1,145 @@
+"""Prediction files as other projects write them."""
+
+import json
+
+import pytest
+
+from dynrefer.data.schema import Region
+from eval.formats import read_any
+
+ITEMS = [  # an expression each: two of the first image
+    Region(f"refcocog-umd-val-e{number}", f"../train2014/COCO_train2014_{image:012d}.jpg", (8, 8), (0, 0, 4, 4))
+    for number, image in ((0, 581857), (1, 581857), (2, 9))
+]
+LONE = [Region(f"vg-glamm-test-{n}", f"VG_100K/{image}.jpg", (8, 8), (0, 0, 4, 4)) for n, image in ((7, 61), (8, 62))]
+TEXTS = ["a cup", "the lamp", ""]
+
+
+def write(tmp_path, content, name="p.json"):
+    path = tmp_path / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def lines(entries):
+    return "".join(json.dumps(entry) + "\n" for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.jsonl", lines({"id": region.id, "caption": t} for region, t in zip(ITEMS, TEXTS, strict=True))),
+        ("osprey.json", [{"image_id": str(n), "caption": t} for n, t in enumerate(TEXTS)]),
+        ("glamm.json", [{"image_id": n, "caption": t} for n, t in enumerate(TEXTS)]),
+        ("dam.json", {str(n): t for n, t in enumerate(TEXTS)}),
+        ("nested.json", {str(n): {"caption": t} for n, t in enumerate(TEXTS)}),
+        ("coco.json", {"images": [], "annotations": [{"id": n, "caption": t} for n, t in enumerate(TEXTS)]}),
+        ("refl4.json", [{"id": n, "image": "x.jpg", "gt": "not this", "pred": t} for n, t in enumerate(TEXTS)]),
+        ("refl4.jsonl", lines({"id": n, "image": "x.jpg", "pred": t} for n, t in enumerate(TEXTS))),
+        (
+            "answers.jsonl",
+            lines(
+                {"question_id": n, "prompt": "What?", "text": t, "answer_id": f"x{n}", "model_id": "m", "metadata": {}}
+                for n, t in enumerate(TEXTS)
+            ),
+        ),
+        ("lines.json", lines({"ann_id": f"e{n}", "output": [t]} for n, t in enumerate(TEXTS))),
+    ],
+)
+def test_every_form_gives_the_same_captions(tmp_path, name, content):
+    found = read_any(write(tmp_path, content, name), ITEMS)
+    assert {i: result.caption for i, result in found.results.items()} == {
+        region.id: text for region, text in zip(ITEMS, TEXTS, strict=True)
+    }
+    assert all(i == result.id for i, result in found.results.items()) and found.how
+
+
+def test_an_image_with_one_region_is_named_by_its_image(tmp_path):
+    path = write(tmp_path, [{"image_id": 62, "caption": "a"}, {"image_id": 61, "caption": "b"}])
+    assert {i: r.caption for i, r in read_any(path, LONE).results.items()} == {
+        "vg-glamm-test-8": "a",
+        "vg-glamm-test-7": "b",
+    }
+
+
+def test_the_benchmarks_file_tells_images_from_annotations(tmp_path):
+    path = write(tmp_path, [{"image_id": 2, "caption": "a"}])
+    document = {"annotations": [{"id": 1, "image_id": 2}, {"id": 2, "image_id": 1}]}
+    annotations = write(tmp_path, document, "finetune_refcocog_val_captions.json")
+    assert list(read_any(path, ITEMS).results) == ["refcocog-umd-val-e2"]
+    assert list(read_any(path, ITEMS, annotations=annotations).results) == ["refcocog-umd-val-e1"]
+
+
+def test_two_readings_that_differ_are_not_guessed_between(tmp_path):
+    entries = [{"id": n, "image_id": 2 - n, "caption": t} for n, t in enumerate(TEXTS)]
+    path = write(tmp_path, entries)
+    with pytest.raises(ValueError, match="by id or image_id, which differ; choose with --id-key"):
+        read_any(path, ITEMS)
+    assert read_any(path, ITEMS, id_key="id").results["refcocog-umd-val-e0"].caption == "a cup"
+    same = write(tmp_path, [{"id": n, "image_id": n, "caption": t} for n, t in enumerate(TEXTS)])
+    assert len(read_any(same, ITEMS).results) == 3
+
+
+def test_an_end_that_several_ids_share_is_ambiguous(tmp_path):
+    regions = [Region(f"lvis-val-{image}-0", f"{image}.jpg", (8, 8), (0, 0, 4, 4)) for image in (139, 140)]
+    assert list(read_any(write(tmp_path, {"140-0": "a"}), regions).results) == ["lvis-val-140-0"]
+    with pytest.raises(ValueError, match="id '0' fits several regions"):
+        read_any(write(tmp_path, {"0": "a"}), regions)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("[]", "no predictions"),
+        ("[1]", "'1'; expected an object"),
+        ("[{", "p.json: "),
+        ('{"0": "a", "0": "b"}', "'0' stands twice"),
+        ([{"id": 0, "caption": "a"}, {"id": "0", "caption": "b"}], "prediction 1: a second prediction for region"),
+        ([{"id": 0, "caption": "a"}, {"id": 99, "caption": "b"}], "prediction 1: .*do not have, the first for 99"),
+        ([{"caption": "a"}], "prediction 0: no id"),
+        ([{"id": 0, "pred_bbox": [0, 0, 1, 1], "format": "xyxy"}], "no text in it, only id, pred_bbox"),
+        ([{"id": 0, "caption": ["a", "b"]}], "expected one text"),
+        ([{"id": 0, "caption": None}], "no text in it"),
+        ('[{"id": 0, "caption": "a", "score": NaN}]', "the number NaN"),
+        ([{"id": 0, "caption": "a", "score": "high", "x": 1}], "score 'high'"),
+        ('{"id": "refcocog-umd-val-e0", "captoin": "a"}', "no text in it, only id, captoin"),
+    ],
+)
+def test_what_cannot_be_scored_is_named(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_any(write(tmp_path, content), ITEMS)
+
+
+def test_bad_lines_are_named(tmp_path):
+    path = write(tmp_path, '{"id": "refcocog-umd-val-e0", "caption": "a"}\n{"id": 7}\n', "p.jsonl")
+    with pytest.raises(ValueError, match=r"p.jsonl:2: no text"):
+        read_any(path, ITEMS)
+    with pytest.raises(ValueError, match="no such file"):
+        read_any(tmp_path / "none.json", ITEMS)
+
+
+def test_captions_keep_tabs_quotes_and_other_alphabets(tmp_path):
+    text = 'eine "Tasse"\t|||\nкружка 杯子'
+    assert read_any(write(tmp_path, {"0": text}), ITEMS).results["refcocog-umd-val-e0"].caption == text
+
+
+def test_detections_are_boxes_of_images(tmp_path):
+    entries = [
+        {"image_id": 581857, "bbox": [1, 2, 3, 4], "score": 0.5, "caption": "a cup"},
+        {"image_id": "COCO_train2014_000000000009", "box": [1, 2, 3, 4], "score": 0.25, "category_id": 5},
+    ]
+    names = write(tmp_path, {"categories": [{"id": 5, "name": "cup"}]}, "names.json")
+    found = read_any(write(tmp_path, entries), ITEMS, detected=True, annotations=names)
+    assert [result.box for result in found.results.values()] == [[1, 2, 4, 6], [1, 2, 3, 4]]
+    assert list(found.images.values()) == [ITEMS[0].image, ITEMS[2].image]
+    assert found.results["1"].category == {"name": "cup", "score": 0.25}
+    with pytest.raises(ValueError, match="category_id 5 has no name"):
+        read_any(write(tmp_path, entries), ITEMS, detected=True)
+    for change, message in (
+        ({"image_id": 3}, "image 3 is no image"),
+        ({"bbox": [1, 2, 3]}, r"box \[1, 2, 3\]"),
+        ({"score": None}, "score None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_any(write(tmp_path, [entries[0] | change]), ITEMS, detected=True)
