@@ -263,6 +263,16 @@ def test_lora_layers_are_used_and_exported(files, tmp_path, embeddings):
     assert np.isfinite(dynrefer.RegionPredictor(model)(picture(20, 30), [[2, 3, 20, 15]])[0].score)
 
 
+def test_query_tokens_that_learned_are_kept(files, tmp_path):
+    folder, tensors = files
+    learned = {"query_tokens": torch.randn(1, 5, 24, generator=torch.Generator().manual_seed(7))}
+    path = write_checkpoint(tmp_path, tensors | learned)
+    model = dynrefer.load(run_convert(folder, tmp_path / "model", checkpoint=path), device="cpu")
+    assert torch.equal(model.query_tokens, learned["query_tokens"]) and model.query_tokens.requires_grad
+    back = convert.read_torch(convert.export(model, tmp_path / "back.pth"))
+    assert torch.equal(back["query_tokens"], learned["query_tokens"])
+
+
 @pytest.mark.parametrize(
     ("sizes", "language", "message"),
     [

@@ -54,6 +54,7 @@ def full_size(name, language, sizes):
         DynReferConfig(
             **convert.released_sizes(trained, base, config),
             **convert.released_settings(),
+            query_tokens_trainable=False,
             language_config=convert.part_settings(config.text_config),
             text_config=convert.text_sizes(texts, None),
             **WORDS,

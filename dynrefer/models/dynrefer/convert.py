@@ -267,27 +267,24 @@ def convert(
         released = read_torch(checkpoint)
         trained, copies = split_released(released, str(checkpoint))
         texts = text_tensors(read_text_encoder(text_encoder))
-        base_files = base_folder(base, revision)
+        base_source = Source("transformers", *locate(base, revision))
+        base_files = base_folder(base, base_source.revision)
         base_tensors, base_config = read_base(base_files)
         check_language(released, base_config, f"checkpoint {str(checkpoint)!r}", f"base {str(base)!r}")
         config = DynReferConfig(
             **released_sizes(trained, base_tensors, base_config),
             **released_settings(),
+            query_tokens_trainable="query_tokens" in trained,
             **language_settings(base_config, base_tensors, trained),
             text_config=text_sizes(texts, text_heads, **open_clip_settings(text_encoder)),
             **words,
         )
         model = filled_model(config, all_tensors(trained, base_tensors, texts))
-        tokenizers = base_tokenizer(base_files), clip_tokenizer(config.text_config.vocab_size)
-        if tokenizers[0].vocab_size > config.language_config.vocab_size:
-            raise ValueError(
-                f"base {str(base)!r}: its tokenizer has {tokenizers[0].vocab_size} entries, its language model "
-                f"{config.language_config.vocab_size}"
-            )
-        model.processor = DynReferProcessor(config, *tokenizers)
+        tokenizer = base_tokenizer(base_files, config.language_config.vocab_size)
+        model.processor = DynReferProcessor(config, tokenizer, clip_tokenizer(config.text_config.vocab_size))
         model.eval().before_eval()
         check_copies(model, base_tensors, copies)
-        record_sources(model, trained, base, revision, text_encoder)
+        record_sources(model, trained, base_source, text_encoder)
         model.save_pretrained(folder)
     return Path(output)
 
@@ -312,7 +309,6 @@ def released_settings() -> dict:
         "mask_box_last_index": True,
         "roi_aligned": False,
         "mask_same_caption": False,
-        "query_tokens_trainable": False,
         "generation": dict(RELEASED_GENERATION),
     }
 
@@ -345,7 +341,7 @@ def once_each(words: list[str], source: str) -> list[str]:
 def split_released(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Trained tensors under our names, and what only repeats others, under released names."""
     if not any(name.startswith("cvem_") for name in tensors):
-        raise ValueError(f"checkpoint {source!r}: no cvem_mlp; is it a released DynRefer file?{seems(tensors)}")
+        raise ValueError(f"checkpoint {source!r}: no cvem_mlp, so it is no released DynRefer file{seems(tensors)}")
     copies = {
         name: tensor
         for name, tensor in tensors.items()
@@ -388,14 +384,10 @@ def filled_model(config, tensors: Mapping[str, Tensor]):
     return model
 
 
-def record_sources(model, trained: Mapping[str, Tensor], base: str | Path, revision: str | None, text_encoder) -> None:
+def record_sources(model, trained: Mapping[str, Tensor], base: Source, text_encoder: str | Path) -> None:
     """Notes where the frozen parts come from; those that the checkpoint changes come from nowhere else."""
-    sources = {
-        "vision": Source("transformers", *locate(base, revision)),
-        "language": Source("transformers", *locate(base, revision)),
-        "text": Source("clip_text", str(Path(text_encoder).resolve() if Path(text_encoder).exists() else text_encoder)),
-    }
-    for part, source in sources.items():
+    text = str(Path(text_encoder).resolve() if Path(text_encoder).exists() else text_encoder)
+    for part, source in {"vision": base, "language": base, "text": Source("clip_text", text)}.items():
         if not any(name.startswith(f"{model.BASE_PARTS[part]}.") and LORA not in name for name in trained):
             record(model, part, source, model.state_dict())
 
@@ -662,15 +654,21 @@ def import_open_clip():
     return open_clip
 
 
-def base_tokenizer(folder: Path):
+def base_tokenizer(folder: Path, vocab_size: int):
+    """The language model's; ValueError where there is none or it has more entries than the model."""
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")):
         raise ValueError(f"base {str(folder)!r}: no tokenizer in it, neither tokenizer.json nor tokenizer_config.json")
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ValueError(f"base {str(folder)!r}: its tokenizer cannot be read ({first_line(error)})") from error
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"base {str(folder)!r}: its tokenizer has {tokenizer.vocab_size} entries, its language model {vocab_size}"
+        )
+    return tokenizer
 
 
 def clip_tokenizer(vocab_size: int):
@@ -791,6 +789,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--text-heads", type=int, help="heads of the text encoder (width / 64, at least 4)")
     parser.add_argument("--output", required=True, help="folder, or with --export a file")
     arguments = parser.parse_args(argv)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a mistake is told in one line
     if arguments.export:
         import dynrefer
 
