@@ -202,7 +202,7 @@ def test_ids_are_unique_in_every_format(tmp_path):
         open_records(tmp_path / "twice")
     # what we write ourselves is checked before it takes its name, also where the two are far apart
     many = [*regions(2), *(Region(**{**regions(1)[0].__dict__, "id": f"x{k}"}) for k in range(1000)), *regions(1)]
-    with pytest.raises(ValueError, match="none: id 'r0' of row 1002 stands in row 0"):
+    with pytest.raises(ValueError, match="/none:row 1002: id 'r0' stands in row 0"):
         save_arrow(tmp_path / "none", many)
     assert not list(tmp_path.glob("*none*"))
 

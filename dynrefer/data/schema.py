@@ -23,7 +23,7 @@ import numpy as np
 import orjson
 
 from dynrefer.boxes import check_boxes, check_image_hw
-from dynrefer.data.index import ImageGroups, column_groups, column_hashes, hashes_of, list_hashes, renumbered, repeated
+from dynrefer.data.index import ImageGroups, column_groups, column_hashes, list_hashes, renumbered, repeated
 from dynrefer.masks import check_mask_record, mask_to_box, to_mask
 
 CHECK_HINT = "`python -m data_prep.check FILE` lists every bad record"
@@ -318,13 +318,14 @@ class ArrowRecords(RegionRecords):
     def subset(self, indices: Sequence[int]) -> "ArrowRecords":
         return ArrowRecords(self.path, rows=self._select(np.asarray(indices, np.int64)))
 
-    def check_ids(self) -> None:
-        """ValueError where an id stands in two rows. In a file of `save_arrow` none does."""
+    def check_ids(self, name: str | os.PathLike | None = None) -> None:
+        """ValueError, about the file of this name, where an id stands in two rows; `save_arrow` has seen to its own."""
         if self._known_groups() is None:
             if rows := repeated(*self._ids()):
-                name = self._ids()[-1](rows[1])
+                region_id = self._ids()[-1](rows[1])
                 raise ValueError(
-                    f"{self.path}:row {rows[1]}: id {name!r} stands in row {rows[0]} already; ids are unique"
+                    f"{name or self.path}:row {rows[1]}: id {region_id!r} stands in row {rows[0]} already; ids are "
+                    "unique"
                 )
 
     def _ids(self) -> tuple:
@@ -566,44 +567,52 @@ def save_arrow(path: str | os.PathLike, regions: Iterable[Region]) -> int:
     """Writes an Arrow folder that `open_records` and `datasets.load_from_disk` read, and returns how many regions.
 
     Image paths stay relative to the folder that holds it. Masks are JSON text, attributes a list of {name, value}. The
-    regions are taken one by one, 12 bytes of each are kept; the folder appears whole or not at all. ValueError for an
-    id that comes twice.
+    regions are taken one by one, in constant memory; the folder appears whole or not at all. ValueError for an id that
+    comes twice.
     """
+    import pyarrow as pa
+
+    stream, count, schema = iter(regions), 0, _arrow_schema()
+
+    def tables() -> Iterator:
+        nonlocal count
+        waiting = []
+        while part := list(islice(stream, PART)):
+            waiting.append(_to_batch(part, schema))
+            count += len(part)
+            if len(waiting) == ROWS // PART:
+                yield pa.Table.from_batches(waiting).combine_chunks()
+                waiting = []
+        if waiting:
+            yield pa.Table.from_batches(waiting).combine_chunks()
+
+    save_tables(path, tables())
+    return count
+
+
+def save_tables(path: str | os.PathLike, tables: Iterable) -> None:
+    """The same from pyarrow Tables of `save_arrow`'s columns, whose rows are taken as they are."""
     import datasets
     import pyarrow as pa
 
     features = datasets.Features.from_arrow_schema(_arrow_schema())
-    hashes, codes, numbers, count = [], [], {}, 0
-    stream, waiting = iter(regions), []
     with atomic_path(path) as temporary:
         temporary.mkdir()
-        with open(temporary / ARROW_FILE, "wb") as file:
+        with open(temporary / ARROW_FILE, "w+b") as file:
             with pa.ipc.new_stream(file, features.arrow_schema) as writer:
-                while part := list(islice(stream, PART)):
-                    waiting.append(_to_batch(part, features.arrow_schema))
-                    hashes.append(hashes_of([region.id for region in part]))
-                    images = [numbers.setdefault(region.image, len(numbers)) for region in part]
-                    codes.append(np.array(images, np.int32))
-                    count += len(part)
-                    if len(waiting) == ROWS // PART:
-                        writer.write_table(pa.Table.from_batches(waiting).combine_chunks())
-                        waiting = []
-                if waiting:
-                    writer.write_table(pa.Table.from_batches(waiting).combine_chunks())
+                for table in tables:
+                    writer.write_table(table.cast(features.arrow_schema))
             file.flush()
             os.fsync(file.fileno())
-        table, _ = _map_arrow(temporary / ARROW_FILE)
-        name = lambda row: table.column("id")[row].as_py()  # noqa: E731
-        if rows := repeated(lambda: iter(hashes), count, name):
-            raise ValueError(f"{path}: id {name(rows[1])!r} of row {rows[1]} stands in row {rows[0]}; ids are unique")
-        with open(temporary / ARROW_FILE, "rb") as file:
+            file.seek(0)
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         datasets.DatasetInfo(features=features).write_to_directory(str(temporary))
         state = {"_data_files": [{"filename": ARROW_FILE}], "_fingerprint": fingerprint, "_format_columns": None}
         state |= {"_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": None}
         (temporary / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-        ImageGroups.from_codes(np.concatenate([np.zeros(0, np.int32), *codes])).save(_groups_stem(temporary))
-    return count
+        written = ArrowRecords(temporary)
+        written.check_ids(path)
+        written.image_groups().save(_groups_stem(temporary))
 
 
 def record_root(path: Path) -> Path:
