@@ -221,6 +221,7 @@ def test_an_arrow_folder_knows_its_images_without_reading_rows(tmp_path, monkeyp
         looked = open_records(next((tmp_path / name).glob("*.arrow"))).image_groups()
         expected = {image: [k for k, r in enumerate(rows) if r.image == image] for image in noted.image_names()}
         assert groups == looked == list(expected.values())
+        assert all(k in groups[groups.number(k)] for k in range(len(rows)))
     assert open_records(tmp_path / "together").image_groups().order is None
 
 

@@ -5,6 +5,7 @@ Everything here is arrays: five million records must open in a second, and not a
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -42,6 +43,16 @@ class ImageGroups(Sequence):
         result = np.empty_like(codes)
         result[self.order] = codes
         return result
+
+    def number(self, record: int) -> int:
+        """The group of one record."""
+        if self.order is None:
+            return int(np.searchsorted(self.starts, record, side="right")) - 1
+        return int(self._codes[record])
+
+    @cached_property
+    def _codes(self) -> np.ndarray:
+        return self.codes()
 
     @property
     def counts(self) -> np.ndarray:
