@@ -140,8 +140,8 @@ def reduction(boxes: np.ndarray, size: int) -> int:
     """How many times smaller an image may be decoded for the views of these regions: 4, 2 or 1.
 
     boxes: (R, 4) xyxy pixels; size: S. Every view keeps REDUCED_SIDES times the pixels of its side, view 0 is the
-    smallest. Values are then 1 to 2 grey levels off in the mean over views, up to 6 in a view full of fine detail, which
-    lies up to a quarter of a view pixel aside; 1/8 would be off by more.
+    smallest. Values are then 1 to 2 grey levels off in the mean over views, up to 6 in one full of fine detail, which
+    lies up to a quarter of a view pixel aside. 1/8 would be off by more.
     """
     side = (boxes[:, 2:] - boxes[:, :2]).min()
     return next((factor for factor in (4, 2) if side >= factor * REDUCED_SIDES * size), 1)

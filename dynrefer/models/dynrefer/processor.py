@@ -16,7 +16,8 @@ from dynrefer.data.batch import RegionBatch
 from dynrefer.data.schema import Region
 from dynrefer.masks import mask_to_box
 from dynrefer.prompts import control_prompt, training_words
-from dynrefer.views import choose_scales, crop_views
+from dynrefer.resize import FASTEST, shared
+from dynrefer.views import HASH_STRATEGIES, choose_scales, crop_views, crop_views_torch, place_views, reduction
 from dynrefer.vocabulary import Vocabulary
 
 from ..language import language_kind
@@ -51,18 +52,28 @@ class DynReferProcessor(PushToHubMixin):
     # ------------------------------------------------------------------------------------------ views
 
     def views(
-        self, image: np.ndarray, boxes: np.ndarray, strategy: str, generators: Sequence[np.random.Generator]
-    ) -> dict[str, np.ndarray]:
+        self,
+        image: np.ndarray,
+        boxes: np.ndarray,
+        strategy: str,
+        generators: Sequence[np.random.Generator],
+        *,
+        image_hw: tuple[int, int] | None = None,
+        resize: str = "pillow",
+        crop_on: torch.device | str | None = None,
+    ) -> dict[str, np.ndarray | Tensor]:
         """image (H, W, 3) uint8; boxes (R, 4) xyxy pixels. Returns boxes, scales, views, view_boxes and region_boxes,
-        rows as in RegionBatch."""
+        rows as in RegionBatch. image_hw, resize: see crop_views; crop_on: the device on which views are cut instead,
+        and stay."""
+        size, truncate = self.config.image_size, self.config.truncate_region_boxes
         scales = choose_scales(strategy, image, boxes, self.config.num_views, generators)
-        views, view_boxes, region_boxes = crop_views(
-            image,
-            boxes,
-            scales,
-            self.config.image_size,
-            truncate_region_boxes=self.config.truncate_region_boxes,
-        )
+        if crop_on is None:
+            views, view_boxes, region_boxes = crop_views(
+                image, boxes, scales, size, truncate_region_boxes=truncate, image_hw=image_hw, resize=resize
+            )
+        else:
+            view_boxes, region_boxes = place_views(boxes, scales, image.shape[:2], size, truncate)
+            views = crop_views_torch(shared(image).to(crop_on).permute(2, 0, 1), view_boxes, size)
         return {
             "boxes": np.asarray(boxes, np.float32),
             "scales": scales.astype(np.float32),
@@ -80,25 +91,30 @@ class DynReferProcessor(PushToHubMixin):
         view_strategy: str | None = None,
         seed: int = 0,
         ids: Sequence[str] | None = None,
+        crop_on: torch.device | str | None = None,
     ) -> RegionBatch:
-        """Regions of one image for inference. boxes (R, 4) valid xyxy; masks are not looked at: their boxes are."""
+        """Regions of one image for inference. boxes (R, 4) valid xyxy; masks are not looked at: their boxes are.
+        crop_on: a device to cut the views on, and to leave them; None cuts the released program's pixels on the CPU."""
         generators = [np.random.default_rng([seed, r]) for r in range(len(boxes))]
-        arrays = self.views(image, np.asarray(boxes), view_strategy or self.view_strategy, generators)
+        strategy = view_strategy or self.view_strategy
+        arrays = self.views(image, np.asarray(boxes), strategy, generators, crop_on=crop_on)
         ids = [str(r) for r in range(len(boxes))] if ids is None else list(ids)
-        return RegionBatch(ids=ids, **{name: torch.from_numpy(array) for name, array in arrays.items()})
+        return RegionBatch(ids=ids, **{name: torch.as_tensor(array) for name, array in arrays.items()})
 
     # ------------------------------------------------------------------------------------------ samples
 
     def samples(
         self, image: np.ndarray, regions: list[Region], generators: list[np.random.Generator], train: bool
     ) -> list[dict]:
-        """One sample a region of this image. In training a caption and its control words are drawn at random and the
-        views may be mirrored; otherwise the first caption stands, without control words."""
-        boxes = np.array([self.box(region) for region in regions], np.float32)
+        """One sample a region of this image, which may have been decoded smaller by `reduction`. In training a caption
+        and its control words are drawn at random, the views may be mirrored and are resized the fast way; otherwise the
+        first caption stands, without control words."""
+        boxes, image_hw = self.boxes(regions), regions[0].image_hw
         if train and self.config.box_jitter:
-            boxes = jitter_boxes(boxes, self.config.box_jitter, image.shape[:2], generators)
+            boxes = jitter_boxes(boxes, self.config.box_jitter, image_hw, generators)
         strategy = self.config.train_view_strategy if train else self.view_strategy
-        arrays = self.views(image, boxes, strategy, generators)
+        resize = FASTEST if train else "pillow"
+        arrays = self.views(image, boxes, strategy, generators, image_hw=image_hw, resize=resize)
         if train and self.config.mirror:
             for r, (region, generator) in enumerate(zip(regions, generators, strict=True)):
                 if generator.random() < self.config.mirror and not says_side(region.captions):
@@ -117,6 +133,17 @@ class DynReferProcessor(PushToHubMixin):
                 {"region": region, "caption": caption, "words": words, **{k: v[r] for k, v in arrays.items()}}
             )
         return samples
+
+    def reduction(self, regions: Sequence[Region]) -> int:
+        """How many times smaller, 4, 2 or 1, an image may be decoded for training on all of these regions."""
+        if self.config.train_view_strategy.partition(":")[0] in HASH_STRATEGIES:
+            return 1  # a hash looks at every pixel
+        left = 1 - 2 * self.config.box_jitter  # share of a side
+        return reduction(left * self.boxes(regions), self.config.image_size)
+
+    def boxes(self, regions: Sequence[Region]) -> np.ndarray:
+        """(R, 4) float32, see `box`."""
+        return np.array([self.box(region) for region in regions], np.float32)
 
     def box(self, region: Region) -> tuple[float, ...]:
         """The record's box; where a mask of pixels gave it, as this model takes boxes of masks."""
