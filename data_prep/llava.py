@@ -103,7 +103,10 @@ def _mask(mask: Any, where: str, counts: Counter) -> dict | list | None:
         raise ValueError(f"{where}: mask of type {type(mask).__name__}: expected run lengths or polygons")
     if _is_number(mask[0]) or (isinstance(mask[0], list) and len(mask[0]) == 2 and _is_number(mask[0][0])):
         mask = [mask]  # one polygon
-    polygons = [sum(polygon, []) if polygon and isinstance(polygon[0], list) else polygon for polygon in mask]
+    try:
+        polygons = [sum(polygon, []) if polygon and isinstance(polygon[0], list) else list(polygon) for polygon in mask]
+    except TypeError:
+        raise ValueError(f"{where}: mask {str(mask)[:60]}: expected polygons, [[x1, y1, x2, y2, ...], ...]") from None
     whole = [polygon for polygon in polygons if len(polygon) >= 6]
     counts["polygons left out: fewer than three corners"] += len(polygons) - len(whole)
     return whole or None

@@ -48,6 +48,8 @@ def regions(path: Path, images: OwnImages, counts: Counter, categories: bool = F
             if isinstance(box, list) and len(box) == 2:
                 counts["points left out"] += 1
                 continue
+            if not isinstance(box, list) or len(box) != 4:
+                raise ValueError(f"{where}: bbox {k}, {box!r:.80}: expected four numbers, or two of a point")
             if not isinstance(image_id, int) or not 0 <= image_id < len(pictures):
                 raise ValueError(f"{where}: image_id {image_id!r} of box {k}, but there are {len(pictures)} images")
             file, image_hw = images.find(pictures[image_id], where)

@@ -126,6 +126,8 @@ def write(out: Path, clips: Iterable[ClipRegion], tally: Tally) -> int:
 
     def counted() -> Iterator[ClipRegion]:
         for clip in clips:
+            if wrong := [text for text in (*clip.captions, clip.category) if text is not None and not _is_text(text)]:
+                raise ValueError(f"clip {clip.id}: caption or category {wrong[0]!r}: expected text that is not empty")
             tally["regions"] += 1
             tally["captions"] += len(clip.captions)
             tally["regions without a caption"] += not clip.captions
@@ -135,6 +137,10 @@ def write(out: Path, clips: Iterable[ClipRegion], tally: Tally) -> int:
             raise ValueError(f"{out}: no regions came out; look at the input, --split and --subset")
 
     return write_clips(out, counted())
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def finish(out: Path, tally: Tally) -> None:

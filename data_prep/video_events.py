@@ -52,6 +52,8 @@ def clips(events: Path, videos: Videos, tally: Tally, **keys: str) -> Iterator[C
                         **keys,
                     }
                     for k, box in enumerate(event["box"]):
+                        if box is None:
+                            raise ValueError(f"{place}: box {k} is null; expected four numbers")
                         yield box, video.frame_hw, place, (place, {**record, "id": f"{vid}-{event['event_id']}-{k}"})
             except (KeyError, TypeError, AttributeError, IndexError) as error:
                 raise ValueError(

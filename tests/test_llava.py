@@ -195,6 +195,7 @@ PLAIN = {"image": "a.png", "bboxes": [[20, 10, 60, 50]] * 2, "conversations": ta
         ({"bboxes": None, "masks": [{"size": [5, 5], "counts": [25]}] * 2}, "entry 0, region 0: mask: .*of size"),
         ({"conversations": [{"from": "robot", "value": "x"}]}, "entry 0: a turn of 'robot'"),
         ({"conversations": ["x"]}, "entry 0: a turn"),
+        ({"bboxes": None, "masks": [[SQUARE], [[[1, 2], 3]]]}, "entry 0: mask .*expected polygons"),
         ({"annotation": [5]}, "entry 0: annotation: expected a list of objects"),
         ({"description": ["x"]}, "entry 0: 1 descriptions of 2 regions"),
         ({"regions": [{"label": "x"}]}, "entry 0, region 0: neither a box nor a mask"),

@@ -99,7 +99,7 @@ def test_points_are_left_out_and_counted(folder, capsys):
     [
         (line("<bbox>", "x", [], [DOG, WOMAN]), "1 <bbox> in the text, but 2 in `objects`"),
         (line("<bbox><ref-object>", "x", [], [DOG]), "1 <ref-object> in the text, but 0"),
-        (line("<bbox>", "x", [], [[1, 2, 3]]), "bbox 0, 'real': boxes of shape"),
+        (line("<bbox>", "x", [], [[1, 2, 3]]), "bbox 0, .1, 2, 3.: expected four numbers"),
         (line("<bbox>", "x", [], ["1,2,3,4"]), "bbox 0"),
         (line("<bbox>", "x", [], [DOG], bbox_type="norm1"), "bbox 0, 'norm1': .*far outside 0..1"),
         (

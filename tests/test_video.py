@@ -75,6 +75,8 @@ def test_events_become_clips_from_their_first_frame(folder, capsys):
         ([{"video": "v2", "annotations": [event(1, 0, 2, [[5, 6, 20]])]}], "events.jsonl:1, event 1: box"),
         ([{"video": "v2", "annotations": [event(1, 0, 2, [[30, 40, 35, 46]] * 30)]}], "as 'xyxy' 100% fit"),
         ([{"video": "v2", "annotations": [event(1, 0, 2, [[5, 6, 20, 30]], None)]}], "events.jsonl:1: expected"),
+        ([{"video": "v2", "annotations": [event(1, 0, 2, [None])]}], "events.jsonl:1, event 1: box 0 is null"),
+        ([{"video": "v2", "annotations": [event(1, 0, 2, [[5, 6, 20, 30]], " ")]}], "captions: '' among them"),
     ],
 )
 def test_bad_events_are_refused_with_their_line(folder, capsys, events, rule):
