@@ -118,6 +118,8 @@ def _is_number(value: Any) -> bool:
 
 def _union(phrase: str, thing: dict, where: str, image_hw: tuple[int, int]) -> dict:
     masks = thing["rle_masks"]
+    if not isinstance(masks, list):
+        raise ValueError(f"{where}: rle_masks of {phrase!r}: expected a list of run lengths")
     if len(masks) == 1:
         return masks[0]
     try:
