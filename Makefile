@@ -54,8 +54,8 @@ quickstart-steps:
 test: $(TEST_VENV)/.installed-dev
 	$(TEST_PY) -m pytest $(PYTEST_ARGS)
 
-bench: $(VENV)/.installed-all
-	$(PY) -m bench.run
+bench: $(TEST_VENV)/.installed-dev
+	$(TEST_PY) -m bench.run $(BENCH)
 
 # the real LAVIS, in an environment of its own (Python 3.11, 6.7 GB), against ours with each other's weights
 lavis: $(VENV)/.installed-all
