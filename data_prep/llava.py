@@ -90,8 +90,8 @@ def _objects(
 
 def _several(value: Any) -> list:
     """Boxes or masks of several regions, also where one stands there alone."""
-    alone = isinstance(value, dict) or (isinstance(value, list) and value and _is_number(value[0]))
-    return [value] if alone else list(value or [])
+    several = isinstance(value, list) and not (value and _is_number(value[0]))
+    return value if several else [] if value is None else [value]
 
 
 def _mask(mask: Any, where: str, counts: Counter) -> dict | list | None:
@@ -130,7 +130,8 @@ def _union(phrase: str, thing: dict, where: str, image_hw: tuple[int, int]) -> d
 
 def _own_texts(thing: dict) -> list[str]:
     value = _first(thing, TEXTS)
-    return [value] if isinstance(value, str) else [text for text in value or [] if isinstance(text, str)]
+    texts = value if isinstance(value, list) else [value]
+    return [text for text in texts if isinstance(text, str)]
 
 
 def _captions(
