@@ -24,7 +24,7 @@ def paired(a: Scores, b: Scores, seed: int = 0) -> dict[str, dict[str, Any]]:
             rows[name] = {"a": a.corpus[name], "b": b.corpus[name], "difference": a.corpus[name] - b.corpus[name]}
             if name in of_a and name in of_b:
                 draws = min(len(of_a[name]), len(of_b[name]))
-                rows[name] |= difference(of_a[name][:draws], of_b[name][:draws]) or {}
+                rows[name] |= difference(of_a[name][:draws], of_b[name][:draws], rows[name]["difference"]) or {}
     return rows
 
 

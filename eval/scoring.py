@@ -25,6 +25,7 @@ from .tags import tag_map
 if TYPE_CHECKING:
     from .tasks import Task
 
+METEOR_MEAN = "METEOR: the mean of the regions' scores is drawn, the score itself aggregates counts of words"
 CLEANING = {  # what is done to predictions and references alike before the tokenizer
     "none": list,
     "words": lower_tokens,  # lower-case, punctuation removed
@@ -71,6 +72,18 @@ class Scoring:
         """Places of regions among all."""
         place = {region.id: n for n, region in enumerate(self.regions)}
         return np.array([place[region.id] for region in regions], int)
+
+    @property
+    def caption_is_answer(self) -> bool:
+        """Whether a caption may name the category: where captions are not scored themselves."""
+        return "captions" not in self.task.metrics
+
+    def nothing_of(self, metric: str, key: str | None = None) -> bool:
+        """Whether no prediction says anything that the metric is about; it is left out then."""
+        nothing = bool(self.results) and not any(getattr(result, key or metric) for result in self.results.values())
+        if nothing:
+            self.scores.left_out[metric] = f"no prediction has {metric}"
+        return nothing
 
     def spread(self, values: Mapping[str, float]) -> np.ndarray:
         """(N,) the values of region ids, nan for the others."""
@@ -130,10 +143,9 @@ def score(
 
 def intervals(scores: Scores, seed: int = 0) -> dict[str, list[float]]:
     """{score name: [low, high]}, 95 % of the score on draws of the regions; see `eval.statistics`."""
-    found = {
-        name: statistics.interval(v) for name, v in statistics.samples(scores.resamplings, scores.groups, seed).items()
-    }
-    return {name: found[name] for name in scores.corpus if found.get(name) is not None}
+    drawn = statistics.samples(scores.resamplings, scores.groups, seed)
+    found = {n: statistics.interval(drawn[n], value) for n, value in scores.corpus.items() if n in drawn}
+    return {name: low_high for name, low_high in found.items() if low_high is not None}
 
 
 def without_interval(scores: Scores, found: Mapping[str, Any]) -> dict[str, str]:
@@ -172,7 +184,7 @@ def _captions(s: Scoring) -> None:
         s.scores.items[region_id] |= values
     columns = {name: s.spread({i: items[i][name] for i in ids}) for name in corpus if not name.startswith("BLEU")}
     if meteor := {name: column for name, column in columns.items() if name == "METEOR"}:
-        s.scores.resamplings.append(statistics.means(meteor, corpus))
+        s.scores.resamplings.append(statistics.means(meteor, METEOR_MEAN))
     if plain := {name: column for name, column in columns.items() if name != "METEOR"}:
         s.scores.resamplings.append(statistics.means(plain))
     if "bleu" in s.task.caption_metrics:
@@ -186,6 +198,8 @@ def _tags(s: Scoring) -> None:
     labels = np.array([[word in region.tags for word in words] for region in annotated], int)
     if not labels.any():
         s.scores.left_out["tags"] = "no region has a tag"
+        return
+    if s.nothing_of("tags"):
         return
     table = _table(annotated, s.results, "tags", words)
     s.scores.corpus |= tag_map(labels, table, s.task.tag_threshold)
@@ -212,6 +226,8 @@ def _attributes(s: Scoring) -> None:
     if not (labels == 0).any():
         s.scores.left_out["attributes"] = "no region is known to lack an attribute, so every ranking would be perfect"
         return
+    if s.nothing_of("attributes"):
+        return
     table = _table(annotated, s.results, "attributes", words)
     precisions = attribute_precisions(labels, table)
     columns = {"attribute mAP": list(range(len(words)))}
@@ -230,7 +246,12 @@ def _categories(s: Scoring) -> None:
     if not any(true.values()):
         s.scores.left_out["categories"] = "no region has a category"
         return
-    predicted = {i: found and found[0] for i, found in _named(s).items()}
+    if s.caption_is_answer:
+        predicted = {i: found and found[0] for i, found in _named(s).items()}
+    elif s.nothing_of("categories", "category"):
+        return
+    else:
+        predicted = {i: result.category and result.category["name"] for i, result in s.results.items()}
     s.scores.corpus["category accuracy"] = category_accuracy(predicted, true)
     s.scores.regions["categories"] = sum(category is not None for category in true.values())
     right = {i: float(predicted.get(i) == category) for i, category in true.items() if category is not None}

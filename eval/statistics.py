@@ -2,8 +2,8 @@
 
 A draw takes as many images as there are, some twice and some not at all, each with all its regions: regions of one
 image are not independent of each other. (Of fewer than MIN_GROUPS images, regions are drawn one by one.) Scores are
-computed anew on 1,000 draws; 95 % of them lie in the interval. Draws follow from a seed: two models are scored on the
-same ones, so their difference is paired.
+computed anew on 1,000 draws; 95 % of them lie in the interval, which is moved to lie around the score. Draws follow
+from a seed: two models are scored on the same ones, so their difference is paired.
 
 A score on a draw is a function of counts (D, N), how often each of N regions is in each of D draws: see `means`,
 `bleu`, `rankings`, `ratios`.
@@ -67,57 +67,51 @@ def samples(resamplings: Sequence[Resampling], groups: Sequence[Hashable], seed:
     return found
 
 
-def interval(values: np.ndarray) -> list[float] | None:
-    """[low, high] between which LEVEL of the values lie; draws without a value (nan) do not count; None without any."""
+def interval(values: np.ndarray, score: float) -> list[float] | None:
+    """[low, high] between which LEVEL of the values lie, once these are moved so that their mean is the score: draws
+    of rankings are too good where few regions are right, since a right one that is drawn twice is found twice. Draws
+    without a value (nan) do not count; None without any."""
     values = values[np.isfinite(values)]
     if not values.size:
         return None
+    values = values + (score - values.mean())
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return [float(low), float(high)]
 
 
-def difference(a: np.ndarray, b: np.ndarray) -> dict[str, float | list[float]] | None:
-    """Interval and two-sided p-value of a - b over the same draws (D,): {"interval": [low, high], "p"}, None without a
-    draw that has both. p is twice the share of draws on the rarer side of 0, at least 2 / (D + 1)."""
+def difference(a: np.ndarray, b: np.ndarray, score: float) -> dict[str, float | list[float]] | None:
+    """Interval and two-sided p-value of a difference of scores, from the same draws (D,) of both: {"interval": [low,
+    high], "p"}, None without a draw that has both. p is twice the share of draws on the rarer side of 0, at least
+    2 / (D + 1)."""
     both = (a - b)[np.isfinite(a - b)]
     if not both.size:
         return None
-    rarer = min(np.sum(both <= 0), np.sum(both >= 0))
-    return {"interval": interval(both), "p": float(min(1.0, 2 * (rarer + 1) / (both.size + 1)))}
+    moved = both + (score - both.mean())  # as in `interval`
+    rarer = min(np.sum(moved <= 0), np.sum(moved >= 0))
+    return {"interval": interval(both, score), "p": float(min(1.0, 2 * (rarer + 1) / (both.size + 1)))}
 
 
 # --- scores on draws -------------------------------------------------------------------------------------------------
 
 
-def means(values: Mapping[str, np.ndarray], corpus: Mapping[str, float] | None = None) -> Resampling:
-    """Scores that are means of the regions' scores, {name: (N,), nan = not counted}.
-
-    corpus: scores that are not quite the mean (METEOR aggregates counts of words): their means on draws are multiplied
-    by score / mean, which makes the interval an approximation.
-    """
+def means(values: Mapping[str, np.ndarray], approximate: str = "") -> Resampling:
+    """Scores that are means of the regions' scores, {name: (N,), nan = not counted}, or nearly so: see `Resampling`."""
     names = list(values)
     table = np.stack([np.asarray(values[name], np.float64) for name in names], 1)  # (N, K)
     counted = ~np.isnan(table)
-    table = np.where(counted, table, 0.0)
-    overall = table.sum(0) / np.maximum(1, counted.sum(0))
-    factors = np.ones(len(names))
-    for k, name in enumerate(names):
-        if corpus and overall[k]:
-            factors[k] = corpus[name] / overall[k]
-    counted = counted.astype(np.float64)
+    table, counted = np.where(counted, table, 0.0), counted.astype(np.float64)
 
     def values_of(counts: np.ndarray) -> dict[str, np.ndarray]:
-        return dict(zip(names, (factors * _ratio(counts @ table, counts @ counted)).T, strict=True))
+        return dict(zip(names, _ratio(counts @ table, counts @ counted).T, strict=True))
 
-    why = "the mean of the regions' scores, scaled to the score of the whole" if corpus else ""
-    return Resampling(values_of, 4 * table.size, why)
+    return Resampling(values_of, 4 * table.size, approximate)
 
 
 def ratios(parts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Resampling:
     """Scores that are one sum over the regions divided by another, {name: (above (N,), below (N,))}."""
 
     def values_of(counts: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: _ratio(counts @ above, counts @ below) for name, (above, below) in parts.items()}
+        return {name: _ratio(counts @ above, counts @ below, 0.0) for name, (above, below) in parts.items()}
 
     return Resampling(values_of, 4 * sum(above.size for above, _ in parts.values()))
 

@@ -12,7 +12,8 @@ import eval.run as run
 from dynrefer.data.schema import Region, RegionResult, open_records, write_records
 from eval.baselines import commonest_captions, constant_caption, one_human, true_type_template
 from eval.predict import file_sha256, predict, read_predictions
-from eval.tasks import TASKS, Task, get_task, score
+from eval.scoring import score
+from eval.tasks import TASKS, Task, get_task
 
 TASK = Task("tiny", "test.jsonl", "a test", caption_metrics=("rouge", "cider"), tokenizer="lower")
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -315,6 +316,70 @@ def test_the_command_writes_predictions_and_scores(tiny, capsys):
     assert json.loads((data / "b/scores.json").read_text())["scores"] == before
 
 
+def predictions_of(path, records, caption):
+    """A file in another project's format."""
+    path.write_text(json.dumps([{"image_id": r.id, "caption": caption(n, r)} for n, r in enumerate(records)]))
+    return str(path)
+
+
+def test_scores_come_with_what_they_depend_on(tiny, capsys):
+    data, _ = tiny
+    records = open_records(data / "test.jsonl")
+    path = predictions_of(data / "theirs.json", records, lambda n, r: r.captions[0] if n % 3 else "")
+    assert run.main(["--predictions", path, "--task", "tiny", "--model-name", "theirs", "--out", str(data / "o")]) == 0
+    written = json.loads((data / "o/scores.json").read_text())
+    assert written["model"] == "theirs" and written["empty_captions"] == 4 and written["protocol"] == "a test"
+    assert written["regions"] == 10 and written["regions_without_prediction"] == 0
+    low, high = written["intervals"]["CIDEr"]
+    assert low < written["scores"]["CIDEr"] < high
+    assert set(written["scores"]) == written["intervals"].keys() | written["no_interval"].keys()
+    assert written["bootstrap"]["drawn"] == "regions"  # five images are too few
+    out = capsys.readouterr().out
+    assert f"{low:.3f}-{high:.3f}" in out and "4 empty captions count as wrong" in out
+
+
+def test_several_files_are_seeds_with_mean_and_deviation(tiny, capsys):
+    data, _ = tiny
+    records = open_records(data / "test.jsonl")
+    paths = [
+        predictions_of(data / f"{k}.json", records, lambda n, r, k=k: r.captions[0] if n > k else "") for k in (1, 3)
+    ]
+    assert run.main(["--task", "tiny", "--out", str(data / "o"), "--predictions", *paths]) == 0
+    written = json.loads((data / "o/scores.json").read_text())
+    values = [one["ROUGE-L"] for one in written["seeds"].values()]
+    assert list(written["seeds"]) == paths and values == pytest.approx([0.8, 0.6])
+    assert written["scores"]["ROUGE-L"] == pytest.approx(0.7)
+    assert written["deviation"]["ROUGE-L"] == pytest.approx(np.std(values, ddof=1))
+    assert "mean of 2 seeds; standard deviation: " in capsys.readouterr().out
+
+
+def test_two_files_are_compared_on_the_same_draws(tiny, capsys):
+    data, _ = tiny
+    records = open_records(data / "test.jsonl")
+    (data / "a").mkdir()
+    a = predictions_of(data / "a/a.json", records, lambda n, r: r.captions[0])
+    b = predictions_of(data / "b.json", records, lambda n, r: "a red lamp")
+    options = ["--task", "tiny", "--out", str(data / "o"), "--compare", a, b]
+    assert run.main(options) == 0
+    row = json.loads((data / "o/compare.json").read_text())["scores"]["CIDEr"]
+    assert row["difference"] == pytest.approx(row["a"] - row["b"]) and 0 < row["interval"][0] and row["p"] < 0.05
+    assert "A - B" in capsys.readouterr().out
+
+
+def test_scores_of_different_protocols_are_refused_or_marked(tiny, capsys):
+    data, _ = tiny
+    records = open_records(data / "test.jsonl")
+    (data / "a").mkdir()
+    a = predictions_of(data / "a/a.json", records, lambda n, r: r.captions[0])
+    (data / "a/scores.json").write_text(json.dumps({"task": "world", "task_version": 1}))
+    options = ["--task", "tiny", "--out", str(data / "o"), "--compare", a, a]
+    assert run.main(options) == 2
+    assert "a.json was scored with task 'world', not 'tiny'" in capsys.readouterr().err
+    assert run.main([*options, "--different-protocols"]) == 0
+    assert "DIFFERENT PROTOCOLS: " in capsys.readouterr().out
+    assert len(json.loads((data / "o/compare.json").read_text())["different_protocols"]) == 2
+
+
 def test_limit_takes_the_first_regions_and_a_longer_run_goes_on(tiny):
     data, models = tiny
     options = ["--model", "m", "--task", "tiny", "--out", str(data / "out"), "--num-workers", "0"]
@@ -330,6 +395,8 @@ def test_limit_takes_the_first_regions_and_a_longer_run_goes_on(tiny):
     ("options", "message"),
     [
         (["--task", "tiny"], "give --model"),
+        (["--task", "tiny", "--model", "m", "--judge", "http://x/v1"], "--judge-model"),
+        (["--task", "tiny", "--model", "m", "--compare", "a", "b"], "give --model"),
         (["--task", "tin", "--baselines"], "did you mean 'tiny'"),
         (["--task", "world", "--model", "m", "--data", "nowhere.jsonl"], "no records at 'nowhere.jsonl'"),
         (["--task", "tiny", "--model", "m", "--limit", "0"], "--limit 0"),

@@ -1,0 +1,234 @@
+"""The table of benchmarks, and what each kind of task scores."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dynrefer.data.schema import Region, RegionResult
+from eval.captions import caption_scores
+from eval.recognition import SCORE_SOURCES
+from eval.scoring import CLEANING, intervals, score, without_interval
+from eval.tasks import TASKS, Task, get_task
+
+
+def test_the_table_has_the_benchmarks_and_each_row_says_what_it_is():
+    wanted = "world flickr30k refcocog-a refcocog-b-val refcocog-d-test vg-v1 vg-v2 ovad coco-recognition lvis-boxes"
+    wanted += " lvis-proposals lvis-similarity paco-similarity dlc-bench ref-l4"
+    wanted += "".join(f" densecap-{d}{kind}" for d in ("vg1.0", "vg1.2", "vgcoco") for kind in ("", "-detected"))
+    assert set(wanted.split()) <= set(TASKS)
+    for name, task in TASKS.items():
+        assert task.name == name and len(task.protocol) > 50 and task.protocol.endswith("."), name
+        assert task.score_source in SCORE_SOURCES
+        for row in task.published:
+            assert row.source and row.scores and all(0 < value < 3 for value in row.scores.values()), (name, row)
+
+
+def test_published_numbers_of_one_protocol_stand_in_one_row():
+    best = max(get_task("refcocog-a").published, key=lambda row: row.scores["CIDEr"])
+    assert (best.model, best.scores) == ("DynRefer 4.2B", {"METEOR": 0.181, "CIDEr": 1.153})
+    assert not get_task("refcocog-d-test").published and not get_task("densecap-vg1.2-detected").published
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": ("caption",)}, "unknown metrics 'caption'; known: captions"),
+        ({"clean": "vg"}, "clean 'vg'; one of none, words"),
+        ({"prompt": "point"}, "prompt 'point'"),
+        ({"caption_metrics": ("spider",)}, "unknown caption_metrics"),
+    ],
+)
+def test_a_row_with_a_mistake_is_refused(change, message):
+    with pytest.raises(ValueError, match=f"task t: {message}"):
+        Task(**{"name": "t", "data": "", "protocol": ""} | change)
+
+
+def test_an_unknown_task_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'refcocog-a'"):
+        get_task("refcoco-a")
+
+
+# --- what is scored --------------------------------------------------------------------------------------------------
+
+
+def regions_of(number: int, **fields) -> list[Region]:
+    """Two regions an image."""
+    return [
+        Region(f"set-test-{n}", f"images/{n // 2}.jpg", (100, 100), (10.0 + 50 * (n % 2), 10, 40 + 50 * (n % 2), 60))
+        if not fields
+        else Region(
+            f"set-test-{n}",
+            f"images/{n // 2}.jpg",
+            (100, 100),
+            (10.0 + 50 * (n % 2), 10, 40 + 50 * (n % 2), 60),
+            **{key: value(n) for key, value in fields.items()},
+        )
+        for n in range(number)
+    ]
+
+
+def said(regions, caption, **fields) -> dict[str, RegionResult]:
+    return {
+        region.id: RegionResult(
+            region.id, list(region.box), caption=caption(n), **{key: value(n) for key, value in fields.items()}
+        )
+        for n, region in enumerate(regions)
+    }
+
+
+COLOURS = ("red", "green", "blue")
+
+
+def test_captions_are_cleaned_alike_and_have_intervals_around_the_scores():
+    regions = regions_of(60, captions=lambda n: (f"A {COLOURS[n % 3]} cup, on a table!",))
+    results = said(regions, lambda n: f"a {COLOURS[n % 3]} CUP on a table" if n % 4 else "the dog?")
+    task = Task("t", "", "", metrics=("captions",), caption_metrics=("bleu", "rouge", "cider"), tokenizer="lower")
+    scores = score(replace(task, clean="words"), regions, results)
+    assert scores.corpus == score(task, regions, results).corpus
+    found = intervals(scores)
+    assert found.keys() == scores.corpus.keys() and not without_interval(scores, found)
+    for name, value in scores.corpus.items():
+        low, high = found[name]
+        assert low < value < high and high - low < 0.6 * max(1, value), name
+    assert intervals(scores) == found and intervals(scores, seed=1) != found
+    assert CLEANING["words"](["A  man's, hat!"]) == ["a mans hat"]
+
+
+def test_meteors_interval_lies_around_the_corpus_score_and_says_how():
+    regions = regions_of(30, captions=lambda n: ("a red cup on the table", "cup"))
+    results = said(regions, lambda n: "a red cup" if n % 4 < 2 else "on the red table")
+    task = Task("t", "", "", metrics=("captions",), caption_metrics=("meteor",))
+    scores = score(task, regions, results)
+    references = {region.id: list(region.captions) for region in regions}
+    assert scores.corpus == caption_scores({i: r.caption for i, r in results.items()}, references, ["meteor"])
+    low, high = intervals(scores)["METEOR"]
+    assert low < scores.corpus["METEOR"] < high
+    assert "aggregates" in scores.resamplings[0].approximate
+
+
+def test_what_no_prediction_says_anything_about_is_left_out_and_named():
+    fields = {"captions": lambda n: ("a cup",), "tags": lambda n: ("cup",), "category": lambda n: "cup"}
+    regions = regions_of(20, **fields)
+    task = Task("t", "", "", caption_metrics=("rouge",), tokenizer="lower")
+    scores = score(task, regions, said(regions, lambda n: "cup"))
+    assert set(scores.corpus) == {"ROUGE-L"}
+    assert scores.left_out["tags"] == "no prediction has tags"
+    assert scores.left_out["categories"] == "no prediction has categories"
+    assert score(task, regions, {}).corpus["category accuracy"] == 0
+
+
+def test_names_are_recognised_from_categories_or_from_words():
+    regions = regions_of(40, category=lambda n: ("traffic light", "cup")[n % 2])
+    names = {"categories": ["traffic light", "cup", "dog"]}
+    task = get_task("coco-recognition")
+    category = {"category": lambda n: {"name": "cup", "score": n / 40}}
+    scores = score(task, regions, said(regions, lambda n: "", **category), names=names)
+    assert scores.corpus["category accuracy"] == 0.5
+    low, high = intervals(scores)["category accuracy"]
+    assert low == high == 0.5  # one of two in every image, and images are drawn
+    assert 0 < scores.corpus["COCO mAP"] < 0.5
+    assert "COCO mAP" in without_interval(scores, intervals(scores))
+
+    text = get_task("coco-recognition-text")
+    results = said(regions, lambda n: ("Traffic light.", "a cup of tea")[n % 2])
+    scores = score(text, regions, results, names=names)
+    assert scores.corpus["category accuracy"] == scores.corpus["COCO mAP"] == 0.5
+    del results["set-test-0"]
+    assert score(text, regions, results, names=names).corpus["category accuracy"] == 19 / 40
+
+
+def test_dense_captions_of_given_and_of_detected_boxes():
+    regions = regions_of(24, captions=lambda n: (f"a {COLOURS[n % 3]} cup",))
+    results = said(regions, lambda n: f"A {COLOURS[n % 3]} cup.", score=lambda n: 0.5)
+    scores = score(get_task("densecap-vg1.2"), regions, results)
+    assert scores.corpus["dense mAP"] == scores.corpus["dense mAP (released)"] == pytest.approx(1)
+    assert intervals(scores)["dense mAP"] == pytest.approx([1, 1])
+    assert len(scores.parts["densecap"]) == 35
+    images = {region.id: region.image for region in regions}
+    half = {i: results[i] for i in list(results)[:12]}
+    scores = score(get_task("densecap-vg1.2-detected"), regions, half, images=images)
+    assert scores.corpus["dense mAP"] == pytest.approx(0.5, abs=0.02)
+    assert scores.corpus["dense mAP (released)"] == pytest.approx(1)
+    with pytest.raises(ValueError, match="predictions bring their own boxes"):
+        score(get_task("densecap-vg1.2-detected"), regions, half)
+    with pytest.raises(ValueError, match="the first for 'other.jpg'"):
+        score(get_task("densecap-vg1.2-detected"), regions, half, images=images | {"set-test-0": "other.jpg"})
+
+
+def test_lvis_needs_its_marks(tmp_path):
+    regions = regions_of(20, category=lambda n: ("cup", "dog")[n % 2])
+    document = {
+        "categories": [
+            {"id": 1, "name": "cup", "frequency": "f"},
+            {"id": 2, "name": "dog", "frequency": "r"},
+        ],
+        "images": [
+            {"id": k, "coco_url": f"x/{k}.jpg", "neg_category_ids": [], "not_exhaustive_category_ids": []}
+            for k in range(10)
+        ],
+        "annotations": [
+            {"image_id": n // 2, "category_id": n % 2 + 1, "bbox": [r.box[0], r.box[1], 30, 50], "area": 1500}
+            for n, r in enumerate(regions)
+        ],
+    }
+    path = tmp_path / "lvis.json"
+    path.write_text(json.dumps(document))
+    results = said(regions, lambda n: "", category=lambda n: {"name": ("cup", "cup")[n % 2], "score": 0.5 - n % 2 / 4})
+    scores = score(get_task("lvis-boxes"), regions, results, annotations=str(path))
+    assert scores.corpus["LVIS APf"] == pytest.approx(1) and scores.corpus["LVIS APr"] == 0
+    images = {region.id: region.image for region in regions}
+    detected = score(get_task("lvis-proposals"), regions, results, images=images, annotations=str(path))
+    assert detected.corpus == scores.corpus
+    with pytest.raises(ValueError, match="name LVIS's lvis_v1_val.json with --annotations"):
+        score(get_task("lvis-boxes"), regions, results, annotations=str(tmp_path / "none.json"))
+
+
+def test_similarity_takes_words_or_the_best_name():
+    def encode(texts):
+        return np.array([[len(text), 1.0] for text in texts])
+
+    regions = regions_of(30, category=lambda n: "dog_collar")
+    results = said(regions, lambda n: "dog" if n % 3 else "", category=lambda n: {"name": "dog collar", "score": 1})
+    scores = score(get_task("lvis-similarity"), regions, results, encode=encode)
+    assert scores.corpus["word IoU"] == pytest.approx(1 / 3 + 2 / 3 / 2)
+    assert intervals(scores).keys() == {"semantic similarity", "word IoU"}
+
+
+def test_a_judge_is_needed_and_its_answers_are_resampled(tmp_path):
+    regions = regions_of(40)
+    positive = {"text": "Which colour?", "choices": [["red", 1], ["blue", -1]], "kind": "positive"}
+    negative = {"text": "Is there a handle?", "choices": [["it says so", -1], ["no", 1]], "kind": "negative"}
+    path = tmp_path / "questions.json"
+    path.write_text(json.dumps({region.id: [positive, negative] for region in regions}))
+    task, results = get_task("dlc-bench"), said(regions, lambda n: "red" if n % 4 else "a cup")
+
+    def judge(prompt: str) -> str:
+        return "A" if "Description:\nred" in prompt else "B"
+
+    scores = score(task, regions, results, judge=judge, annotations=str(path))
+    assert scores.corpus["choice score/positive"] == 0.5 and scores.corpus["choice score/negative"] == -0.5
+    found = intervals(scores)
+    assert found["choice score"] == [0, 0]  # what the one gains the other loses
+    assert found["choice score/positive"][0] < 0.5 < found["choice score/positive"][1]
+    assert "--judge" in score(task, regions, results, annotations=str(path)).left_out["choices"]
+    with pytest.raises(ValueError, match="no questions at"):
+        score(task, regions, results, judge=judge, annotations=str(tmp_path / "none"))
+    path.write_text(json.dumps({"set-test-0": [{"text": "?"}]}))
+    with pytest.raises(ValueError, match="region 'set-test-0': KeyError"):
+        score(task, regions, results, judge=judge, annotations=str(path))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"score": lambda n: float("nan")},
+        {"category": lambda n: {"name": "cup", "score": float("inf")}},
+        {"tags": lambda n: [{"name": "cup", "score": float("nan")}]},
+    ],
+)
+def test_scores_that_are_not_finite_are_refused(bad):
+    regions = regions_of(4, category=lambda n: "cup")
+    with pytest.raises(ValueError, match="prediction for 'set-test-0': .*expected a finite number"):
+        score(get_task("coco-recognition"), regions, said(regions, lambda n: "", **bad))
