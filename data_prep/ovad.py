@@ -29,7 +29,10 @@ VALUES = {1: 1, 0: -1}  # has it, has it not; -1 is unknown and stays out
 def attributes(path: Path) -> tuple[list[dict], Labels]:
     """The file's attributes, and the labels of an annotation: `att_vec` is indexed by attribute id."""
     entries = list(read_items(path, "attributes.item"))
-    read_attributes(entries)
+    try:
+        read_attributes(entries)
+    except ValueError as error:
+        raise ValueError(f"{path}: its attributes are not of the form of ovad ({error})") from error
     names = {entry["id"]: entry["name"] for entry in entries}
     if names.keys() != set(range(len(entries))):
         raise ValueError(f"{path}: attribute ids {str(list(names))[:60]}: expected 0 to {len(entries) - 1}, once each")
