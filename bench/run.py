@@ -7,6 +7,7 @@ of its turns; the ratio to the first, the plain way, is what counts: the machine
 import argparse
 from collections.abc import Callable
 
+from .crops import draft, view_construction, view_construction_large
 from .data import loader_samples, world_scenes
 from .metrics import caption_metrics, densecap_matching
 from .timing import Budget, MissingPackage, Result
@@ -16,6 +17,9 @@ BENCHMARKS: dict[str, Callable[[Budget], Result]] = {
     "views": view_choice,
     "views-large": view_choice_large,
     "transform": transform,
+    "crops": view_construction,
+    "crops-large": view_construction_large,
+    "draft": draft,
     "loader": loader_samples,
     "world": world_scenes,
     "captions": caption_metrics,

@@ -40,6 +40,13 @@ def test_view_selection_is_measured_against_opencv(monkeypatch, capsys):
     assert len(ratios) == 2 and min(ratios) > 2, "far below what is measured on an idle machine"
 
 
+def test_view_construction_is_measured_against_an_array_a_crop(monkeypatch, capsys):
+    lines = bench(monkeypatch, capsys, "crops", "--quick").split("\n")
+    ratios = {line[2:24].rstrip(): float(line.split("x")[-1]) for line in lines[1:4]}
+    assert ratios["dynrefer.views"] > 2 < ratios["decode and copy"], "far below what is measured on an idle machine"
+    assert "grey levels from the plain way's in the mean" in lines[4]
+
+
 def test_a_missing_package_is_named_and_the_others_run(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cv2", None)
     monkeypatch.setitem(run.BENCHMARKS, "loader", loader := lambda budget: Result({"plain": 1.0}, "samples/s"))
