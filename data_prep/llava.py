@@ -105,7 +105,7 @@ def _mask(mask: Any, where: str, counts: Counter) -> dict | list | None:
         mask = [mask]  # one polygon
     try:
         polygons = [sum(polygon, []) if polygon and isinstance(polygon[0], list) else list(polygon) for polygon in mask]
-    except TypeError:
+    except (TypeError, KeyError):
         raise ValueError(f"{where}: mask {str(mask)[:60]}: expected polygons, [[x1, y1, x2, y2, ...], ...]") from None
     whole = [polygon for polygon in polygons if len(polygon) >= 6]
     counts["polygons left out: fewer than three corners"] += len(polygons) - len(whole)
