@@ -92,6 +92,14 @@ def answers(model):
     return model.predict(model.processor.prepare(small.picture(), BOXES))
 
 
+def assert_same_answers(one, other):
+    """To the last bit but one: where a tensor lies in memory changes the order of a sum."""
+    for mine, theirs in zip(answers(one), answers(other), strict=True):
+        assert (mine.caption, mine.category["name"]) == (theirs.caption, theirs.category["name"])
+        assert mine.score == pytest.approx(theirs.score, rel=1e-4)
+        assert [tag["score"] for tag in mine.tags] == pytest.approx([tag["score"] for tag in theirs.tags], rel=1e-4)
+
+
 def names_in(folder):
     files = sorted(folder.glob("*.safetensors"))
     assert files
@@ -186,7 +194,7 @@ def test_device_maps_change_no_answer(device_map, tuned, tmp_path):
     tuned.save_pretrained(tmp_path, save_trainable_only=True)
     loaded = dynrefer.load(tmp_path, device_map=device_map, offload_folder=str(tmp_path / "offload"))
     assert any(p.is_meta for p in loaded.parameters()) is (isinstance(device_map, dict) and device_map != {"": "cpu"})
-    assert answers(loaded) == answers(tuned)
+    assert_same_answers(loaded, tuned)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers': that this takes memory
         loaded.save_pretrained(tmp_path / "again")
@@ -213,13 +221,16 @@ def test_quantization_is_of_the_language_model_only(bits, tmp_path):
     assert packed == {f"language.model.{name}.weight" for name in layers}
     vision = loaded.vision.state_dict()
     assert all(torch.equal(tensor, vision[name]) for name, tensor in model.vision.state_dict().items())
-    told = [answer.tags for answer in answers(loaded)]
-    assert told == [answer.tags for answer in answers(model)], "tags do not go through the language model"
+    for mine, theirs in zip(answers(loaded), answers(model), strict=True):  # not through the language model
+        assert [tag["score"] for tag in mine.tags] == pytest.approx([tag["score"] for tag in theirs.tags], rel=1e-4)
     loaded.save_pretrained(tmp_path / "packed")
     again = dynrefer.load(tmp_path / "packed", device="cpu")
-    assert answers(again) == answers(loaded)
+    assert_same_answers(again, loaded)
     with pytest.raises(ValueError, match="quantized"):
         loaded.save_pretrained(tmp_path / "small", save_trainable_only=True)
+    dynrefer.load(tmp_path, device="cpu").save_pretrained(tmp_path / "small", save_trainable_only=True)
+    fetched = dynrefer.load(tmp_path / "small", device="cpu", quantization_config=BitsAndBytesConfig(**bits))
+    assert_same(fetched, dynrefer.load(tmp_path, device="cpu", quantization_config=BitsAndBytesConfig(**bits)))
     chosen = BitsAndBytesConfig(**bits, llm_int8_skip_modules=["vision", "language", "text_encoder", "qformer"])
     own = dynrefer.load(tmp_path, device="cpu", quantization_config=chosen)
     assert any(not p.is_floating_point() for p in own.tag_decoder.parameters()), "a user's own choice is kept"
@@ -247,7 +258,7 @@ def test_frozen_parts_are_left_out_and_fetched_again(tuned, bases, tmp_path):
     }
     loaded = dynrefer.load(tmp_path, device="cpu")
     assert_same(loaded, tuned)
-    assert answers(loaded) == answers(tuned)
+    assert_same_answers(loaded, tuned)
     assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in tuned.parameters()]
     assert_same(AutoModel.from_pretrained(tmp_path), tuned)
     loaded.save_pretrained(tmp_path / "again", save_trainable_only=True)  # its sources are known
@@ -364,6 +375,24 @@ def test_a_tensor_that_is_neither_here_nor_left_out_is_missed(tuned, tmp_path):
         save_file(wrong, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(ValueError, match=message):
             dynrefer.load(tmp_path)
+
+
+@pytest.mark.parametrize("bits", [{"load_in_4bit": True}, {"load_in_8bit": True}], ids=["4-bit", "8-bit"])
+def test_lora_learns_on_a_quantized_language_model(bits, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    wide = {"hidden_size": 64, "intermediate_size": 128}
+    section = {**small.LLAMA, "config": {**small.LLAMA["config"], **wide}, "mode": "lora", "lora": LORA}
+    model, _ = small.model(language=section)
+    train_a_little(model)
+    model.save_pretrained(tmp_path)
+    loaded = dynrefer.load(tmp_path, device="cpu", quantization_config=BitsAndBytesConfig(**bits))
+    layer = loaded.language.model.model.layers[0].self_attn.q_proj
+    assert not layer.base_layer.weight.is_floating_point() and layer.lora_A["default"].weight.is_floating_point()
+    samples = loaded.processor.samples(small.picture(), small.regions(), small.generators(), False)
+    loaded.train()(loaded.processor.collate(samples))["captions"].backward()
+    assert layer.lora_A["default"].weight.grad.abs().max() > 0
+    loaded.save_pretrained(tmp_path / "packed")
+    assert_same(dynrefer.load(tmp_path / "packed", device="cpu"), loaded)
 
 
 def test_a_source_that_cannot_be_read_any_more_costs_no_training(bases, tmp_path):
@@ -523,7 +552,7 @@ def test_a_pushed_model_comes_back_by_id_and_revision(hub, monkeypatch):
     assert {"README.md", "config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= files.keys()
     first = dynrefer.load("me/cups", device="cpu")
     assert_same(first, model)
-    assert answers(first) == answers(model)
+    assert_same_answers(first, model)
     assert "`" not in files["README.md"].decode().split("dynrefer.load(")[1].split(")")[0]
     assert 'dynrefer.load("me/cups")' in files["README.md"].decode()
 

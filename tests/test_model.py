@@ -180,7 +180,9 @@ def test_saved_models_load_bit_by_bit(tiny, tmp_path):
     for (name, one), (other_name, other) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
         assert name == other_name and torch.equal(one, other), name
     batch = processor.prepare(small.picture(), NUMBERS)
-    assert loaded.predict(loaded.processor.prepare(small.picture(), NUMBERS)) == model.predict(batch)
+    answers = loaded.predict(loaded.processor.prepare(small.picture(), NUMBERS)), model.predict(batch)
+    for one, other in zip(*answers, strict=True):  # where a tensor lies in memory changes the order of a sum
+        assert one.caption == other.caption and one.score == pytest.approx(other.score, rel=1e-4)
 
 
 def test_frozen_parts_stay_frozen_after_loading(tmp_path):
