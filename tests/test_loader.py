@@ -45,9 +45,9 @@ def opened(monkeypatch):
     counts = Counter()
     original = dataset_module.open_image
 
-    def open_image(source):
+    def open_image(source, reduce=1):
         counts[source.name] += 1
-        return original(source)
+        return original(source, reduce)
 
     monkeypatch.setattr(dataset_module, "open_image", open_image)
     return counts

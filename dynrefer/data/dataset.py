@@ -3,13 +3,15 @@
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from dynrefer.data.index import ImageGroups
 from dynrefer.data.schema import Region, RegionRecords
-from dynrefer.images import open_image
+from dynrefer.images import open_image, read_image_hw
 
 
 class SampleProcessor(Protocol):
@@ -21,6 +23,10 @@ class SampleProcessor(Protocol):
 
     def collate(self, samples: list[dict]) -> Any: ...
 
+    def reduction(self, regions: list[Region]) -> int:
+        """How many times smaller `samples` takes the image that has all these regions; asked with `draft` only."""
+        ...
+
 
 @dataclass
 class ImagePart:
@@ -28,6 +34,7 @@ class ImagePart:
 
     key: tells images apart, and names this one in errors. source: its path, or its file's bytes. numbers: of the
     regions in their data set; with seed and epoch they fix the samples. unfinished: a later batch wants the image too.
+    reduce: how many times smaller it may be decoded.
     """
 
     key: Hashable
@@ -35,6 +42,7 @@ class ImagePart:
     regions: list[Region]
     numbers: list[int]
     unfinished: bool
+    reduce: int = 1
 
 
 class RegionDataset:
@@ -42,15 +50,23 @@ class RegionDataset:
 
     records: any `RegionRecords`. processor: see `SampleProcessor`. train: handed to the processor (augmentation, random
     scales). seed: a non-negative integer. cache_bytes: room for decoded images kept from call to call, in each worker.
+    draft: in training, decode a JPEG at a fraction of its size where all regions of the image allow it, whichever of
+    them are wanted: the sample of a region does not depend on the others in its batch.
     """
 
     def __init__(
-        self, records: RegionRecords, processor: SampleProcessor, train: bool, seed: int, cache_bytes: int = 0
+        self,
+        records: RegionRecords,
+        processor: SampleProcessor,
+        train: bool,
+        seed: int,
+        cache_bytes: int = 0,
+        draft: bool = False,
     ):
         if seed < 0 or cache_bytes < 0:
             raise ValueError(f"seed {seed} and cache_bytes {cache_bytes}: expected numbers that are not negative")
         self.records, self.processor, self.train, self.seed = records, processor, train, seed
-        self.cache_bytes = cache_bytes
+        self.cache_bytes, self.draft = cache_bytes, draft and train
         self._cache: OrderedDict[Hashable, np.ndarray] = OrderedDict()
         self._cached_bytes = 0
         self._unfinished: dict[Hashable, np.ndarray] = {}  # of the call before: a batch may end within an image
@@ -79,6 +95,7 @@ class RegionDataset:
                 regions=[found[position][1] for position in positions],
                 numbers=[int(indices[position]) for position in positions],
                 unfinished=goes_on and path == found[-1][0],
+                reduce=self.processor.reduction(self._of_image(indices[positions[0]])) if self.draft else 1,
             )
             for path, positions in by_image.items()
         ]
@@ -87,6 +104,16 @@ class RegionDataset:
         for position, sample in zip(order, self.part_samples(parts, epoch), strict=True):
             samples[position] = sample
         return samples
+
+    @cached_property
+    def _groups(self) -> tuple[ImageGroups, np.ndarray]:
+        groups = self.records.image_groups()
+        return groups, groups.codes()
+
+    def _of_image(self, index: int) -> list[Region]:
+        """All regions of the image of one of them."""
+        groups, codes = self._groups
+        return [region for _, region in self.records.fetch(groups.members(int(codes[index])))]
 
     def part_samples(self, parts: Sequence[ImagePart], epoch: int) -> list[dict]:
         """One sample a region, image after image."""
@@ -103,13 +130,13 @@ class RegionDataset:
         return samples
 
     def _image(self, part: ImagePart) -> np.ndarray:
-        """RGB uint8 (H, W, 3), read-only: others may get the same array."""
+        """RGB uint8 (H, W, 3), read-only: others may get the same array. H and W may be smaller by part.reduce."""
         image = self._cache.get(part.key)
         if image is None:
             image = self._unfinished.get(part.key)
         if image is None:
             try:
-                image = open_image(part.source)
+                image = open_image(part.source, part.reduce)
             except ValueError as error:
                 place = "" if isinstance(part.source, Path) else f" ({part.key})"
                 raise ValueError(
@@ -119,10 +146,11 @@ class RegionDataset:
             if self._cached_bytes + image.nbytes <= self.cache_bytes:
                 self._cache[part.key] = image
                 self._cached_bytes += image.nbytes
+        image_hw = image.shape[:2] if part.reduce == 1 else read_image_hw(part.source)
         for region in part.regions:
-            if region.image_hw != image.shape[:2]:
+            if region.image_hw != image_hw:
                 raise ValueError(
-                    f"region {region.id}: image_hw {region.image_hw} but {part.key} is {image.shape[:2]} (height, "
+                    f"region {region.id}: image_hw {region.image_hw} but {part.key} is {image_hw} (height, "
                     "width); boxes count in the recorded size: convert again, `python -m data_prep.check FILE` finds "
                     "all"
                 )

@@ -51,6 +51,7 @@ class DataConfig:
     max_regions_per_image: int | None = None  # at most so many regions of an image an epoch, others in the next
     shuffle: bool = True  # another order of images each epoch
     cache_mb: int = 0  # room for decoded images in each worker, in MB
+    draft: bool = False  # decode JPEGs at 1/2 or 1/4 where every view allows it: quicker, pixels differ a little
     mix: Literal["batches", "regions"] = (
         "batches"  # whole batches of one data set, or some regions of each in every one
     )

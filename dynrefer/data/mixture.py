@@ -68,7 +68,7 @@ def training_loader(
     for part in parts:
         kind = ShardDataset if isinstance(part, Shards) else RegionDataset
         cache_bytes = (data.cache_mb << 20) // len(parts)
-        datasets.append(kind(part, processor, train=True, seed=seed, cache_bytes=cache_bytes))
+        datasets.append(kind(part, processor, train=True, seed=seed, cache_bytes=cache_bytes, draft=data.draft))
     options = {
         "shuffle": data.shuffle,
         "seed": seed,

@@ -50,9 +50,11 @@ class ShardDataset(RegionDataset):
         for piece in pieces:
             name, records = piece.encoded.name, piece.encoded.regions(piece.count)
             chosen = piece.chosen.tolist()
-            regions = [Region.from_dict(records[k], f"{name}.json:{k}") for k in chosen]
-            numbers = [piece.first_number + k for k in chosen]
-            parts.append(ImagePart(name, piece.encoded.image, regions, numbers, piece.unfinished))
+            wanted = range(piece.count) if self.draft else chosen
+            regions = {k: Region.from_dict(records[k], f"{name}.json:{k}") for k in wanted}
+            reduce = self.processor.reduction(list(regions.values())) if self.draft else 1
+            some, numbers = [regions[k] for k in chosen], [piece.first_number + k for k in chosen]
+            parts.append(ImagePart(name, piece.encoded.image, some, numbers, piece.unfinished, reduce))
         return self.part_samples(parts, epoch)
 
 
