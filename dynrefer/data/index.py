@@ -188,21 +188,43 @@ def column_groups(arrays: Iterable) -> ImageGroups:
     for array in arrays:
         if not len(array):
             continue
-        changed = pc.not_equal(array.slice(1), array.slice(0, len(array) - 1)).to_numpy(zero_copy_only=False)
+        changed = to_numpy(pc.not_equal(array.slice(1), array.slice(0, len(array) - 1)))
         begins = np.concatenate([[0], np.flatnonzero(changed) + 1])
         if array[0] == before:
             begins = begins[1:]
-        firsts.append(array.take(pa.array(begins)))
+        firsts.append(array.take(from_numpy(begins)))
         starts.append(begins + place)
         place, before = place + len(array), array[len(array) - 1]
     if not place:
         return ImageGroups(np.zeros(1, np.int64))
     encoded = pa.chunked_array(firsts).dictionary_encode()
-    codes = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])
+    codes = np.concatenate([to_numpy(chunk.indices) for chunk in encoded.chunks])
     starts = np.concatenate([*starts, [place]])
     if len(encoded.chunk(0).dictionary) == len(codes):  # no image comes back after another one
         return ImageGroups(starts)
     return ImageGroups.from_codes(np.repeat(codes, np.diff(starts)))
+
+
+def to_numpy(array) -> np.ndarray:
+    """A pyarrow array of booleans or int32 without nulls. pyarrow's own way imports pandas, 40 MB, to look for it."""
+    import pyarrow as pa
+
+    if pa.types.is_boolean(array.type):
+        return to_numpy(array.cast(pa.int32())).astype(bool)
+    assert pa.types.is_int32(array.type), array.type
+    data = array.buffers()[1]
+    return (
+        np.frombuffer(data, np.int32)[array.offset : array.offset + len(array)] if len(array) else np.zeros(0, np.int32)
+    )
+
+
+def from_numpy(indices: np.ndarray):
+    """Row numbers as a pyarrow array of int64."""
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(
+        pa.int64(), len(indices), [None, pa.py_buffer(np.ascontiguousarray(indices, np.int64))]
+    )
 
 
 def _buffers(array) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,16 @@ import numpy as np
 import orjson
 
 from dynrefer.boxes import check_boxes, check_image_hw
-from dynrefer.data.index import ImageGroups, column_groups, column_hashes, list_hashes, renumbered, repeated
+from dynrefer.data.index import (
+    ImageGroups,
+    column_groups,
+    column_hashes,
+    from_numpy,
+    list_hashes,
+    renumbered,
+    repeated,
+    to_numpy,
+)
 from dynrefer.masks import check_mask_record, mask_to_box, to_mask
 
 CHECK_HINT = "`python -m data_prep.check FILE` lists every bad record"
@@ -240,6 +249,7 @@ class ArrowRecords(RegionRecords):
             raise ValueError(f"{self.path}: missing column {sorted(missing)}; a record has at least {list(REQUIRED)}")
         self._batches = self._table.to_batches()
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+        self._release()
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key not in ("_table", "_maps", "_batches")}
@@ -283,10 +293,12 @@ class ArrowRecords(RegionRecords):
 
     def images(self) -> list[str]:
         column, rows = self._table.column("image"), self._rows
-        return (column.slice(rows.start, len(rows)) if isinstance(rows, range) else column.take(rows)).to_pylist()
+        chosen = column.slice(rows.start, len(rows)) if isinstance(rows, range) else column.take(from_numpy(rows))
+        return chosen.to_pylist()
 
     def image_names(self) -> list[str]:
-        return self._table.column("image").take(self._select(self.image_groups().firsts())).to_pylist()
+        firsts = self._select(self.image_groups().firsts())
+        return self._table.column("image").take(from_numpy(firsts)).to_pylist()
 
     def image_groups(self) -> ImageGroups:
         groups = self._known_groups()
@@ -337,7 +349,7 @@ class ArrowRecords(RegionRecords):
 
         if "split" not in self._table.column_names:
             raise ValueError(_no_split(self.path, split, []))
-        masks = [pc.equal(texts, split).to_numpy(zero_copy_only=False) for texts in self._texts("split", null="")]
+        masks = [to_numpy(pc.equal(texts, split)) for texts in self._texts("split", null="")]
         rows = np.flatnonzero(np.concatenate([np.zeros(0, bool), *masks]))
         if not len(rows):
             names = {name for texts in self._texts("split", null="") for name in texts.unique().to_pylist()}
