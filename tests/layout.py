@@ -6,11 +6,17 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
+from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoConfig
+
+from dynrefer.models.tokenizer import train_tokenizer
 
 WORDS = ["a", "red", "blue", "old", "cup", "car", "dog", "table", "of", "on", "the", "shirt", ",", "|"]
 
@@ -133,8 +139,8 @@ def fill(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
         noise = torch.randn(shape, generator=generator)
         if name.endswith("position_ids"):
             tensors[name] = torch.arange(shape[-1])[None]
-        elif name.endswith((".LayerNorm.weight", "ln_1.weight", "ln_2.weight", "ln_final.weight")):
-            tensors[name] = 1 + 0.1 * noise
+        elif "norm" in name.lower() or re.search(r"\.ln_\w+\.weight$", name):
+            tensors[name] = (1 if name.endswith("weight") else 0) + 0.1 * noise
         else:
             tensors[name] = noise if not shape else noise / shape[-1] ** 0.5
     return tensors
@@ -213,37 +219,25 @@ SIZES = Sizes(
 )
 
 
-def write_base(folder: Path, language: str = "t5", kind: str = "blip2", seed: int = 0, **changes) -> Path:
+def write_base(folder: Path, language: str = "t5", kind: str = "blip2") -> Path:
     """A random BLIP-2 or InstructBLIP of transformers, with a tokenizer of a few words."""
-    import transformers
-    from transformers import AutoConfig
-
-    from dynrefer.models.tokenizer import train_tokenizer
-
-    torch.manual_seed(seed)
     name = "Blip2" if kind == "blip2" else "InstructBlip"
-    tokenizer = train_tokenizer(WORDS * 3, 90)
     text = AutoConfig.for_model(language, vocab_size=90, **LANGUAGES[language]).to_dict()
-    settings = {"vision_config": VISION, "qformer_config": QFORMER, "num_query_tokens": 5, "text_config": text}
-    config = getattr(transformers, f"{name}Config")(**{**settings, **changes})
-    model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
-    state = model.state_dict()
-    for tensor in state.values():  # transformers starts biases and projections at values that hide mistakes
-        tensor.add_(0.1 * torch.randn_like(tensor)) if tensor.is_floating_point() else None
-    state = {key: tensor.clone() for key, tensor in state.items()}
-    if language == "t5":  # the class ties both matrices; BLIP-2's file has two
-        state["language_model.lm_head.weight"] = torch.randn(90, 20)
-        del state["language_model.encoder.embed_tokens.weight"], state["language_model.decoder.embed_tokens.weight"]
-    elif language == "opt":
+    parts = {"vision_config": VISION, "qformer_config": QFORMER, "text_config": text}
+    config = getattr(transformers, f"{name}Config")(**parts, num_query_tokens=5)
+    with torch.device("meta"):
+        shapes = getattr(transformers, f"{name}ForConditionalGeneration")(config).state_dict()
+    state = fill({key: tuple(tensor.shape) for key, tensor in shapes.items()}, seed=3)
+    for stack in ("encoder", "decoder"):  # T5's file has one embedding for both, and an output matrix beside it
+        state.pop(f"language_model.{stack}.embed_tokens.weight", None)
+    if language == "opt":  # tied
         del state["language_model.lm_head.weight"]
     save_base(folder, config.to_dict(), state)
-    tokenizer.save_pretrained(folder)
+    train_tokenizer(WORDS * 3, 90).save_pretrained(folder)
     return folder
 
 
 def save_base(folder: Path, config: dict, state: dict[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

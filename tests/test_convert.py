@@ -41,9 +41,9 @@ VARIANTS = {
 }
 
 
-def write_files(folder, sizes=SIZES, language="t5", kind="blip2", **base_changes):
+def write_files(folder, sizes=SIZES, language="t5", kind="blip2"):
     """Everything that the converter reads, in a folder; returns the checkpoint's tensors."""
-    base = load_file(write_base(folder / "base", language, kind, **base_changes) / "model.safetensors")
+    base = load_file(write_base(folder / "base", language, kind) / "model.safetensors")
     tensors = fill(released_shapes(sizes), seed=1)
     for name in tensors:
         if name.endswith("embed_tokens.weight"):
@@ -348,6 +348,22 @@ def test_tensors_that_do_not_fit_are_named(files, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         run_convert(folder, tmp_path / "model", checkpoint=path)
     assert [path.name for path in tmp_path.iterdir()] == ["dynrefer.pth"], "nothing half-written is left"
+
+
+def test_what_only_repeats_others_is_compared(files, model, tmp_path):
+    folder, tensors = files
+    banks = {"clip_embeds": model.tag_texts, "att_embeds": model.attribute_texts, "ov_embeds": model.category_texts}
+    path = write_checkpoint(tmp_path, tensors | {name: bank.half() for name, bank in banks.items()})
+    run_convert(folder, tmp_path / "model", checkpoint=path)
+
+    tensors = write_files(tmp_path / "vicuna", replace(SIZES, prefix="llm"), "llama")
+    name = "llm_model.model.layers.1.self_attn.rotary_emb.inv_freq"
+    frequencies = 10000.0 ** -(torch.arange(0, 10, 2) / 10)
+    path = write_checkpoint(tmp_path, tensors | {name: frequencies})
+    run_convert(tmp_path / "vicuna", tmp_path / "rotary", checkpoint=path)
+    path = write_checkpoint(tmp_path, tensors | {name: frequencies * 2})
+    with pytest.raises(ValueError, match="rotary_emb.inv_freq differs"):
+        run_convert(tmp_path / "vicuna", tmp_path / "other", checkpoint=path)
 
 
 def test_every_tensor_of_a_checkpoint_is_needed(files, model):

@@ -20,6 +20,7 @@ from dynrefer import cli
 from dynrefer import views as view_functions
 from dynrefer.models.dynrefer import convert
 from dynrefer.models.language import UntiedT5
+from tests.layout import Sizes, released_shapes, text_shapes
 from tests.released import BASE, CHECKPOINT, FIXTURE, RECORDED, TEXT, unpack
 
 WHOLE = Path(os.environ.get("DYNREFER_VECTORS", Path(__file__).parents[2] / "shared/vectors"))
@@ -234,20 +235,27 @@ def test_exported_files_convert_back(released, tmp_path):
         assert (again / name).read_bytes() == (released.output / name).read_bytes(), name
 
 
+def test_the_layout_of_the_other_tests_is_the_released_one(released):
+    def shapes(tensors):
+        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    sizes = Sizes(width=128, region=64, depth=4, region_mlp=128, text=24, language=48, vocab=512)
+    assert shapes(convert.read_torch(released.folder / CHECKPOINT)) == released_shapes(sizes)
+    tower = convert.read_torch(released.folder / TEXT)
+    del tower["visual.cls_token"]
+    assert shapes(tower) == text_shapes(width=32, layers=2, mlp=128, output=24)
+
+
 def test_the_command_gives_the_recorded_captions(released, tmp_path, capsys):
     names = ("checkpoint", "base", "text-encoder", "vocabulary", "attributes", "categories")
     files = (CHECKPOINT, BASE, TEXT, "tags.txt", "attributes.json", "classes.json")
-    options = [
-        part for name, file in zip(names, files, strict=True) for part in (f"--{name}", str(released.folder / file))
-    ]
+    options = [f"--{name}={released.folder / file}" for name, file in zip(names, files, strict=True)]
     output, photo = str(tmp_path / "model"), str(released.folder / "images/scene3.png")
     assert cli.main(["convert", "dynrefer", *options, "--output", output]) == 0
     capsys.readouterr()
     _, boxes, _ = released.scene("scene3.png")
-    case = next(
-        row for row in rows("fixture", "captions.json") if row["image"] == "scene3.png" and row["control"] == "one"
-    )
-    assert case["control_words"][1] == "red|"
+    case = rows("fixture", "captions.json")[-1]
+    assert (case["image"], case["control_words"][1]) == ("scene3.png", "red|")
     box = ["--box", *map(str, boxes[1])]
     assert cli.main(["caption", photo, "--model", output, "--device", "cpu", *box, "--control", "red", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["caption"] == case["captions"][1]

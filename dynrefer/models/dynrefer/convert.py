@@ -75,12 +75,12 @@ TEXT_NAMES = {
     "ln_final.": "final_layer_norm.",
 }
 # Tensors of a checkpoint that repeat something: compared with it, then ignored.
-COPIES = {
-    r"(t5_model|llm_model)\.(.*embed_tokens\.(base_layer\.)?weight|shared\.weight)$": "the base's word embeddings",
-    r"llm_model\..*rotary_emb\.inv_freq$": "what the language model computes",
-    r"Qformer\.bert\.embeddings\.position_ids$": "0, 1, 2, ...",
-    r"(clip|att|ov)_embeds$": "the text embeddings of the word lists",
-}
+COPIES = re.compile(
+    r"(t5_model|llm_model)\.(.*embed_tokens\.(base_layer\.)?weight|shared\.weight)$"  # the base's word embeddings
+    r"|llm_model\..*rotary_emb\.inv_freq$"  # what the language model computes for itself
+    r"|Qformer\.bert\.embeddings\.position_ids$"  # 0, 1, 2, ...
+    r"|(clip|att|ov)_embeds$"  # text embeddings of the word lists
+)
 TEXT_BANKS = {"clip_embeds": "tag_texts", "att_embeds": "attribute_texts", "ov_embeds": "category_texts"}
 # InstructBLIP's Q-Former can read text too; DynRefer gives it queries only, so these never take part.
 TEXT_BRANCH = {
@@ -343,9 +343,7 @@ def split_released(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str
     if not any(name.startswith("cvem_") for name in tensors):
         raise ValueError(f"checkpoint {source!r}: no cvem_mlp, so it is no released DynRefer file{seems(tensors)}")
     copies = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if any(re.match(pattern, name) for pattern in COPIES) or rename(name, TEXT_BRANCH) is not None
+        name: tensor for name, tensor in tensors.items() if COPIES.match(name) or rename(name, TEXT_BRANCH) is not None
     }
     trained = {name: tensor for name, tensor in tensors.items() if name not in copies}
     return rename_all(trained, checkpoint_name, f"checkpoint {source!r}"), copies
@@ -417,26 +415,15 @@ def check_fit(model, tensors: Mapping[str, Tensor]) -> None:
 def check_copies(model, base: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> None:
     """ValueError where a tensor that repeats another differs from it by more than half precision. A text branch that
     the base does not have cannot be compared: a warning, since DynRefer never reads it."""
-    buffers = dict(model.named_buffers())
-    known = {plain(name): tensor for name, tensor in (buffers | model.state_dict()).items()} | base
-    inverse_frequencies = next((t for name, t in buffers.items() if name.endswith("rotary_emb.inv_freq")), None)
     unread = []
     for name, tensor in copies.items():
-        if name.endswith("position_ids"):
-            original = torch.arange(tensor.numel()).reshape(tensor.shape)
-        elif name.endswith("inv_freq"):
-            original = inverse_frequencies
-        elif (ours := rename(name, TEXT_BRANCH)) is not None:
-            original = base.get(ours)
-            if original is None:
-                unread.append(name)
-                continue
-        else:
-            original = known.get(TEXT_BANKS.get(name) or plain(checkpoint_name(name)))
-        if original is None or original.shape != tensor.shape:
+        original = repeated(name, tensor, model, base)
+        if original is None and rename(name, TEXT_BRANCH) is not None:
+            unread.append(name)
+        elif original is None or original.shape != tensor.shape:
             found = "nothing" if original is None else f"a tensor {tuple(original.shape)}"
             raise ValueError(f"checkpoint tensor {name} {tuple(tensor.shape)} repeats {found} of the other files")
-        if not torch.allclose(original.float(), tensor.float(), rtol=1e-2, atol=1e-3):
+        elif not torch.allclose(original.float(), tensor.float(), rtol=1e-2, atol=1e-3):
             raise ValueError(
                 f"checkpoint tensor {name} differs from what it should repeat: it belongs to other word lists, or they "
                 "belong to different base models"
@@ -447,6 +434,18 @@ def check_copies(model, base: Mapping[str, Tensor], copies: Mapping[str, Tensor]
             "not read them, and the base has none to compare them with",
             stacklevel=3,
         )
+
+
+def repeated(name: str, tensor: Tensor, model, base: Mapping[str, Tensor]) -> Tensor | None:
+    """What a tensor of the checkpoint repeats; None where there is no such thing."""
+    if name.endswith("position_ids"):
+        return torch.arange(tensor.numel()).reshape(tensor.shape)
+    if name.endswith("inv_freq"):
+        return next((buffer for key, buffer in model.named_buffers() if key.endswith("rotary_emb.inv_freq")), None)
+    if (ours := rename(name, TEXT_BRANCH)) is not None:
+        return base.get(ours)
+    known = {plain(key): value for key, value in model.state_dict().items()}
+    return known.get(TEXT_BANKS.get(name) or plain(checkpoint_name(name)))
 
 
 # ------------------------------------------------------------------------------------------------ sizes
