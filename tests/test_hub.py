@@ -339,6 +339,29 @@ def test_the_loaded_model_is_the_source_where_there_is_no_other(tmp_path):
     assert_same(dynrefer.load(tmp_path / "whole", device="cpu"), loaded)
 
 
+def test_a_part_that_was_trained_or_merged_is_no_longer_its_source(tuned, bases, tmp_path):
+    model = dynrefer.load(saved(tuned, tmp_path / "lora"), device="cpu")
+    adapt(model, {"vision": {"trainable": True}})
+    train_a_little(model)
+    model.save_pretrained(tmp_path / "merged", adapters="merged")
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert card.count("`llama`, trained further") == 1 and card.count("`clip`, trained further") == 1
+    loaded = dynrefer.load(tmp_path / "merged", device="cpu")
+    adapt(loaded, {"vision": {"trainable": False}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded.save_pretrained(tmp_path / "small", save_trainable_only=True)
+    records = json.loads((tmp_path / "small" / "base_parts.json").read_text())
+    names = {part: row["name"] for part, row in records.items()}
+    assert names == {**dict.fromkeys(["vision", "language"], str(tmp_path / "merged")), "text": str(bases / "clip")}
+    assert_same(dynrefer.load(tmp_path / "small", device="cpu"), loaded)
+
+
+def saved(model, folder, **options):
+    model.save_pretrained(folder, **options)
+    return folder
+
+
 def test_a_part_is_found_inside_a_model_of_several(bases, tmp_path):
     named = {"name": str(bases / "blip")}
     model, _ = small.model(vision=named, language={**named, "mode": "frozen"})
@@ -624,7 +647,10 @@ def test_a_source_on_this_machine_is_not_published(hub, tuned, bases):
     ):
         tuned.push_to_hub("me/small", save_trainable_only=True)
     assert not hub.repositories
+    tuned.config.training = [{"init": str(bases), "run": "r", "steps": 1, "batch_size": 1, "regions": 1, "seed": 0}]
+    tuned.config.training[0] |= {"tasks": {}, "sources": []}
     tuned.push_to_hub("me/whole")
+    tuned.config.training = None
     files = files_of(hub, "me/whole")
     assert not [name for name, content in files.items() if str(bases).encode() in content], "local paths"
     loaded = dynrefer.load("me/whole", device="cpu")

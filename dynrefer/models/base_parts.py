@@ -31,13 +31,14 @@ class Source:
     """Where a part's tensors can be read.
 
     kind: a row of READERS; name: hub id, folder or file; revision: commit of a hub id; sha256: `content_hash` of the
-    part there.
+    part there; changed: the model's part began as this and is no longer.
     """
 
     kind: str
     name: str
     revision: str | None = None
     sha256: str | None = None
+    changed: bool = False
 
     def __str__(self) -> str:
         return self.name if self.revision is None else f"{self.name}@{self.revision}"
@@ -182,7 +183,7 @@ def read_part(model, part: str, source: Source, **hub) -> tuple[dict[str, Tensor
         raise ValueError(f"{part}: source of kind {source.kind!r}; expected one of {', '.join(READERS)}")
     try:
         found = READERS[source.kind](model, part, source, hub)
-    except OSError as error:
+    except (OSError, ImportError) as error:
         raise ValueError(f"{part}: its tensors come from {source}, which cannot be read ({error})") from error
     names = part_names(model, part)
     if missing := sorted(names.keys() - found.keys()):
@@ -233,18 +234,23 @@ def source_of(model, part: str, folder: Path) -> Source | None:
     candidates = [Source.of(row) for name, row in (model.config.base_parts or {}).items() if name == part]
     if model.loaded_from:
         candidates.append(Source("dynrefer", *model.loaded_from))
-    usable = (s for s in candidates if not s.is_local or Path(s.name).exists() and Path(s.name) != folder.resolve())
-    return next(usable, None)
+    for source in candidates:
+        here = Path(source.name)
+        if not source.changed and (not source.is_local or here.exists() and here != folder.resolve()):
+            return source
+    return None
 
 
-def still_true(model, public: bool = False) -> dict[str, dict] | None:
-    """The config's sources of parts that are not trained whole. public: only those that others can reach."""
-    return {
-        part: row
-        for part, row in (model.config.base_parts or {}).items()
-        if not all(parameter.requires_grad for parameter in model.get_submodule(model.BASE_PARTS[part]).parameters())
-        and not (public and Source.of(row).is_local)
-    } or None
+def sources_to_save(model, merged: bool = False, public: bool = False) -> dict[str, dict] | None:
+    """The config's sources, those of parts that are trained whole marked as changed. merged: the language model too,
+    LoRA was added to it; public: only sources that others can reach."""
+    rows = {}
+    for part, row in (model.config.base_parts or {}).items():
+        source = Source.of(row)
+        trained = all(p.requires_grad for p in model.get_submodule(model.BASE_PARTS[part]).parameters())
+        if not (public and source.is_local):
+            rows[part] = asdict(replace(source, changed=source.changed or trained or merged and part == "language"))
+    return rows or None
 
 
 def leave_out(model, state: Mapping[str, Tensor], trained: Collection[str], folder: Path) -> dict[str, dict]:

@@ -123,6 +123,8 @@ def parts_table(model, config, records: Mapping[str, dict]) -> str:
         source = (config.base_parts or {}).get(part)
         kind = config.model_type if part == "own layers" else getattr(config, f"{part}_config").model_type
         origin = f"`{place_name(source)}`" if source else ""
+        if source and source.get("changed"):
+            origin += ", trained further"
         if part in records:
             origin += ", not in this folder: fetched when the model is loaded"
         trained = f"{sizes[True]:,}" if sizes[True] else "no"
@@ -131,9 +133,13 @@ def parts_table(model, config, records: Mapping[str, dict]) -> str:
 
 
 def place_name(source: Mapping) -> str:
-    """Hub id and revision, or the last part of a local path: a card need not tell where somebody's files lie."""
-    name = Path(source["name"]).name if Path(source["name"]).is_absolute() else source["name"]
+    name = public_name(source["name"])
     return f"{name}@{source['revision']}" if source.get("revision") else name
+
+
+def public_name(name: str) -> str:
+    """A hub id, or the last part of a local path: others need not know where somebody's files lie."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def training_text(stages: Sequence[Mapping]) -> str:
@@ -141,7 +147,7 @@ def training_text(stages: Sequence[Mapping]) -> str:
         return "Not recorded."
     blocks = []
     for stage in stages:
-        start = f", starting from `{place_name({'name': stage['init']})}`" if stage.get("init") else ""
+        start = f", starting from `{public_name(stage['init'])}`" if stage.get("init") else ""
         tasks = ", ".join(f"{task} {weight:g}" for task, weight in stage["tasks"].items())
         lines = [
             f"Run `{stage['run']}`{start}: {stage['steps']:,} steps of {stage['batch_size']} regions on "

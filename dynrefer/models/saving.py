@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations.accelerate import load_offloaded_parameter
-from transformers.utils.hub import cached_file
+from transformers.utils.hub import cached_file, resolve_revision
 
 from . import base_parts
-from .base_parts import HUB_OPTIONS, LORA, locate, plain, read_tensors, weight_files
-from .card import CARD, is_somebodys, write_card
+from .base_parts import HUB_OPTIONS, LOOKUP_OPTIONS, LORA, locate, plain, read_tensors, weight_files
+from .card import CARD, is_somebodys, public_name, write_card
 
 ADAPTER = "adapter"
 ADAPTER_FILE = f"{ADAPTER}/adapter_model.safetensors"
@@ -33,7 +33,7 @@ ADAPTERS = ("separate", "merged")
 # of an earlier save or push, which would be read instead of, or beside, the new files
 STALE = (
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
-    *(f"{ADAPTER}/*", base_parts.FILE),
+    *(ADAPTER_FILE, f"{ADAPTER}/adapter_config.json", base_parts.FILE),
 )
 
 
@@ -106,6 +106,10 @@ class RegionModel(PreTrainedModel):
             return super().from_pretrained(name, *args, **kwargs)
         hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
         place = {key: kwargs[key] for key in ("revision", "subfolder") if kwargs.get(key)}
+        if not Path(name).exists():  # all files of one commit
+            lookup = {key: value for key, value in hub.items() if key in LOOKUP_OPTIONS}
+            place["revision"] = resolve_revision(name, place.get("revision"), **lookup)
+        kwargs |= place
         own = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype", "quantization_config") if key in kwargs}
         wants_info = kwargs.pop("output_loading_info", False)
         config = kwargs.pop("config", None)
@@ -247,7 +251,9 @@ class RegionModel(PreTrainedModel):
             trained |= merged.keys()
             config.language_mode, config.language_lora = "frozen", None
         records = base_parts.leave_out(self, state, trained, folder) if save_trainable_only else {}
-        config.base_parts = base_parts.still_true(self, public=repo_id is not None)
+        config.base_parts = base_parts.sources_to_save(self, lora and adapters == "merged", repo_id is not None)
+        if repo_id and config.training:
+            config.training = [{**run, "init": run["init"] and public_name(run["init"])} for run in config.training]
         for part, row in records.items() if repo_id else ():
             if base_parts.Source.of(row).is_local:
                 raise ValueError(
@@ -259,12 +265,12 @@ class RegionModel(PreTrainedModel):
         for path in (path for pattern in STALE for path in folder.glob(pattern)):
             path.unlink()
         if adapter:
-            language = (config.base_parts or {}).get("language") or {}
             layers = {
                 name: load_offloaded_parameter(self, ours) if state[ours].is_meta else state[ours]
                 for name, ours in adapter.items()
             }
-            self.write_adapter(folder / ADAPTER, layers, language)
+            language = (config.base_parts or {}).get("language")
+            self.write_adapter(folder / ADAPTER, layers, base_parts.Source.of(language) if language else None)
         elsewhere = {name for row in records.values() for name in row["tensors"]}.union(adapter.values())
         tied = self.all_tied_weights_keys
         kept = {k: v for k, v in state.items() if k not in elsewhere and tied.get(k) not in elsewhere}
@@ -273,8 +279,8 @@ class RegionModel(PreTrainedModel):
             super().save_pretrained(folder, state_dict=kept, **options)
         finally:
             self.config = own_config
-        for path in folder.rglob("*.safetensors"):  # safetensors lets nobody else read them
-            path.chmod((folder / "config.json").stat().st_mode)
+        for path in (*folder.glob("model*.safetensors"), *folder.glob(ADAPTER_FILE)):
+            path.chmod((folder / "config.json").stat().st_mode)  # safetensors lets nobody else read them
         if records:
             (folder / base_parts.FILE).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
         if self.processor is not None:
@@ -293,12 +299,13 @@ class RegionModel(PreTrainedModel):
         found = get_peft_model_state_dict(language, state_dict=state, save_embedding_layers=False)
         return {f"base_model.model.{name}": ours[id(tensor)] for name, tensor in found.items()}
 
-    def write_adapter(self, folder: Path, tensors: Mapping[str, Tensor], source: Mapping) -> None:
-        """tensors: under PEFT's names; source: of the language model, {} where it has none."""
+    def write_adapter(self, folder: Path, tensors: Mapping[str, Tensor], source: base_parts.Source | None) -> None:
+        """tensors: under PEFT's names; source: of the language model that they belong to."""
         from safetensors.torch import save_file
 
         config = copy.deepcopy(self.language.model.peft_config["default"])
-        config.base_model_name_or_path, config.revision = source.get("name"), source.get("revision")
+        if source and not source.changed:
+            config.base_model_name_or_path, config.revision = source.name, source.revision
         config.task_type = "SEQ_2_SEQ_LM" if self.config.language_config.is_encoder_decoder else "CAUSAL_LM"
         config.inference_mode = True
         config.save_pretrained(folder)
@@ -336,8 +343,10 @@ class RegionModel(PreTrainedModel):
 def language_only(quantization_config, model: RegionModel):
     """The user's quantization settings; where they name no modules to skip, all but the language model's layers are.
 
-    Its output layer and its LoRA layers stay as they are too.
+    Its output layer and its LoRA layers stay as they are too. A model without a language model: the settings as given.
     """
+    if not hasattr(model, "language"):
+        return quantization_config
     keep = [name for name, _ in model.named_children() if name != "language"]
     keep += [f"language.{name}" for name, _ in model.language.named_children() if name != "model"]
     output = model.language.model.get_output_embeddings()
@@ -345,10 +354,8 @@ def language_only(quantization_config, model: RegionModel):
     keep.append(r".*\.lora_.*")
     settings = copy.deepcopy(quantization_config)
     if isinstance(settings, dict):
-        bits = (
-            settings.get("load_in_4bit") or settings.get("load_in_8bit") or "bits" in str(settings.get("quant_method"))
-        )
-        settings.setdefault("llm_int8_skip_modules" if bits else "modules_to_not_convert", keep)
+        bitsandbytes = {"load_in_4bit", "load_in_8bit"} & settings.keys()
+        settings.setdefault("llm_int8_skip_modules" if bitsandbytes else "modules_to_not_convert", keep)
     else:
         for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
             if getattr(settings, name, keep) is None:

@@ -118,7 +118,7 @@ def known_keys() -> tuple[str, ...]:
     return (*OWN_KEYS, *(field.name for field in fields(DynReferConfig) if field.name not in BASE_FIELDS))
 
 
-BASE_FIELDS = {field.name for field in fields(PreTrainedConfig)}
+BASE_FIELDS = {field.name for field in fields(PreTrainedConfig)} | {"training", "base_parts"}  # written, not set
 
 
 def check_keys(section: Mapping, known: Sequence[str], where: str) -> None:
