@@ -10,7 +10,7 @@ from dynrefer.data import Region, open_records, save_arrow, write_records
 from dynrefer.data import dataset as dataset_module
 from dynrefer.data.dataset import RegionDataset
 from dynrefer.data.index import ImageGroups
-from dynrefer.data.loader import DataConfig, RegionLoader
+from dynrefer.data.loader import LANES, DataConfig, RegionLoader, Visits, parts_of_batch
 
 HW = (20, 30)
 REGIONS_AN_IMAGE = (3, 1, 5, 2, 4, 1, 2, 5)  # 23 regions
@@ -56,6 +56,19 @@ def opened(monkeypatch):
 def make_loader(records, batch_size=8, *, cache_bytes=0, train=True, **options):
     options = {"shuffle": True, "seed": 3, "num_workers": 0, **options}
     return RegionLoader(RegionDataset(records, Processor(), train, options["seed"], cache_bytes), batch_size, **options)
+
+
+class Planned:
+    """So many regions, fifty an image, of which there is nothing but the plan."""
+
+    def __init__(self, num_regions):
+        self.num_regions = num_regions
+
+    def __len__(self):
+        return self.num_regions
+
+    def image_groups(self):
+        return ImageGroups(np.arange(0, self.num_regions + 1, 50))
 
 
 def samples_of(batches):
@@ -173,6 +186,57 @@ def test_a_pass_opens_every_image_once_although_batches_end_within_images(record
             assert world_size > 1 or len(opened) == len(REGIONS_AN_IMAGE)
 
 
+def test_an_epoch_is_visited_in_lanes_and_leaves_nothing_out():
+    assert Visits(8, lanes=2, block=8).order.tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+    assert Visits(8, lanes=3, block=6).order.tolist() == [0, 2, 4, 1, 3, 5, 6, 7]  # a shorter block at the end
+    assert Visits(3, lanes=8, block=8).order.tolist() == [0, 1, 2] and not len(Visits(0, 8, 8).order)
+    for total in (1, 23, 24, 25, 383, 384, 385, 1000):
+        visits = Visits(total, LANES, block=16 * LANES)
+        assert sorted(visits.order) == list(range(total))
+        assert (visits.order[visits.turn] == np.arange(total)).all()
+        # a worker of any number that divides the lanes meets nearly all neighbours of what it has itself
+        for num_workers in (1, 2, 3, 4, 6, 8, 12, 24):
+            own = visits.turn % num_workers
+            apart = sum(own[k] != own[k + 1] for k in range(total - 1))
+            assert total < LANES or apart <= LANES * -(-total // (16 * LANES)) + LANES
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_open_every_image_once_too(tmp_path, num_workers, monkeypatch):
+    regions = []
+    for k in range(100):
+        Image.new("RGB", HW[::-1]).save(tmp_path / f"{k}.png")
+        regions += [Region(f"{k}_{j}", f"{k}.png", HW, (1.0, 2.0, 10.0, 12.0)) for j in range(7)]
+    write_records(tmp_path / "r.jsonl", regions)
+    count, original = torch.zeros(1, dtype=torch.long).share_memory_(), dataset_module.open_image
+    lock = torch.multiprocessing.Lock()
+
+    def open_image(*source):
+        with lock:
+            count.add_(1)
+        return original(*source)
+
+    monkeypatch.setattr(dataset_module, "open_image", open_image)
+    loader = make_loader(open_records(tmp_path / "r.jsonl"), 4, num_workers=num_workers, mp_context="fork")
+    ids = [sample["id"] for batch in samples_of(loader.epoch(0)) for sample in batch]
+    assert len(set(ids)) == 700 and 100 <= count <= 100 + LANES  # one where a lane ends; else 175 and more
+
+
+def test_large_batches_come_from_several_places():
+    """Processes that share a batch then have images of their own, and no other batches than one process."""
+    assert [parts_of_batch(size) for size in (1, 64, 127, 128, 192, 512, 516)] == [1, 1, 1, 2, 2, 8, 4]
+    records = Planned(400_000)
+    whole = make_loader(records, 512, drop_last=True).plan(0)
+    assert len({k for batch in whole for k in batch}) == 400_000 // 512 * 512
+    images = []
+    for rank in range(8):
+        loader = make_loader(records, 512, rank=rank, world_size=8, drop_last=True)
+        keys = [indices.tolist() for ((_, (indices, _, _)),) in loader.keys(0, 0)]
+        assert keys == [batch[64 * rank : 64 * rank + 64] for batch in whole]
+        images.append({k // 50 for indices in keys for k in indices})
+    assert sum(map(len, images)) <= 8000 + 16 * LANES  # were batches taken from one place, it would be some 14,000
+
+
 def test_the_cache_keeps_within_its_bytes(record_file, opened):
     data = RegionDataset(open_records(record_file), Processor(), True, seed=3, cache_bytes=2 * 20 * 30 * 3 + 100)
     for _ in range(3):
@@ -220,15 +284,8 @@ def test_a_plan_is_a_list_that_is_worked_out_where_it_is_looked_at(record_file):
 def test_five_million_regions_are_planned_in_arrays():
     """Neither time nor memory of an epoch's start goes with the number of regions."""
 
-    class Records:
-        def __len__(self):
-            return 5_400_000
-
-        def image_groups(self):
-            return ImageGroups(np.arange(0, 5_400_001, 50))
-
     tracemalloc.start()
-    loader = make_loader(Records(), 64)
+    loader = make_loader(Planned(5_400_000), 64)
     keys = loader.keys(0, 80_000)
     ((_, (indices, epoch, _)),) = next(keys)
     peak = tracemalloc.get_traced_memory()[1]

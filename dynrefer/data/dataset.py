@@ -13,6 +13,8 @@ from dynrefer.data.index import ImageGroups
 from dynrefer.data.schema import Region, RegionRecords
 from dynrefer.images import open_image, read_image_hw
 
+UNFINISHED_BYTES = 64 << 20  # room for decoded images of which the next batches want more, in each worker
+
 
 class SampleProcessor(Protocol):
     """What a model family brings: samples of one image's regions, and their batch."""
@@ -33,7 +35,7 @@ class ImagePart:
     """Some regions of one image, as a batch wants them.
 
     key: tells images apart, and names this one in errors. source: its path, or its file's bytes. numbers: of the
-    regions in their data set; with seed and epoch they fix the samples. unfinished: a later batch wants the image too.
+    regions in their data set; with seed and epoch they fix the samples. unfinished: the image is wanted again soon.
     reduce: how many times smaller it may be decoded.
     """
 
@@ -69,22 +71,23 @@ class RegionDataset:
         self.cache_bytes, self.draft = cache_bytes, draft and train
         self._cache: OrderedDict[Hashable, np.ndarray] = OrderedDict()
         self._cached_bytes = 0
-        self._unfinished: dict[Hashable, np.ndarray] = {}  # of the call before: a batch may end within an image
+        self._unfinished: OrderedDict[Hashable, np.ndarray] = OrderedDict()  # batches end within images
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getstate__(self) -> dict:
-        empty = {"_cache": OrderedDict(), "_cached_bytes": 0, "_unfinished": {}}  # a worker fills its own
-        return {**self.__dict__, **empty}
+        own = {"_cache": OrderedDict(), "_cached_bytes": 0, "_unfinished": OrderedDict()}  # a worker fills its own
+        return {key: value for key, value in self.__dict__.items() if key != "_groups"} | own
 
-    def samples(self, indices: Sequence[int], epoch: int, goes_on: bool = False) -> list[dict]:
-        """One sample an index, in the order of `indices`; every image is opened once for all its regions. goes_on: the
-        next call wants more of the last image, which is kept until then.
+    def samples(self, indices: Sequence[int], epoch: int, unfinished: Sequence[int] = ()) -> list[dict]:
+        """One sample an index, in the order of `indices`; every image is opened once for all its regions. unfinished:
+        positions in `indices` of regions whose images are wanted again soon, and kept until then.
 
         Raises ValueError for an image that is missing, damaged or not of the size its record says.
         """
         found = self.records.fetch(indices)
+        again = {found[position][0] for position in unfinished}
         by_image: dict[Path, list[int]] = {}  # positions in `indices`
         for position, (path, _) in enumerate(found):
             by_image.setdefault(path, []).append(position)
@@ -94,7 +97,7 @@ class RegionDataset:
                 source=path,
                 regions=[found[position][1] for position in positions],
                 numbers=[int(indices[position]) for position in positions],
-                unfinished=goes_on and path == found[-1][0],
+                unfinished=path in again,
                 reduce=self.processor.reduction(self._of_image(indices[positions[0]])) if self.draft else 1,
             )
             for path, positions in by_image.items()
@@ -106,18 +109,16 @@ class RegionDataset:
         return samples
 
     @cached_property
-    def _groups(self) -> tuple[ImageGroups, np.ndarray]:
-        groups = self.records.image_groups()
-        return groups, groups.codes()
+    def _groups(self) -> ImageGroups:
+        return self.records.image_groups()
 
     def _of_image(self, index: int) -> list[Region]:
         """All regions of the image of one of them."""
-        groups, codes = self._groups
-        return [region for _, region in self.records.fetch(groups.members(int(codes[index])))]
+        return [region for _, region in self.records.fetch(self._groups.members(self._groups.number(index)))]
 
     def part_samples(self, parts: Sequence[ImagePart], epoch: int) -> list[dict]:
         """One sample a region, image after image."""
-        samples, unfinished = [], {}
+        samples = []
         for part in parts:
             generators = [np.random.default_rng([self.seed, epoch, number]) for number in part.numbers]
             image = self._image(part)
@@ -125,15 +126,16 @@ class RegionDataset:
             assert len(made) == len(part.regions), f"processor made {len(made)} samples of {len(part.regions)} regions"
             samples += made
             if part.unfinished:
-                unfinished[part.key] = image
-        self._unfinished = unfinished
+                self._unfinished[part.key] = image
+                while sum(kept.nbytes for kept in self._unfinished.values()) > UNFINISHED_BYTES:
+                    self._unfinished.popitem(last=False)
         return samples
 
     def _image(self, part: ImagePart) -> np.ndarray:
         """RGB uint8 (H, W, 3), read-only: others may get the same array. H and W may be smaller by part.reduce."""
         image = self._cache.get(part.key)
         if image is None:
-            image = self._unfinished.get(part.key)
+            image = self._unfinished.pop(part.key, None)
         if image is None:
             try:
                 image = open_image(part.source, part.reduce)

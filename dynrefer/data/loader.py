@@ -14,6 +14,8 @@ from dynrefer.data.index import ImageGroups
 
 # told apart from the generators of single samples, which are seeded by (seed, epoch, index)
 PLAN_STREAM = 0x504C414E
+LANES = 24  # places of an epoch that are visited side by side; numbers of workers that divide it decode images once
+PART = 64  # regions from one place that a batch is not cut below
 ANNOTATIONS = ("captions", "tags", "attributes", "categories")
 
 # What a worker makes a batch of: the number of each data set in it, with the arguments of that one's `samples`.
@@ -55,8 +57,10 @@ class DataConfig:
     mix: Literal["batches", "regions"] = (
         "batches"  # whole batches of one data set, or some regions of each in every one
     )
-    streams: int = 8  # shards read side by side; processes share them, and up to so many need not read all
-    buffer: int = 1000  # images of shards, over all streams, that are shuffled among each other
+    # parts that shards are read in side by side: up to so many processes read no shard twice; null: one for every 64
+    # regions of a batch. Another number makes other batches
+    streams: int | None = None
+    buffer: int = 1000  # images of shards that a process holds, encoded, to mix them
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -65,7 +69,7 @@ class DataConfig:
             raise ValueError(f"data.num_workers {self.num_workers}, data.cache_mb {self.cache_mb}: expected 0 or more")
         if self.max_regions_per_image is not None and self.max_regions_per_image < 1:
             raise ValueError(f"data.max_regions_per_image {self.max_regions_per_image}: expected at least 1, or null")
-        if self.streams < 1 or self.buffer < 1:
+        if (self.streams is not None and self.streams < 1) or self.buffer < 1:
             raise ValueError(f"data.streams {self.streams}, data.buffer {self.buffer}: expected at least 1")
 
 
@@ -113,11 +117,74 @@ def kept_positions(seeds: list[int], image: int, count: int, most: int | None, s
     return np.sort(np.random.default_rng([*seeds, 1, image]).choice(count, most, replace=False))
 
 
-class Plan(Sequence):
-    """The global batches of an epoch as lists of record indices, each made when it is looked at."""
+class Visits:
+    """In which order an epoch's stretches of regions (a batch, or an equal part of one) are visited.
 
-    def __init__(self, order: ImageOrder, batch_size: int, num_batches: int):
+    Loaders hand batch after batch to their workers in turn, and most batches end within an image. So that a worker gets
+    the rest of an image that it has decoded, an epoch goes through LANES places of the order side by side:
+
+        stretches 0 1 2 3 4 5 6 7 in 4 lanes -> 0 2 4 6, 1 3 5 7
+
+    and with any number of workers that divides LANES each stays in lanes of its own. block: so many stretches are
+    finished before the next ones begin. order (total,): the stretches as they are visited; turn (total,): when each is.
+    """
+
+    def __init__(self, total: int, lanes: int, block: int):
+        parts = [np.zeros(0, np.int64)]
+        for start in range(0, total, block):
+            size = min(block, total - start)
+            lane = np.arange(size) * lanes // size
+            row = np.arange(size) - np.searchsorted(lane, lane)
+            parts.append(start + np.lexsort((lane, row)))
+        self.order = np.concatenate(parts)
+        self.turn = np.empty_like(self.order)
+        self.turn[self.order] = np.arange(total)
+
+    def later(self, stretch: int, than: int) -> bool:
+        """Whether a stretch is visited after another one; a short last batch, which counts as one more, comes last."""
+        if stretch < 0 or than >= len(self.turn):
+            return False
+        return stretch == len(self.turn) or bool(self.turn[stretch] > self.turn[than])
+
+
+def parts_of_batch(batch_size: int) -> int:
+    """Into how many stretches, from as many places, a batch is cut: processes that share a large one have images of
+    their own then. A power of two, so that each has at least PART regions."""
+    parts = 1
+    while batch_size % (2 * parts) == 0 and batch_size // (2 * parts) >= PART:
+        parts *= 2
+    return parts
+
+
+class Plan(Sequence):
+    """The global batches of an epoch as lists of record indices, each made when it is looked at.
+
+    shuffle: batches are visited in lanes (see Visits), the short last one at the end; otherwise one after the other.
+    """
+
+    def __init__(self, order: ImageOrder, batch_size: int, num_batches: int, shuffle: bool):
         self.order, self.batch_size, self.num_batches = order, batch_size, num_batches
+        self.total = int(order.ends[-1])
+        self.parts = parts_of_batch(batch_size) if shuffle else 1
+        self.part_size = batch_size // self.parts
+        num_stretches = self.total // batch_size * self.parts
+        self.visits = Visits(num_stretches, LANES * self.parts if shuffle else 1, block=max(num_stretches, 1))
+
+    def stretches(self, number: int, begin: int, end: int) -> Iterator[tuple[np.ndarray, list[int]]]:
+        """Record indices at positions begin ... end - 1 of a batch, stretch by stretch; with each, the positions in it
+        (its ends) of regions whose image is wanted again at the same positions of a later batch."""
+        size, image_at = self.part_size, self.order.place
+        for part in range(self.parts):
+            first, last = max(begin - part * size, 0), min(end - part * size, size)
+            if first >= last:
+                continue
+            place = number * self.parts + part
+            stretch = int(self.visits.order[place]) if place < len(self.visits.order) else place  # the short last batch
+            start, again = stretch * size, []
+            for other, own, theirs in ((stretch - 1, first, last - 1), (stretch + 1, last - 1, first)):
+                if self.visits.later(other, stretch) and image_at(start + own) == image_at(other * size + theirs):
+                    again.append(own - first)
+            yield self.order.between(start + first, start + last), again
 
     def __len__(self) -> int:
         return self.num_batches
@@ -127,8 +194,9 @@ class Plan(Sequence):
             return [self[k] for k in range(*number.indices(len(self)))]
         if not -len(self) <= number < len(self):
             raise IndexError(f"batch {number} of {len(self)}")
-        first = number % len(self) * self.batch_size
-        return self.order.between(first, min(first + self.batch_size, int(self.order.ends[-1]))).tolist()
+        number %= len(self)
+        size = min(self.batch_size, self.total - number * self.batch_size)
+        return [index for indices, _ in self.stretches(number, 0, size) for index in indices.tolist()]
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
@@ -216,7 +284,7 @@ class Loader:
 
 class RegionLoader(Loader):
     """Batches of a dataset's regions: images in random order, the regions of each kept together, cut into batch_size
-    regions.
+    regions, which are visited as `Visits` says.
 
     batch_size: regions of a global batch. drop_last: leave a short last batch out. max_regions_per_image: a random
     choice of so many of an image's regions each epoch. mp_context: how workers start, "fork" or "spawn"; None = torch's
@@ -256,16 +324,18 @@ class RegionLoader(Loader):
     def plan(self, epoch: int) -> Plan:
         """The global batches of an epoch as record indices, without opening anything."""
         order = ImageOrder(self._groups, self.seed, epoch, self.shuffle, self.max_regions_per_image)
-        return Plan(order, self.batch_size, len(self))
+        return Plan(order, self.batch_size, len(self), self.shuffle)
 
     def keys(self, epoch: int, start_batch: int) -> Iterator[Key]:
-        order = self.plan(epoch).order
+        plan = self.plan(epoch)
         for number in range(start_batch, len(self)):
-            start = number * self.batch_size
-            begin, end = self.span or share(min(self.batch_size, self.num_regions - start), self.rank, self.world_size)
-            first, last, following = start + begin, start + end, start + self.batch_size + begin
-            goes_on = number + 1 < len(self) and order.place(last - 1) == order.place(following)
-            yield [(0, (order.between(first, last), epoch, goes_on))]
+            size = min(self.batch_size, self.num_regions - number * self.batch_size)
+            begin, end = self.span or share(size, self.rank, self.world_size)
+            indices, unfinished = [np.zeros(0, np.int64)], []
+            for stretch, again in plan.stretches(number, begin, end):
+                unfinished += [sum(map(len, indices)) + position for position in again]
+                indices.append(stretch)
+            yield [(0, (np.concatenate(indices), epoch, unfinished))]
 
 
 def share(size: int, rank: int, world_size: int) -> tuple[int, int]:
