@@ -337,6 +337,7 @@ def test_what_instructblips_q_former_reads_is_compared_or_left_out_with_a_warnin
         ),
         (lambda t: t.update(clip_embeds=torch.zeros(5, 12)), r"clip_embeds \(5, 12\) repeats a tensor \(4, 12\)"),
         (lambda t: t.update(ov_embeds=torch.ones(2, 12)), "ov_embeds differs .* other word lists"),
+        (lambda t: t["tag_fc.weight"].fill_(torch.nan), r"tag_decoder.fc.weight: not the file's numbers.* \(NaN\)"),
         (lambda t: t.update({"cvem_mlp.0.weight": torch.zeros(32, 80)}), "no whole number of views of width 32"),
     ],
 )

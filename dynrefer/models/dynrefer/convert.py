@@ -7,7 +7,6 @@ checked as a copy and ignored, or named in an error.
 
 from __future__ import annotations
 
-import copy
 import difflib
 import os
 import pickle
@@ -369,8 +368,7 @@ def filled_model(config, tensors: Mapping[str, Tensor]):
     of the word lists are still zero."""
     from .model import DynReferModel
 
-    with torch.device("meta"):  # tensors are checked before memory is taken
-        skeleton = DynReferModel(copy.deepcopy(config))
+    skeleton = DynReferModel.skeleton(config)  # tensors are checked before memory is taken
     check_fit(skeleton, tensors)
     banks = {name: torch.zeros(tensor.shape) for name, tensor in skeleton.state_dict().items() if is_bank(name)}
     model = DynReferModel.from_pretrained(None, config=config, state_dict={**tensors, **banks}, dtype=torch.float32)
@@ -378,7 +376,10 @@ def filled_model(config, tensors: Mapping[str, Tensor]):
     state = model.state_dict()
     changed = [name for name, tensor in tensors.items() if not torch.equal(state[name], tensor.float())]
     if changed:
-        raise ValueError(f"{changed[0]} and {len(changed) - 1} more tensors differ from the file after loading: tied?")
+        raise ValueError(
+            f"{', '.join(changed[:5])}: not the file's numbers after loading; they are no numbers (NaN), or the model ties "
+            "the tensor to another one"
+        )
     return model
 
 
