@@ -1,14 +1,20 @@
-"""Records + model -> predictions JSONL, one region a line. A killed run goes on where it stopped."""
+"""Records + model -> predictions JSONL, one region a line, by one process or several. A killed run goes on."""
 
+import glob
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dynrefer.data.schema import RegionRecords, RegionResult, atomic_path, read_jsonl
 from dynrefer.models.fingerprint import model_fingerprint
+from dynrefer.processes import Processes
 
 TAGS_LISTED_ABOVE = 0.01
 
@@ -32,9 +38,12 @@ def predict(
 ) -> dict[str, RegionResult]:
     """Predictions of a model for all records, {region id: result} in the order of the records.
 
-    They are written to `out_path` batch by batch. Regions that are in it already are not predicted again, and a last
-    line torn by a kill is dropped. OUT_PATH.meta.json holds what the predictions depend on (weights, records,
-    settings): with anything else it is an error to go on with the file.
+    Every process of a process group calls it (see `dynrefer.processes.launched`) and takes some of the batches, which
+    are the same for any number of processes; the main one gets the predictions, the others {}. Each process writes its
+    own OUT_PATH.part-RUN-RANK batch by batch, and the main one puts all parts together as `out_path` at the end. After
+    a kill, any number of processes goes on: regions that are in a part or in `out_path` are not predicted again, and a
+    last line that the kill has torn is dropped. OUT_PATH.meta.json holds what the predictions depend on (weights,
+    records, settings): with anything else it is an error to go on with the file.
 
     Args:
         control: control words of every region; None = the predicted tags, "" = none.
@@ -43,12 +52,13 @@ def predict(
         attributes, categories: names to score; None = the model's own lists.
         generation: settings of text generation over the model's own.
         view_strategy: "phash", "joint", "task", "random", "fixed:0,0.3"; None = the processor's own.
+        seed: of random views, and of texts that are drawn at random.
         overwrite: begin anew whatever the file holds.
 
     Raises ValueError: a file of other settings, a damaged file, a result that is not finite.
     """
     from dynrefer.data.dataset import RegionDataset
-    from dynrefer.data.loader import RegionLoader
+    from dynrefer.data.loader import RegionLoader, share
 
     out_path = Path(out_path)
     settings = {
@@ -62,23 +72,44 @@ def predict(
         "view_strategy": view_strategy or getattr(model.processor, "view_strategy", None),
         "seed": seed,
     }
-    if overwrite:
-        out_path.unlink(missing_ok=True)
-    done = _resume(out_path, settings)
 
+    class Batches(RegionLoader):
+        """The whole batches of some numbers: what is predicted together decides the last digits of a score."""
+
+        numbers: list[int] = []
+
+        def keys(self, epoch: int, start_batch: int) -> Iterator:
+            wanted = set(self.numbers)
+            return (key for number, key in enumerate(super().keys(epoch, 0)) if number in wanted)
+
+    def begin() -> tuple[str, set[str]]:
+        if overwrite:
+            for path in [out_path, *_parts(out_path)]:
+                path.unlink(missing_ok=True)
+        return secrets.token_hex(4), set(_resume(out_path, settings, records))
+
+    processes = Processes()
+    run, done = processes.from_main(begin)
     dataset = RegionDataset(records, model.processor, train=False, seed=seed)
-    loader = RegionLoader(dataset, batch_size, shuffle=False, seed=seed, num_workers=num_workers)
-    order = [records[index].id for batch in loader.plan(0) for index in batch]
-    known_until = next((place for place, region_id in enumerate(order) if region_id not in done), len(order))
-    if known_until < len(order):
-        own_strategy = getattr(model.processor, "view_strategy", None)
+    loader = Batches(dataset, batch_size, shuffle=False, seed=seed, num_workers=num_workers)
+    left = [
+        number for number, batch in enumerate(loader.plan(0)) if any(records[index].id not in done for index in batch)
+    ]
+    first, last = share(len(left), processes.rank, processes.world_size)
+    loader.numbers = left[first:last]
+    if left:
+        parts = [out_path.with_name(f"{out_path.name}.part-{run}-{rank}") for rank in range(processes.world_size)]
+        parts[processes.rank].touch()
+        processes.wait()
         model.before_eval()
-        try:
-            if view_strategy is not None:
-                model.processor.view_strategy = view_strategy
-            with open(out_path, "a", encoding="utf-8") as file:
-                bar = _progress(len(order), known_until, progress)
-                for batch in loader.epoch(0, start_batch=known_until // batch_size):
+        known = sum(region.id in done for region in records) if done else 0
+        with (
+            _view_strategy(model.processor, view_strategy),
+            open(parts[processes.rank], "a", encoding="utf-8") as file,
+            _progress(len(records), known, parts, progress and processes.rank == 0) as update,
+        ):
+            for number, batch in zip(loader.numbers, loader.epoch(0) if loader.numbers else (), strict=True):
+                with _randomness(seed, number, model.device):
                     results = model.predict(
                         batch.to(model.device),
                         control=control,
@@ -88,16 +119,22 @@ def predict(
                         categories=categories,
                         generation=generation,
                     )
-                    new = [result for result in results if result.id not in done]
-                    file.writelines(map(_line, new))
-                    file.flush()
-                    done |= {result.id: result for result in new}
-                    bar.update(len(new))
-                bar.close()
-        finally:
-            if view_strategy is not None:
-                model.processor.view_strategy = own_strategy
-    return {region.id: done[region.id] for region in records}
+                file.writelines([_line(result) for result in results if result.id not in done])
+                file.flush()
+                update()
+            processes.wait(update)
+            update()
+    if processes.rank:
+        processes.wait()
+        return {}
+    found = _collect(out_path, records, parts if left else [])
+    processes.wait()
+    if missing := [region.id for region in records if region.id not in found]:
+        raise ValueError(
+            f"{out_path}: {len(missing)} regions are not in it, the first {missing[0]!r}: another run has written "
+            "there at the same time; run the command again"
+        )
+    return {region.id: found[region.id] for region in records}
 
 
 def read_predictions(path: str | os.PathLike) -> dict[str, RegionResult]:
@@ -124,10 +161,11 @@ def file_sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def _resume(out_path: Path, settings: dict) -> dict[str, RegionResult]:
-    """What a prediction file holds already, after checking that it was made with the same settings."""
+def _resume(out_path: Path, settings: dict, records: RegionRecords) -> dict[str, RegionResult]:
+    """What a prediction file and its parts hold already, after checking that they were made with the same settings."""
     meta_path = out_path.with_name(out_path.name + ".meta.json")
-    if out_path.exists() and out_path.stat().st_size:
+    parts = _parts(out_path)
+    if any(path.exists() and path.stat().st_size for path in [out_path, *parts]):
         if not meta_path.exists():
             raise ValueError(f"{out_path} has no {meta_path.name} beside it: remove it, or score it with --predictions")
         before = json.loads(meta_path.read_text(encoding="utf-8"))
@@ -137,11 +175,34 @@ def _resume(out_path: Path, settings: dict) -> dict[str, RegionResult]:
                     f"{out_path} was written with {name} {before.get(name)!r}, now it is {value!r}; "
                     "use another --out, or --overwrite"
                 )
-        _drop_torn_line(out_path)
-        return read_predictions(out_path)
+        return _collect(out_path, records, parts)
     with atomic_path(meta_path) as temporary:
         temporary.write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
     return {}
+
+
+def _parts(out_path: Path) -> list[Path]:
+    """What processes have written that is not in the file itself yet."""
+    return sorted(out_path.parent.glob(glob.escape(out_path.name) + ".part-*"))
+
+
+def _collect(out_path: Path, records: RegionRecords, parts: Sequence[Path]) -> dict[str, RegionResult]:
+    """Moves the predictions of parts into the file, in the order of the records (those of others last): all of them."""
+    found: dict[str, RegionResult] = {}
+    for path in [out_path, *parts]:
+        if path.exists():
+            _drop_torn_line(path)
+            # a region comes twice where a kill fell between the two last steps below
+            found = read_predictions(path) | found
+    if parts:
+        order = {region.id: place for place, region in enumerate(records)}
+        with atomic_path(out_path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(map(_line, sorted(found.values(), key=lambda result: order.get(result.id, len(order)))))
+            file.flush()
+            os.fsync(file.fileno())
+        for path in parts:
+            path.unlink(missing_ok=True)
+    return found
 
 
 def _drop_torn_line(path: Path) -> None:
@@ -166,7 +227,38 @@ def _line(result: RegionResult) -> str:
         ) from error
 
 
-def _progress(total: int, done: int, show: bool):
+@contextmanager
+def _progress(total: int, done: int, parts: Sequence[Path], show: bool) -> Iterator[Callable[[], None]]:
+    """A bar of all processes' regions, with the time left; the function within counts what the parts have gained."""
+    if not show:
+        yield lambda: None
+        return
     from tqdm import tqdm
 
-    return tqdm(total=total, initial=done, unit="region", desc="predict", disable=None if show else True)
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=total, initial=done, unit="region", desc="predict"))
+        files = [stack.enter_context(open(path, "rb")) for path in parts]
+        yield lambda: bar.update(sum(file.read().count(b"\n") for file in files)) and None
+
+
+@contextmanager
+def _view_strategy(processor: Any, strategy: str | None) -> Iterator[None]:
+    """The processor chooses views so within it; None changes nothing."""
+    own = getattr(processor, "view_strategy", None)
+    if strategy is not None:
+        processor.view_strategy = strategy
+    try:
+        yield
+    finally:
+        if strategy is not None:
+            processor.view_strategy = own
+
+
+@contextmanager
+def _randomness(seed: int, number: int, device: Any) -> Iterator[None]:
+    """Texts that are drawn at random within it depend on the batch alone, not on what was predicted before it."""
+    import torch
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
+        yield
