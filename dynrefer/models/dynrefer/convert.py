@@ -377,8 +377,8 @@ def filled_model(config, tensors: Mapping[str, Tensor]):
     changed = [name for name, tensor in tensors.items() if not torch.equal(state[name], tensor.float())]
     if changed:
         raise ValueError(
-            f"{', '.join(changed[:5])}: not the file's numbers after loading; they are no numbers (NaN), or the model ties "
-            "the tensor to another one"
+            f"{', '.join(changed[:5])}: not the file's numbers after loading; they are no numbers (NaN), or the model "
+            "ties the tensor to another one"
         )
     return model
 
