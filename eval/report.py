@@ -1,9 +1,11 @@
-"""One self-contained report.html of a run: scores beside baselines, curves, views, and pictures with what was said.
+"""One self-contained report.html: scores with intervals beside baselines and published numbers, curves, views, and
+pictures with what was said.
 
     python -m eval.report --run runs/quickstart --task world
+    python -m eval.run --predictions predictions.jsonl --task refcocog-a --report report.html
 
-Needs the files that `python -m eval.run --model RUN --task TASK --baselines` wrote; shows the loss curve of
-RUN/log.jsonl and the sweep of `python -m eval.views` where they are.
+The first needs the files that `python -m eval.run --model RUN --task TASK --baselines` wrote. The loss curve of
+RUN/log.jsonl and the sweep of `python -m eval.views` are shown where they are.
 """
 
 import argparse
@@ -21,16 +23,18 @@ from typing import Any
 from dynrefer.commands import run_command
 from dynrefer.data.schema import Region, RegionRecords, RegionResult, atomic_path, open_records
 
+from .plots import averaged, bins_chart, by_size, calibration, chart
 from .predict import read_predictions
 from .run import ITEMS, PREDICTIONS, SCORES, default_out
+from .tasks import TASKS
 from .views import best_settings, fixed_scale, lone_scale
 
 HEADLINES = ("CIDEr", "METEOR", "tag mAP", "attribute mAP", "category accuracy")
 VIEW_SCORES = ("CIDEr", "tag mAP", "attribute mAP", "category accuracy")
 RANKING = ("CIDEr", "ROUGE-L", "METEOR", "category accuracy")  # the first that regions have orders best and worst
+MAX_SIZE_CHARTS = 4
 PICTURE_PIXELS = 420  # longer side of an embedded picture
 PICTURE_ASPECT = 4 / 3  # of the frame that a card's picture is fitted into, as in STYLE
-MAX_POINTS = 300  # of a curve; longer logs are averaged
 MAX_ATTRIBUTES = 5  # predicted ones shown on a card
 
 
@@ -60,16 +64,23 @@ def report(
     items = items or {}
     cards = _Cards(records, results, items, scores["settings"].get("tag_threshold") or 0.0)
     ids = [region.id for region in records]
-    ranking = next((name for name in RANKING if any(name in row for row in items.values())), None)
+    rated = dict.fromkeys(name for row in items.values() for name in row if not name.startswith("BLEU"))
+    rated = [name for name in RANKING if name in rated] + [name for name in rated if name not in RANKING]
+    ranking = rated[0] if rated else None
     ranked = sorted((i for i in ids if ranking in items.get(i, {})), key=lambda i: -items[i][ranking])
+    given = scores.get("boxes", "given") == "given"  # else predictions are no answers to regions
     samples = [ids[n * len(ids) // num_samples] for n in range(num_samples)] if len(ids) > num_samples else ids
     sections = [
         _headlines(scores["scores"]),
         _section("Scores", _score_table(scores, views), _left_out(scores)),
+        _published(scores),
         _section("Training", _training(log)) if log else "",
         _section("Which view serves which task", _views(views)) if views else "",
-        _section("Samples", cards.grid(samples), lead="Regions spread evenly over the file. " + LEGEND),
+        _sizes(records, items, rated[:MAX_SIZE_CHARTS]),
+        _calibration(records, results, scores),
     ]
+    if given:
+        sections.append(_section("Samples", cards.grid(samples), lead="Regions spread evenly over the file. " + LEGEND))
     if ranking:
         best, worst = _different(ranked, results, num_extremes), _different(ranked[::-1], results, num_extremes)
         sections.append(_section("Best regions", cards.grid(best), lead=f"Highest {ranking}."))
@@ -114,34 +125,91 @@ def _headlines(corpus: Mapping[str, float]) -> str:
 
 
 def _score_table(scores: Mapping[str, Any], views: Mapping[str, Any] | None) -> str:
-    """The model, the same model on the crop alone, and the baselines; a bar behind each number, the same scale in a
-    column."""
-    rows: dict[str, Mapping[str, float]] = {"this model": scores["scores"]}
+    """A row a score; the model with its intervals, the same model on the crop alone, and the baselines. A bar behind
+    each number, the same scale in a row."""
+    columns: dict[str, Mapping[str, float]] = {"this model": scores["scores"]}
     alone = next((row for row in (views or {}).get("scores", {}).items() if fixed_scale(row[0]) == 0.0), None)
     if alone:
         few = f", first {views['regions']:,} regions" if views["regions"] != scores["regions"] else ""
-        rows[f"the same model, crop alone (t = 0{few})"] = alone[1]
+        columns[f"the same model, crop alone (t = 0{few})"] = alone[1]
     for name, row in scores["baselines"].items():
         few = f" ({row['regions']:,} regions)" if row.get("regions", scores["regions"]) != scores["regions"] else ""
-        rows[name + few] = row
-    names = [n for n in dict.fromkeys(n for row in rows.values() for n in row) if "/" not in n and n != "regions"]
-    highest = {name: max(row[name] for row in rows.values() if name in row) or 1.0 for name in names}
-    head = "".join(f"<th>{_text(name)}</th>" for name in names)
+        columns[name + few] = row
+    names = [n for n in dict.fromkeys(n for row in columns.values() for n in row) if "/" not in n and n != "regions"]
     body = ""
-    for number, (row, values) in enumerate(rows.items()):
-        cells = "".join(
-            f'<td style="--share:{max(0.0, values[name]) / highest[name]:.3f}">{values[name]:.3f}</td>'
-            if name in values
-            else '<td class="none">–</td>'
-            for name in names
-        )
-        body += f"<tr{' class=own' if number == 0 else ''}><th>{_text(row)}</th>{cells}</tr>"
+    for name in names:
+        values = [row.get(name) for row in columns.values()]
+        highest = _full_bar(values)
+        cells = _own(scores, name, highest) + "".join(_cell(value, highest) for value in values[1:])
+        body += f"<tr><th>{_text(name)}</th>{cells}</tr>"
+    head = "".join(f"<th>{_text(name)}</th>" for name in columns)
     kinds = {n.partition("/")[2]: v for n, v in scores["scores"].items() if n.startswith("attribute mAP/")}
     by_kind = ""
     if kinds:
         cells = "".join(f"<span><b>{value:.2f}</b> {_text(kind)}</span>" for kind, value in kinds.items())
         by_kind = f'<p class="kinds">Attribute mAP by kind: {cells}</p>'
-    return f'<div class="wide"><table class="scores"><tr><th></th>{head}</tr>{body}</table></div>{by_kind}'
+    table = f'<div class="wide"><table class="scores"><tr><th></th>{head}</tr>{body}</table></div>'
+    return _intervals_lead(scores) + table + by_kind
+
+
+def _intervals_lead(scores: Mapping[str, Any]) -> str:
+    sentences = []
+    if scores.get("intervals"):
+        drawn = scores.get("bootstrap", {}).get("drawn") or "regions"
+        sentences.append(f"Small: 95 % of the score on bootstrap draws of {drawn}.")
+    if seeds := scores.get("seeds"):
+        sentences.append(f"The mean of {len(seeds)} seeds; ± is the standard deviation between them.")
+    reasons: dict[str, list[str]] = {}
+    for name, why in scores.get("no_interval", {}).items():
+        reasons.setdefault(why, []).append(name)
+    sentences += [f"No interval of {', '.join(names)}: {why}." for why, names in reasons.items()]
+    return f'<p class="lead">{_text(" ".join(sentences))}</p>' if sentences else ""
+
+
+def _full_bar(values: Sequence[float | None]) -> float:
+    """The value whose bar fills a cell; 1 at least where nothing stands beside the value to compare it with."""
+    known = [value for value in values if value is not None]
+    return max(known, default=0.0) if len(known) > 1 else max(1.0, *known, 0.0)
+
+
+def _cell(value: float | None, highest: float, more: str = "", own: str = "") -> str:
+    if value is None:
+        return '<td class="none">–</td>'
+    share = max(0.0, value) / highest if highest > 0 else 0.0
+    return f'<td{own} style="--share:{share:.3f}">{value:.3f}{more}</td>'
+
+
+def _own(scores: Mapping[str, Any], name: str, highest: float) -> str:
+    """The model's cell: its score, the deviation between seeds, and the interval below."""
+    more = f" ± {scores['deviation'][name]:.3f}" if name in scores.get("deviation", {}) else ""
+    if low_high := scores.get("intervals", {}).get(name):
+        more += f"<small>{low_high[0]:.3f} – {low_high[1]:.3f}</small>"
+    return _cell(scores["scores"].get(name), highest, more, " class=own")
+
+
+def _published(scores: Mapping[str, Any]) -> str:
+    """The model among published numbers of the same task; "" where there are none."""
+    task = TASKS.get(scores["task"])
+    if task is None or not task.published or task.version != scores["task_version"] or not scores["scores"]:
+        return ""
+    names = list(dict.fromkeys(name for row in task.published for name in row.scores))
+    columns = {name: [scores["scores"].get(name)] + [p.scores.get(name) for p in task.published] for name in names}
+    highest = {name: _full_bar(values) for name, values in columns.items()}
+    own = "".join(_own(scores, name, highest[name]) for name in names)
+    body = f"<tr><th class=own>this model</th>{own}<td class=source>measured here</td></tr>"
+    for row in task.published:
+        cells = "".join(_cell(row.scores.get(name), highest[name]) for name in names)
+        body += f"<tr><th>{_text(row.model)}</th>{cells}<td class=source>{_text(row.source)}</td></tr>"
+    head = "".join(f"<th>{_text(name)}</th>" for name in names)
+    lead = "As others report them, with the place where they were read; they were not measured here."
+    whole = scores.get("regions_of_task")
+    if whole not in (None, scores["regions"]):
+        lead += (
+            f" <b>This model was scored on {scores['regions']:,} of the benchmark's {whole:,} regions, so its numbers "
+            "do not compare.</b>"
+        )
+    table = f'<table class="scores"><tr><th></th>{head}<th class=source>source</th></tr>{body}</table>'
+    return _section("Published numbers of the same protocol", f'<div class="wide">{table}</div>', lead=lead)
 
 
 def _left_out(scores: Mapping[str, Any]) -> str:
@@ -154,22 +222,15 @@ def _training(log: Sequence[Mapping[str, Any]]) -> str:
     curves = {}
     for name in dict.fromkeys(name for row in log for name in row if name == "loss" or name.startswith("loss/")):
         points = [(row["step"], row[name]) for row in log if name in row]
-        curves[name] = _averaged([(x, y) for x, y in points if isinstance(y, (int, float)) and math.isfinite(y)])
-    figures = [_chart({name: points}, title=name, x_title="step") for name, points in curves.items() if points]
+        curves[name] = averaged([(x, y) for x, y in points if isinstance(y, (int, float)) and math.isfinite(y)])
+    figures = [chart({name: points}, title=name, x_title="step") for name, points in curves.items() if points]
     scored = [name for name in dict.fromkeys(n for row in log for n in row) if name.startswith("eval/")]
     for name in [name for name in scored if "loss" not in name]:
         points = [(row["step"], row[name]) for row in log if name in row]
         figures.append(
-            _chart({name: points}, title=f"{name.partition('/')[2]} on held-out regions", x_title="step", colour=1)
+            chart({name: points}, title=f"{name.partition('/')[2]} on held-out regions", x_title="step", colour=1)
         )
     return f'<div class="charts">{"".join(figures)}</div>'
-
-
-def _averaged(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MAX_POINTS points, each the mean of as many neighbours as needed."""
-    size = -(-len(points) // MAX_POINTS) or 1
-    groups = [points[n : n + size] for n in range(0, len(points), size)]
-    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
 def _views(views: Mapping[str, Any]) -> str:
@@ -183,7 +244,7 @@ def _views(views: Mapping[str, Any]) -> str:
         if lone := sorted((lone_scale(s), row[name]) for s, row in rows.items() if lone_scale(s) is not None):
             lines["t alone"] = lone
         chosen = {s: row[name] for s, row in rows.items() if not s.startswith("fixed:") and name in row}
-        charts.append(_chart(lines, title=name, x_title="t of the outer view", levels=chosen, colour=n))
+        charts.append(chart(lines, title=name, x_title="t of the outer view", levels=chosen, colour=n))
     columns = shown + [name for name in names if name.startswith("attribute mAP/")]
     best = best_settings(rows)
     head = "".join(f"<th>{_text(name.replace('attribute mAP/', ''))}</th>" for name in columns)
@@ -227,6 +288,49 @@ def _finding(rows: Mapping[str, Mapping[str, float]], scale_of: Callable = fixed
                 scales.setdefault(scale_of(setting), []).append(f"{short} ({high:.3g}, lowest {low:.3g})")
     found = [f"Best at t = {scale:g}: {', '.join(names)}." for scale, names in sorted(scales.items())]
     return " ".join(found + [f"Changes by less than {100 * least:g} %: {', '.join(flat)}."] * bool(flat))
+
+
+def _sizes(records: RegionRecords, items: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:
+    """Scores against region size; "" where all regions are about the same size or no score is one of regions."""
+    charts = []
+    for n, name in enumerate(names):
+        bins, edges = by_size(records, {i: row[name] for i, row in items.items() if name in row})
+        labels = {float(k): f"{edge:.0f}" if edge >= 10 else f"{edge:.2g}" for k, edge in enumerate(edges)}
+        for point in bins:
+            point.x += 0.5  # between its edges
+        title = "square root of the box's area, pixels"
+        charts.append(bins_chart(bins, title=name, x_title=title, x_labels=labels, colour=n) if bins else "")
+    if not any(charts):
+        return ""
+    return _section(
+        "Score by region size",
+        f'<div class="charts">{"".join(charts)}</div>',
+        lead="Means over regions, in bins of as many regions each; bars are 95 % intervals, an image is one draw.",
+    )
+
+
+def _calibration(records: RegionRecords, results: Mapping[str, RegionResult], scores: Mapping[str, Any]) -> str:
+    """The reliability curve of tags; "" where tags were not scored."""
+    if "tags" not in scores["regions_scored"]:
+        return ""
+    bins, error = calibration(records, results)
+    if bins is None:
+        return _section("Calibration of tags", lead=f"Not shown: {_text(error)}.")
+    title = "predicted probability"
+    curve = bins_chart(bins, title="share of tags that are true", x_title=title, diagonal=True)
+    head = "<tr><th>mean probability</th><th>true</th><th>tags</th></tr>"
+    rows = "".join(f"<tr><th>{b.x:.3f}</th><td>{b.value:.3f}</td><td>{b.count:,}</td></tr>" for b in bins)
+    lead = (
+        "A tag predicted with probability 0.8 should be true of 80 % of its regions: on the dashed line. Below it the "
+        f"model is too sure. Expected calibration error {error:.3f}; bars are 95 % intervals, an image is one draw."
+    )
+    if (threshold := scores["settings"].get("tag_threshold")) is not None:
+        lead += f" Tags count as said from {threshold:g}."
+    return _section(
+        "Calibration of tags",
+        f'<div class="beside">{curve}<div class="wide"><table>{head}{rows}</table></div></div>',
+        lead=lead,
+    )
 
 
 def _details(scores: Mapping[str, Any]) -> str:
@@ -293,11 +397,12 @@ class _Cards:
             view = [b + scale * (w - b) for b, w in zip(region.box, whole, strict=True)]
             boxes.append(_box_div(view, region.image_hw, "view", f"t = {scale:.2g}") if scale > 0 else "")
         boxes.append(_box_div(region.box, region.image_hw, "region", ""))
-        path = self.records.image_path(self.place[region.id])
+        uri = _picture_uri(self.records.image_path(self.place[region.id]))
+        shown = f'<img alt="" src="{uri}">' if uri else '<span class="none">no picture</span>'
         fit = "width" if width / height > PICTURE_ASPECT else "height"
         return (
             f'<div class="picture"><div style="aspect-ratio:{width}/{height};{fit}:100%">'
-            f'<img alt="" src="{_picture_uri(path)}">{"".join(boxes)}</div></div>'
+            f"{shown}{''.join(boxes)}</div></div>"
         )
 
 
@@ -309,12 +414,16 @@ def _box_div(box: Sequence[float], image_hw: tuple[int, int], kind: str, label: 
     return f'<i class="{kind}" style="inset:{inset}">{f"<small>{label}</small>" if label else ""}</i>'
 
 
-def _picture_uri(path: Path) -> str:
+def _picture_uri(path: Path) -> str | None:
+    """The picture as a data: address, None where it cannot be read: a predictions file is scored without pictures."""
     from PIL import Image
 
     from dynrefer.images import open_image
 
-    picture = Image.fromarray(open_image(path))
+    try:
+        picture = Image.fromarray(open_image(path))
+    except ValueError:
+        return None
     factor = PICTURE_PIXELS / max(picture.size)
     size = [max(1, round(side * factor)) for side in picture.size]
     if factor < 1:
@@ -365,80 +474,13 @@ def _chip(name: str, kind: str, score: float | None = None) -> str:
 
 
 def _different(ids: Sequence[str], results: Mapping[str, RegionResult], number: int) -> list[str]:
-    """The first `number` ids whose captions differ."""
-    first: dict[str, str] = {}
+    """The first `number` ids of which the model says different things."""
+    first: dict[tuple, str] = {}
     for region_id in ids:
-        first.setdefault(results[region_id].caption if region_id in results else "", region_id)
+        result = results.get(region_id, RegionResult(region_id, []))
+        said = result.caption, result.category and result.category["name"]
+        first.setdefault(said if any(said) else (region_id,), region_id)
     return list(first.values())[:number]
-
-
-# --- charts: SVG in the page's own colours ---------------------------------------------------------------------------
-
-
-def _chart(
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    *,
-    title: str,
-    x_title: str,
-    levels: Mapping[str, float] | None = None,
-    colour: int = 0,
-) -> str:
-    """Curves of (x, y) points, the first in full colour; `levels` are horizontal dashed lines with their names."""
-    width, height, left, right, top, bottom = 340, 210, 46, 14, 30, 36
-    levels = levels or {}
-    right += 44 if levels else 0
-    xs = [x for points in series.values() for x, _ in points]
-    ys = [y for points in series.values() for _, y in points] + list(levels.values())
-    if not xs:
-        return ""
-    y_ticks = _ticks(min(ys), max(ys))
-    x_ticks = _ticks(min(xs), max(xs), inside=True)
-    x_low, x_high, y_low, y_high = min(xs), max(xs), y_ticks[0], y_ticks[-1]
-
-    def px(x: float) -> float:
-        return left + (x - x_low) / (x_high - x_low or 1) * (width - left - right)
-
-    def py(y: float) -> float:
-        return height - bottom - (y - y_low) / (y_high - y_low or 1) * (height - top - bottom)
-
-    parts = [f'<text class="name" x="{left - 34}" y="16">{_text(title)}</text>']
-    for y in y_ticks:
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>')
-        parts.append(f'<text class="y" x="{left - 7}" y="{py(y) + 3.5:.1f}">{y:g}</text>')
-    for x in x_ticks:
-        parts.append(f'<text class="x" x="{px(x):.1f}" y="{height - bottom + 16}">{x:g}</text>')
-    parts.append(f'<text class="x" x="{(left + width - right) / 2:.1f}" y="{height - 4}">{_text(x_title)}</text>')
-    taken = [-math.inf]
-    for name, y in sorted(levels.items(), key=lambda level: py(level[1])):
-        place = max(py(y) + 3.5, taken[-1] + 11)  # names do not cover each other
-        taken.append(place)
-        parts.append(
-            f'<line class="level c{colour % 4}" x1="{left}" x2="{width - right}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>'
-            f'<text class="level" x="{width - right + 5}" y="{place:.1f}">{_text(name)}</text>'
-        )
-    for n, points in enumerate(series.values()):
-        line = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
-        faint = ' style="opacity: 0.45"' if n else ""
-        parts.append(f'<polyline class="c{colour % 4}"{faint} points="{line}"/>')
-        if len(points) <= 25:
-            parts += [f'<circle class="c{colour % 4}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="2.6"/>' for x, y in points]
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{_text(title)}">{"".join(parts)}</svg>'
-
-
-def _ticks(low: float, high: float, inside: bool = False, wanted: int = 4) -> list[float]:
-    """Round numbers from at most `low` to at least `high` (between them if `inside`), about `wanted` steps.
-
-    >>> _ticks(0.13, 0.58)
-    [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
-    """
-    span = (high - low) or abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / wanted))
-    step = min((m * power for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs(span / s - wanted))
-    first, last = (math.ceil, math.floor) if inside else (math.floor, math.ceil)
-    slack = -1e-9 if inside else 1e-9
-    numbers = range(first(low / step + slack), last(high / step - slack) + 1)
-    ticks = [round(n * step, 12) for n in numbers]
-    return ticks if len(ticks) > 1 or inside else [ticks[0], ticks[0] + step]
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -480,11 +522,21 @@ section { margin: 34px 0; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: 8px 12px; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
 tr:first-child > * { border-top: 0; }
-tr > th:first-child { text-align: left; font-weight: 500; white-space: normal; min-width: 180px; }
+tr > th:first-child { text-align: left; font-weight: 500; white-space: normal; min-width: 130px; }
 tr:first-child th { color: var(--soft); font-weight: 500; font-size: 12.5px; }
 .scores td { background: linear-gradient(var(--bar), var(--bar)) no-repeat 0 / calc(var(--share, 0) * 100%) 100%; }
-.scores .own th, .scores .own td { font-weight: 650; }
-.scores .own td { background-image: linear-gradient(var(--own), var(--own)); }
+.scores { table-layout: fixed; min-width: 520px; }
+.scores th, .scores td { padding: 5px 12px; }
+.scores tr:first-child th { white-space: normal; vertical-align: bottom; overflow-wrap: anywhere; }
+.scores tr:first-child th:first-child { width: 190px; }
+.scores tr:first-child th.source { width: 28%; }
+.scores .own { font-weight: 650; }
+.scores td.own { background-image: linear-gradient(var(--own), var(--own)); }
+.scores td small { display: block; font-weight: 400; font-size: 11.5px; line-height: 1.25; color: var(--soft); }
+.scores .source { background: none; text-align: left; color: var(--soft); white-space: normal; }
+.beside { display: flex; flex-wrap: wrap; gap: 12px; align-items: start; margin-top: 10px; }
+.beside svg { flex: 1 1 280px; max-width: 440px; } .beside .wide { flex: 1 1 300px; }
+.beside .wide { margin: 0; } .beside td, .beside th { padding: 4px 12px; }
 td.none { color: var(--soft); }
 .views td.best { font-weight: 650; color: var(--right); background: var(--right-bg); }
 .views th:first-child { min-width: 120px; }
@@ -502,6 +554,7 @@ svg text { fill: var(--soft); font-size: 10.5px; }
 svg text.name { fill: var(--ink); font-size: 12.5px; font-weight: 600; }
 svg text.x { text-anchor: middle; } svg text.y { text-anchor: end; } svg text.level { font-size: 9.5px; }
 svg line.grid { stroke: var(--line); } svg polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+svg line.spread { stroke-width: 1.4; opacity: .6; } svg line.ideal { stroke: var(--soft); }
 svg line.level { stroke-dasharray: 4 3; opacity: .75; }
 svg .c0 { stroke: var(--c0); } svg .c1 { stroke: var(--c1); } svg .c2 { stroke: var(--c2); }
 svg .c3 { stroke: var(--c3); } svg circle { fill: var(--card); stroke-width: 1.6; }
@@ -509,6 +562,7 @@ svg .c3 { stroke: var(--c3); } svg circle { fill: var(--card); stroke-width: 1.6
 article { background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
 .picture { background: var(--open-bg); aspect-ratio: 4/3; display: flex; align-items: center; justify-content: center; }
 .picture > div { position: relative; flex: none; }
+.picture .none { position: absolute; inset: auto 0 6px; text-align: center; color: var(--soft); font-size: 12.5px; }
 .picture img { position: absolute; inset: 0; width: 100%; height: 100%; }
 .picture i { position: absolute; font-style: normal; }
 .picture i.region { border: 2.5px solid var(--box); box-shadow: 0 0 0 1px #fffc, inset 0 0 0 1px #fffc; }
@@ -580,16 +634,45 @@ def report_run(
     records = everything.subset([n for n, region in enumerate(everything) if region.id in items])
     if len(records) != len(items):
         raise ValueError(f"{everything.path} lacks {len(items) - len(records)} of the regions scored; name --data FILE")
-    sweep = Path(views or default_out(str(run), f"{task}-views", None, None)) / "views.json"
-    return report(
+    return report_of(
         out or run / "report.html",
+        str(run),
+        scores,
+        records,
+        results,
+        items,
         title=title or f"{run.name}: {task}",
+        views=views,
+    )
+
+
+def report_of(
+    path: str | os.PathLike,
+    model: str | None,
+    scores: Mapping[str, Any],
+    records: RegionRecords,
+    results: Mapping[str, RegionResult],
+    items: Mapping[str, Mapping[str, float]],
+    *,
+    title: str | None = None,
+    notes: str = "",
+    views: str | os.PathLike | None = None,
+) -> Path:
+    """`report` with the loss curve and the sweep of views of a model, where it has them; model: a run folder, another
+    model, or None for a predictions file, of which neither is known. views: as in `report_run`."""
+    if views is None and model:
+        views = default_out(model, f"{scores['task']}-views", None, None)
+    sweep, log = views and Path(views) / "views.json", model and Path(model) / "log.jsonl"
+    return report(
+        path,
+        title=title or f"{Path(scores['model']).name}: {scores['task']}",
         scores=scores,
         records=records,
         results=results,
         items=items,
-        log=read_log(run / "log.jsonl") if (run / "log.jsonl").is_file() else (),
-        views=json.loads(sweep.read_text(encoding="utf-8")) if sweep.is_file() else None,
+        log=read_log(log) if log and log.is_file() else (),
+        views=json.loads(sweep.read_text(encoding="utf-8")) if sweep and sweep.is_file() else None,
+        notes=notes,
     )
 
 

@@ -2,8 +2,9 @@
 
     python -m eval.run --model runs/quickstart --task world
     python -m eval.run --model runs/quickstart --task world --baselines --view-strategy fixed:0,0,0 num_beams=5
-    python -m eval.run --predictions predictions.jsonl --task flickr30k --data data/flickr30k/dev.jsonl
+    python -m eval.run --predictions predictions.jsonl --task flickr30k --data data/flickr30k/dev.jsonl --report r.html
     python -m eval.run --predictions seed0.json seed1.json seed2.json --task refcocog-a --model-name "their model"
+    accelerate launch -m eval.run --model runs/quickstart --task world
     python -m eval.run --compare ours/predictions.jsonl theirs.json --task refcocog-a
 
 Writes predictions.jsonl (a killed run goes on with it) and scores.json into --out. --predictions reads the files of
@@ -26,6 +27,7 @@ import numpy as np
 
 from dynrefer.commands import run_command
 from dynrefer.data.schema import Region, RegionRecords, RegionResult, atomic_path, open_records
+from dynrefer.processes import is_main, launched
 
 from . import compare, statistics
 from .baselines import constant_caption, one_human, true_type_template
@@ -59,7 +61,8 @@ def evaluate(
 ) -> tuple[Scores, dict[str, RegionResult]]:
     """Predicts the records with the task's settings (see `predict` for the others) and scores the predictions.
 
-    `generation` goes over the task's. The task's word lists are scored where they are not the model's own.
+    `generation` goes over the task's. The task's word lists are scored where they are not the model's own. Of several
+    processes all predict and the main one scores; the others get no scores and no predictions.
     annotations, judge: see `score`.
     """
     names = {kind: task.word_list(kind, records.path) for kind in WORD_LISTS}
@@ -78,6 +81,8 @@ def evaluate(
         overwrite=overwrite,
         progress=progress,
     )
+    if not is_main():
+        return Scores(), {}
     return score(task, records, results, names=names, annotations=annotations, judge=judge), results
 
 
@@ -291,8 +296,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--train-data", nargs="+", metavar="FILE", help="records that the baselines learn from; train.jsonl beside data"
     )
+    parser.add_argument("--report", metavar="FILE", help="also write a page with the scores, charts and pictures")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="text generation, for instance num_beams=5")
-    return run_command("eval.run", _run, parser.parse_intermixed_args(argv))
+    return run_command("eval.run", launched()(_run), parser.parse_intermixed_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -300,6 +306,12 @@ def _run(args: argparse.Namespace) -> None:
         args.model or args.predictions or args.compare or args.baselines
     ):
         raise ValueError("give --model RUN_OR_HUB_ID or --predictions FILE or --compare A B (or --baselines alone)")
+    if not (args.model or is_main()):
+        return  # several processes share the work of a model only
+    if args.report and not (args.model or args.predictions):
+        raise ValueError("--report shows the scores of a model: give --model or --predictions with it")
+    if args.report and Path(args.report).is_dir():
+        raise ValueError(f"--report {args.report} is a folder; name the file to write, for instance report.html")
     task, records, everything = open_task(args)
     if args.tag_threshold is not None:
         task = get_task(args.task, tag_threshold=args.tag_threshold)
@@ -344,6 +356,8 @@ def _run(args: argparse.Namespace) -> None:
             annotations=args.annotations,
             judge=_judge(args),
         )
+        if not is_main():
+            return
     else:
         name, out, scores = "no model", args.out and Path(args.out), Scores()
     if args.judge:
@@ -364,6 +378,12 @@ def _run(args: argparse.Namespace) -> None:
         write_json(out / ITEMS, scores.items)
         write_json(out / SCORES, content)
         print(f"-> {out / SCORES}")
+    if args.report:
+        from .report import report_of  # which reads what this module writes
+
+        notes = f"Captions, tags and their calibration are those of {args.predictions[-1]}." if len(seeds) > 1 else ""
+        shown = predictions.results if args.predictions else results
+        print(f"-> {report_of(args.report, args.model, content, records, shown, scores.items, notes=notes)}")
 
 
 def _print(content: dict, task: Task, scores: Scores) -> None:

@@ -13,11 +13,13 @@ from PIL import Image
 from test_eval_run import TASK, Model, data, results_of  # noqa: F401 (data is a fixture)
 
 import eval.report as report_module
+import eval.run as run_module
 import eval.views as views_module
-from dynrefer.data.schema import RegionResult, open_records
-from eval.report import _ticks, read_log, report, report_run
+from dynrefer.data.schema import Region, RegionResult, open_records
+from eval.plots import MAX_POINTS, by_size, calibration, ticks
+from eval.report import read_log, report, report_run
 from eval.run import baseline_scores, evaluate, report_scores, write_json
-from eval.tasks import TASKS
+from eval.tasks import TASKS, Published
 from eval.views import best_settings, fixed_scale, plot, sweep, view_settings
 
 
@@ -130,14 +132,14 @@ def test_the_page_is_one_file_with_everything_inside(finished_run):
     picture = Image.open(io.BytesIO(base64.b64decode(page.pictures[0].partition(",")[2])))
     assert picture.format == "JPEG" and picture.width == 2 * picture.height == report_module.PICTURE_PIXELS
     charts = re.findall(r"<svg.*?</svg>", text, re.S)
-    assert len(charts) == 4  # loss, loss/captions, evaluation, views
+    assert len(charts) == 5  # loss, loss/captions, evaluation, views, calibration; all regions are of one size
     for chart in charts:
         numbers = [
             n
             for line in ElementTree.fromstring(chart).iter("polyline")
             for n in re.findall(r"[\d.]+", line.get("points"))
         ]
-        assert 4 <= len(numbers) <= 2 * report_module.MAX_POINTS
+        assert 4 <= len(numbers) <= 2 * MAX_POINTS
         assert all(0 <= float(n) <= 340 for n in numbers)
 
 
@@ -166,6 +168,99 @@ def test_a_page_without_log_views_or_some_predictions(finished_run, data):  # no
     assert "no prediction" in " ".join(Page(path.read_text()).words)
 
 
+def test_a_page_without_pictures_on_disk(finished_run, data):  # noqa: F811
+    for path in (data / "images").iterdir():
+        path.unlink()
+    page = Page(report_run(finished_run, "tiny").read_text(encoding="utf-8"))
+    assert not page.pictures and "no picture" in page.words and "a green lamp" in page.words
+
+
+def test_scores_have_intervals_and_a_row_each(finished_run):
+    scores = json.loads((finished_run / "predictions/tiny/scores.json").read_text())
+    assert scores["intervals"], "the page would have none to show"
+    text = report_run(finished_run, "tiny").read_text(encoding="utf-8")
+    table = re.search(r'<table class="scores">.*?</table>', text, re.S).group()
+    rows = {row.split("</th>")[0]: row for row in table.split("<tr><th>")[2:]}
+    assert list(rows) == [name for name in scores["scores"] if "/" not in name]
+    for name, (low, high) in scores["intervals"].items():
+        assert "/" in name or f"<small>{low:.3f} – {high:.3f}</small>" in rows[name]
+
+
+def test_published_numbers_stand_beside_scores_of_their_protocol_only(finished_run, data, monkeypatch):  # noqa: F811
+    rows = (Published("theirs", {"CIDEr": 9.876}, "their <paper>"), Published("others", {"SPICE": 0.5}, "a site"))
+    task = replace(TASK, name="tiny", published=rows)
+    monkeypatch.setitem(TASKS, "tiny", task)
+    text = report_run(finished_run, "tiny").read_text(encoding="utf-8")
+    section = text[text.index("Published numbers") :].split("</section>")[0]
+    assert "9.876" in section and "their &lt;paper&gt;" in section and "do not compare" not in section
+    assert section.count("–</td>") == 3  # no SPICE here or of theirs, no CIDEr of others
+
+    scores_json = finished_run / "predictions/tiny/scores.json"
+    write_json(scores_json, json.loads(scores_json.read_text()) | {"regions_of_task": 100})
+    assert "10 of the benchmark&#x27;s 100" in report_run(finished_run, "tiny").read_text().replace("'", "&#x27;")
+    monkeypatch.setitem(TASKS, "tiny", replace(task, version=2))
+    assert "9.876" not in report_run(finished_run, "tiny").read_text(encoding="utf-8")
+
+
+def region(name: str, side: float, tags=("red",), image: str | None = None) -> Region:
+    return Region(name, image or f"{name}.png", (100, 100), (0, 0, side, side), tags=tags)
+
+
+def test_scores_by_size_are_means_of_equally_many_regions():
+    regions = [region(str(n), 10 + n) for n in range(12)]
+    bins, edges = by_size(regions, {str(n): float(n >= 8) for n in range(12)})
+    assert [b.count for b in bins] == [4, 4, 4] and [b.value for b in bins] == [0, 0, 1]
+    assert edges[0] == 10 and edges[-1] == 21 and sorted(edges) == edges
+    assert by_size([region(str(n), 10) for n in range(12)], {str(n): 1.0 for n in range(12)}) == ([], [])
+    assert by_size(regions, {}) == by_size(regions, {"0": 1.0}) == ([], [])
+
+
+def test_intervals_by_size_know_that_regions_of_an_image_are_alike():
+    values = {str(n): float(n % 2) for n in range(80)}
+    apart = by_size([region(str(n), 10 + n // 10) for n in range(80)], values)[0]
+    together = by_size([region(str(n), 10 + n // 10, image=str(n % 4)) for n in range(80)], values)[0]
+    for one, other in zip(apart, together, strict=True):
+        assert one.value == other.value == 0.5 and other.high - other.low > one.high - one.low > 0
+
+
+def test_calibration_is_the_share_of_true_tags_at_each_probability():
+    regions = [region(str(n), 10, tags=("red",) if n < 6 else ("blue",)) for n in range(8)]
+    results = {
+        str(n): RegionResult(str(n), [], tags=[{"name": "red", "score": 0.95}, {"name": "blue", "score": 0.05}])
+        for n in range(8)
+    }
+    bins, error = calibration([*regions, region("unlabelled", 10, tags=None)], results)
+    assert [(b.count, round(b.x, 6), b.value) for b in bins] == [(8, 0.05, 0.25), (8, 0.95, 0.75)]
+    assert error == pytest.approx(0.2)
+    assert all(0 <= b.low < b.value < b.high <= 1 for b in bins)
+    results["3"].tags[0]["score"] = 7.5
+    assert calibration(regions, results) == (None, "a tag of 3 has the score 7.5, no probability")
+    assert calibration(regions, {})[0] is None
+
+
+def test_a_predictions_file_gets_a_page(finished_run, data, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setitem(TASKS, "tiny", replace(TASK, name="tiny", data=str(data / "test.jsonl")))
+    file = data / "theirs.jsonl"
+    file.write_bytes((finished_run / "predictions/tiny/predictions.jsonl").read_bytes())
+    options = ["--task", "tiny", "--out", str(data / "o"), "--report", str(data / "new/r.html")]
+    assert run_module.main(["--predictions", str(file), *options]) == 0
+    text = (data / "new/r.html").read_text(encoding="utf-8")
+    assert "<h2>Scores</h2>" in text and "<h2>Worst regions</h2>" in text
+    assert "<h2>Training</h2>" not in text and "Which view serves" not in text
+    assert Page(text).links == []
+
+    again = data / "again.jsonl"
+    again.write_bytes(file.read_bytes())
+    assert run_module.main(["--predictions", str(file), str(again), *options]) == 0  # two seeds
+    text = (data / "new/r.html").read_text(encoding="utf-8")
+    assert " ± 0.000" in text and "mean of 2 seeds" in text and f"are those of {again}" in text
+
+    assert run_module.main(["--predictions", str(file), *options[:-1], str(data)]) == 2
+    assert run_module.main(["--baselines", *options]) == 2
+    errors = capsys.readouterr().err
+    assert "is a folder" in errors and "give --model or --predictions" in errors
+
+
 def test_missing_scores_are_answered_with_the_command(tmp_path, capsys):
     assert report_module.main(["--run", str(tmp_path), "--task", "world"]) == 2
     assert "python -m eval.run --model" in capsys.readouterr().err
@@ -189,7 +284,7 @@ def test_a_damaged_log_is_named_by_line(tmp_path):
     ],
 )
 def test_axes_have_round_numbers(low, high, inside, expected):
-    ticks = _ticks(low, high, inside)
+    found = ticks(low, high, inside)
     if expected:
-        assert ticks == expected
-    assert inside or (ticks[0] <= low and high <= ticks[-1] and len(ticks) > 1)
+        assert found == expected
+    assert inside or (found[0] <= low and high <= found[-1] and len(found) > 1)
