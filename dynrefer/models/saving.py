@@ -262,8 +262,9 @@ class RegionModel(PreTrainedModel):
                 )
 
         folder.mkdir(parents=True, exist_ok=True)
-        for path in (path for pattern in STALE for path in folder.glob(pattern)):
-            path.unlink()
+        for pattern in () if options.get("variant") else STALE:
+            for path in folder.glob(pattern):
+                path.unlink()
         if adapter:
             layers = {
                 name: load_offloaded_parameter(self, ours) if state[ours].is_meta else state[ours]
