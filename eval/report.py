@@ -116,11 +116,8 @@ def _facts(scores: Mapping[str, Any]) -> str:
 
 
 def _headlines(corpus: Mapping[str, float]) -> str:
-    tiles = [
-        f'<div class="tile"><strong>{corpus[name]:.3f}</strong><span>{_text(name)}</span></div>'
-        for name in HEADLINES
-        if name in corpus
-    ]
+    names = [name for name in HEADLINES if name in corpus] or [name for name in corpus if "/" not in name][:4]
+    tiles = (f'<div class="tile"><strong>{corpus[n]:.3f}</strong><span>{_text(n)}</span></div>' for n in names)
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
@@ -156,7 +153,7 @@ def _intervals_lead(scores: Mapping[str, Any]) -> str:
     sentences = []
     if scores.get("intervals"):
         drawn = scores.get("bootstrap", {}).get("drawn") or "regions"
-        sentences.append(f"Small: 95 % of the score on bootstrap draws of {drawn}.")
+        sentences.append(f"Small numbers: 95 % of the scores on bootstrap draws of {drawn}.")
     if seeds := scores.get("seeds"):
         sentences.append(f"The mean of {len(seeds)} seeds; ± is the standard deviation between them.")
     reasons: dict[str, list[str]] = {}
@@ -302,10 +299,13 @@ def _sizes(records: RegionRecords, items: Mapping[str, Mapping[str, float]], nam
         charts.append(bins_chart(bins, title=name, x_title=title, x_labels=labels, colour=n) if bins else "")
     if not any(charts):
         return ""
+    lead = "Means over regions, in bins of as many regions each; bars are 95 % intervals, an image is one draw."
+    if "METEOR" in names:
+        lead += " METEOR of all regions together is not the mean of theirs."
     return _section(
         "Score by region size",
         f'<div class="charts">{"".join(charts)}</div>',
-        lead="Means over regions, in bins of as many regions each; bars are 95 % intervals, an image is one draw.",
+        lead=lead,
     )
 
 
@@ -377,7 +377,11 @@ class _Cards:
         said = '<p class="said none">no prediction</p>'
         if result is not None:
             said = f'<p class="said">{_text(result.caption) or "<i>nothing</i>"}</p>'
-        values = {name: value for name, value in self.items.get(region_id, {}).items() if name in RANKING[:3]}
+        values = {
+            name: value
+            for name, value in self.items.get(region_id, {}).items()
+            if not name.startswith("BLEU") and name != "category accuracy"  # which its chip shows
+        }
         if result is not None:
             values["confidence"] = result.score
         numbers = "".join(f"<span>{_text(name)} <b>{value:.2f}</b></span>" for name, value in values.items())

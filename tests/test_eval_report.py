@@ -15,7 +15,7 @@ from test_eval_run import TASK, Model, data, results_of  # noqa: F401 (data is a
 import eval.report as report_module
 import eval.run as run_module
 import eval.views as views_module
-from dynrefer.data.schema import Region, RegionResult, open_records
+from dynrefer.data.schema import Region, RegionRecords, RegionResult, open_records
 from eval.plots import MAX_POINTS, by_size, calibration, ticks
 from eval.report import read_log, report, report_run
 from eval.run import baseline_scores, evaluate, report_scores, write_json
@@ -200,6 +200,31 @@ def test_published_numbers_stand_beside_scores_of_their_protocol_only(finished_r
     assert "10 of the benchmark&#x27;s 100" in report_run(finished_run, "tiny").read_text().replace("'", "&#x27;")
     monkeypatch.setitem(TASKS, "tiny", replace(task, version=2))
     assert "9.876" not in report_run(finished_run, "tiny").read_text(encoding="utf-8")
+
+
+def test_a_page_of_another_task_shows_its_own_scores(finished_run, data):  # noqa: F811
+    """Of regions with one score of an own name, and of boxes that predictions bring along."""
+    scores = json.loads((finished_run / "predictions/tiny/scores.json").read_text())
+    scores |= {"scores": {"word IoU": 0.625}, "regions_scored": {"similarity": 10}, "intervals": {}, "no_interval": {}}
+    records = open_records(data / "test.jsonl")
+    options = {"title": "t", "records": records, "results": results_of(list(records))}
+    items = {region.id: {"word IoU": n / 10} for n, region in enumerate(records)}
+    text = report(data / "r.html", scores=scores, items=items, **options).read_text(encoding="utf-8")
+    assert "<strong>0.625</strong><span>word IoU</span>" in text and "Highest word IoU." in text
+    assert "word IoU <b>0.90</b>" in text and "Calibration" not in text
+    text = report(data / "r.html", scores=scores | {"boxes": "detected"}, **options).read_text(encoding="utf-8")
+    assert "<article>" not in text and "0.625" in text
+
+
+def test_scores_by_size_are_drawn_between_the_edges_of_the_bins(finished_run, data):  # noqa: F811
+    scores = json.loads((finished_run / "predictions/tiny/scores.json").read_text())
+    items = json.loads((finished_run / "predictions/tiny/items.json").read_text())
+    records = open_records(data / "test.jsonl")
+    sized = [replace(r, box=(0, 0, 4, 4) if n % 2 else (0, 0, 8, 8)) for n, r in enumerate(records)]
+    sized = RegionRecords(records.path, sized)
+    text = report(data / "r.html", title="t", scores=scores, records=sized, results={}, items=items).read_text()
+    section = text[text.index("Score by region size") :].split("</section>")[0]
+    assert section.count("<svg") == 3 and ">4</text>" in section
 
 
 def region(name: str, side: float, tags=("red",), image: str | None = None) -> Region:
