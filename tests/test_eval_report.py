@@ -313,3 +313,12 @@ def test_axes_have_round_numbers(low, high, inside, expected):
     if expected:
         assert found == expected
     assert inside or (found[0] <= low and high <= found[-1] and len(found) > 1)
+
+
+def test_a_run_that_is_scored_gets_a_page_with_its_curves(finished_run, data, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(TASKS, "tiny", replace(TASK, name="tiny", data=str(data / "test.jsonl")))
+    monkeypatch.setattr(run_module, "load_model", lambda args: Model())
+    options = ["--task", "tiny", "--num-workers", "0", "--overwrite", "--report", str(data / "r.html")]
+    assert run_module.main(["--model", str(finished_run), *options]) == 0
+    text = (data / "r.html").read_text(encoding="utf-8")
+    assert "<h2>Training</h2>" in text and "<h2>Which view serves which task</h2>" in text
