@@ -17,6 +17,7 @@ from typing import Any
 
 from dynrefer.commands import run_command
 from dynrefer.data.schema import RegionRecords, atomic_path
+from dynrefer.processes import is_main, launched
 
 from .run import arguments, default_out, evaluate, load_model, open_task, table, write_json
 from .tasks import Task
@@ -93,6 +94,8 @@ def sweep(
             overwrite=overwrite,
         )
         rows[setting] = scores.corpus
+        if not is_main():
+            continue
         shown = " | ".join(f"{name} {scores.corpus[name]:.3f}" for name in PLOTTED if name in scores.corpus)
         print(f"{setting}: {shown}", file=sys.stderr, flush=True)
     return rows
@@ -148,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments("python -m eval.views", "Measures a benchmark for a list of view settings.")
     parser.add_argument("--model", required=True, help="run folder, model folder or hub id")
     parser.add_argument("--settings", nargs="+", metavar="S", help="such as phash fixed:0,0.3; all when not given")
-    return run_command("eval.views", _run, parser.parse_args(argv))
+    return run_command("eval.views", launched()(_run), parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -164,6 +167,8 @@ def _run(args: argparse.Namespace) -> None:
         num_workers=args.num_workers,
         overwrite=args.overwrite,
     )
+    if not is_main():
+        return
     best = best_settings(rows)
     write_json(out / "views.json", {"task": task.name, "model": args.model, "regions": len(records), "scores": rows})
     with atomic_path(out / "views.png") as temporary:
