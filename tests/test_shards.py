@@ -206,6 +206,8 @@ def test_addresses_without_shards_are_errors(folder, monkeypatch, source, rule):
         ({"regions": [1, 0]}, "at least 1"),
         ({"regions": []}, "at least 1"),
         ({"regions": [1.5]}, "whole numbers"),
+        ({"regions": [True]}, "whole numbers"),
+        ({"regions": [10**30]}, "whole numbers"),
     ],
 )
 def test_a_bad_index_is_an_error(copied, change, rule):
@@ -255,6 +257,7 @@ def test_a_truncated_shard_is_an_error_that_names_it(copied, local, keep):
         ("a.png", tarfile.SYMTYPE, "a link"),
         ("a.png", tarfile.LNKTYPE, "a link"),
         ("a.png", tarfile.FIFOTYPE, "special file"),
+        ("a.png", tarfile.GNUTYPE_SPARSE, "special file"),
     ],
 )
 def test_hostile_members_are_refused(tmp_path, name, kind, rule):

@@ -13,7 +13,7 @@ from dynrefer.data.index import ImageGroups
 from dynrefer.data.schema import Region, RegionRecords
 from dynrefer.images import open_image, read_image_hw
 
-UNFINISHED_BYTES = 64 << 20  # room for decoded images of which the next batches want more, in each worker
+UNFINISHED_BYTES = 72 << 20  # room for decoded images of which the next batches want more, in each worker
 
 
 class SampleProcessor(Protocol):

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ KEYS = frozenset((*REQUIRED, *OPTIONAL))
 ARROW_FILE = "data-00000-of-00001.arrow"  # as `datasets` names it
 NUMBERS = frozenset((int, float))
 ROWS = 8192  # of a batch in an Arrow file
-PART = 512  # regions held as Python objects: many more, and the garbage collector takes longer than the work
+PART = 512  # rows held as Python objects: with many more the garbage collector takes longer than the work
 
 
 @dataclass(frozen=True)
@@ -585,13 +586,14 @@ def save_arrow(path: str | os.PathLike, regions: Iterable[Region]) -> int:
     import pyarrow as pa
 
     stream, count, schema = iter(regions), 0, _arrow_schema()
+    values = attrgetter(*schema.names)  # a region itself is more for the garbage collector to look through
 
     def tables() -> Iterator:
         nonlocal count
         waiting = []
-        while part := list(islice(stream, PART)):
-            waiting.append(_to_batch(part, schema))
-            count += len(part)
+        while rows := list(map(values, islice(stream, PART))):
+            waiting.append(_to_batch(rows, schema))
+            count += len(rows)
             if len(waiting) == ROWS // PART:
                 yield pa.Table.from_batches(waiting).combine_chunks()
                 waiting = []
@@ -740,10 +742,10 @@ def _json_text(mask: dict | list) -> str:
     return json.dumps(mask, allow_nan=False)
 
 
-def _to_batch(regions: list[Region], schema):
+def _to_batch(rows: list[tuple], schema):
     import pyarrow as pa
 
-    columns = {name: [getattr(region, name) for region in regions] for name in schema.names}
+    columns: dict[str, Sequence] = dict(zip(schema.names, zip(*rows, strict=True), strict=True))
     columns["mask"] = [None if mask is None else _json_text(mask) for mask in columns["mask"]]
     columns["attributes"] = [
         [{"name": name, "value": value} for name, value in attributes.items()] for attributes in columns["attributes"]
@@ -791,7 +793,10 @@ def _open_table(path: Path) -> tuple:
             splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
             raise ValueError(f"{path}: holds several splits; name one of {[str(path / name) for name in splits]}")
         if not (path / "state.json").is_file():
-            raise ValueError(f"{path}: not a folder written by `datasets.save_to_disk` (no state.json in it)")
+            raise ValueError(
+                f"{path}: not a folder written by `datasets.save_to_disk` (no state.json in it); shards serve only as "
+                "data.train"
+            )
         files = json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]
         tables, maps = zip(*(_map_arrow(path / entry["filename"]) for entry in files), strict=True)
         return pa.concat_tables(tables), list(maps)

@@ -247,8 +247,9 @@ def _tar_samples(url: str, wanted: set[int], last: int) -> Iterator[tuple[int, E
                 if member.isdir():
                     continue
                 name = PurePosixPath(member.name)
-                if name.is_absolute() or ".." in name.parts or not member.isreg():
-                    kind = "" if member.isreg() else ", a link or another special file"
+                plain = member.isreg() and not member.issparse()  # which would be as long as it says
+                if name.is_absolute() or ".." in name.parts or not plain:
+                    kind = "" if plain else ", a link or another special file"
                     raise ValueError(f"shard {url}: {member.name!r}{kind}; expected plain files with relative names")
                 stem, _, ending = name.name.partition(".")
                 if (found := str(name.parent / stem)) != key:
@@ -313,8 +314,10 @@ def _is_index(url: str) -> bool:
 
 def _expand(pattern: str) -> list[str]:
     if "{" in pattern:
-        from braceexpand import braceexpand
-
+        try:
+            from braceexpand import braceexpand
+        except ImportError as error:
+            raise ValueError(f"{pattern}: patterns with braces need webdataset; pip install webdataset") from error
         return [url for one in braceexpand(pattern) for url in _expand(one)]
     if REMOTE.match(pattern) or not glob.has_magic(pattern) or os.path.exists(pattern):
         return [pattern]
@@ -352,7 +355,7 @@ def _read_index(url: str) -> dict[str, tuple[int, np.ndarray]]:
                 raise ValueError(f"shard {name!r} of {num_bytes!r} bytes, expected NAME.tar and a whole number")
             if regions.ndim != 1 or regions.dtype.kind != "i" or not regions.size or (regions < 1).any():
                 raise ValueError(f"regions of {name}: expected whole numbers of at least 1")
-            result[name] = num_bytes, regions.astype(np.int32)
+            result[name] = num_bytes, regions.astype(np.int64)
         return result
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(

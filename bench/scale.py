@@ -1,0 +1,419 @@
+"""Records at Visual Genome's size: opened, passed through, streamed, converted; each beside a plain way and a floor.
+
+    python -m bench.scale            108,000 images with 5.4 million regions; ten minutes, 6 GB of memory, 3 GB of disk
+    python -m bench.scale --small    a fiftieth: shows that all runs
+    python -m bench.scale open pass  some of it
+
+Memory is what a fresh process has above its imports: RSS counts what is mapped of files, USS what is its own alone.
+Times of conversions are CPU seconds of one process less those of a file of ten regions, so imports do not count.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+REGIONS_AN_IMAGE = 50
+CAPTION = "the clock on the wall is green in colour"
+HW = (600, 800)
+Rows = Iterator[tuple[str, str, str]]  # what, measured, in comparison
+
+
+# ---------------------------------------------------------------------------------------------- generated data
+
+
+def write_arrow(path: Path, num_images: int) -> None:
+    """Records of Visual Genome's kind, made column by column."""
+    import pyarrow as pa
+
+    from dynrefer.data.schema import save_tables
+
+    def repeated(values: list, count: int, kind: pa.DataType) -> pa.Array:
+        offsets = np.arange(0, len(values) * count + 1, len(values), dtype=np.int32)
+        return pa.ListArray.from_arrays(offsets, pa.array(values * count, kind))
+
+    def tables() -> Iterator[pa.Table]:
+        for start in range(0, num_images, 160):
+            images = range(start, min(start + 160, num_images))
+            count = len(images) * REGIONS_AN_IMAGE
+            numbers = range(start * REGIONS_AN_IMAGE, start * REGIONS_AN_IMAGE + count)
+            entry = pa.struct([("name", pa.string()), ("value", pa.int8())])
+            columns = {
+                "id": [f"vg-{2407890 + number}" for number in numbers],
+                "image": [f"VG_100K/{image}.jpg" for image in images for _ in range(REGIONS_AN_IMAGE)],
+                "image_hw": repeated(list(HW), count, pa.int32()),
+                "box": repeated([10.0, 20.0, 110.0, 220.0], count, pa.float64()),
+                "mask": pa.nulls(count, pa.string()),
+                "captions": repeated([CAPTION], count, pa.string()),
+                "tags": repeated(["clock", "wall"], count, pa.string()),
+                "attributes": pa.ListArray.from_arrays(np.zeros(count + 1, np.int32), pa.array([], entry)),
+                "category": ["clock"] * count,
+                "source": ["visual-genome-1.2"] * count,
+                "licence": ["CC-BY-4.0"] * count,
+                "split": ["train"] * count,
+            }
+            yield pa.table(columns)
+
+    save_tables(path, tables())
+
+
+def write_images(folder: Path, names: list[str]) -> Path:
+    """One JPEG of Visual Genome's usual size under many names."""
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 255, (75, 100, 3), dtype=np.uint8)
+    first = folder / names[0]
+    first.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise).resize(HW[::-1], Image.Resampling.BICUBIC).save(first, quality=90)
+    for name in names[1:]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.link(first, folder / name)
+    return folder
+
+
+def write_coco(path: Path, num_images: int, mask: str = "") -> None:
+    """COCO JSON of the same regions, as one writes it: with boxes alone, "polygons" or "run lengths"."""
+    corners = [10.5 + 7 * k % 300 for k in range(48)]
+    masks = {
+        "": "",
+        "polygons": f', "segmentation": [{corners}]',
+        "run lengths": f', "segmentation": {{"size": [600, 800], "counts": "{"Wl0" + "01O2N" * 40}"}}',
+    }
+    with open(path, "w", encoding="utf-8") as file:
+        file.write('{"images": [')
+        for image in range(num_images):
+            file.write(f'{", " * (image > 0)}{{"id": {image}, ')
+            file.write(f'"file_name": "{image:012d}.jpg", "height": {HW[0]}, "width": {HW[1]}}}')
+        file.write('], "annotations": [')
+        for number in range(num_images * REGIONS_AN_IMAGE):
+            file.write(f'{", " * (number > 0)}{{"id": {number}, "image_id": {number // REGIONS_AN_IMAGE}, ')
+            file.write('"category_id": 1, "bbox": [10.0, 20.0, 100.0, 200.0], "area": 20000.0, "iscrowd": 0, ')
+            file.write(f'"caption": "{CAPTION}"{masks[mask]}}}')
+        file.write('], "categories": [{"id": 1, "name": "clock"}]}')
+
+
+def write_visual_genome(folder: Path, num_images: int) -> None:
+    """region_descriptions.json, image_data.json and densecap_splits.json as they are published."""
+    with open(folder / "region_descriptions.json", "w", encoding="utf-8") as file:
+        for image in range(1, num_images + 1):
+            regions = [
+                f'{{"region_id": {image * 1000 + k}, "width": 100, "height": 200, "image_id": {image}, '
+                f'"phrase": "{CAPTION}", "y": 20, "x": 10}}'
+                for k in range(REGIONS_AN_IMAGE)
+            ]
+            file.write(f'{"[" if image == 1 else ", "}{{"regions": [{", ".join(regions)}], "id": {image}}}')
+        file.write("]")
+    url = "https://cs.stanford.edu/people/rak248/VG_100K/{}.jpg"
+    entry = {"width": HW[1], "height": HW[0], "coco_id": None, "flickr_id": None}
+    images = [{"image_id": image, "url": url.format(image), **entry} for image in range(1, num_images + 1)]
+    (folder / "image_data.json").write_text(json.dumps(images))
+    splits = {"train": list(range(1, num_images + 1)), "val": [], "test": []}
+    (folder / "densecap_splits.json").write_text(json.dumps(splits))
+
+
+# ---------------------------------------------------------------------------------------------- fresh processes
+
+
+def in_fresh_process(probe: Callable[..., dict], *arguments) -> dict:
+    """What a probe of this file returns, run in a Python that has imported nothing yet."""
+    command = [sys.executable, "-m", "bench.scale", "--probe", probe.__name__, *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def memory() -> np.ndarray:
+    """(RSS, USS) of this process in MB."""
+    import psutil
+
+    found = psutil.Process().memory_full_info()
+    return np.array([found.rss, found.uss]) / 1e6
+
+
+def probe_records(path: str, warm: str) -> dict:
+    """Opens records and what a training run makes of them; also in a worker process."""
+    from dynrefer.data.dataset import RegionDataset
+    from dynrefer.data.loader import RegionLoader
+    from dynrefer.data.schema import open_records
+
+    def loader_of(records) -> RegionLoader:
+        return RegionLoader(RegionDataset(records, None, True, 0), 64, shuffle=True, seed=0, num_workers=0)
+
+    next(loader_of(open_records(warm)).keys(0, 0))  # pyarrow imports what it needs when it is needed
+    open_records(warm).fetch([0])
+    before, start = memory(), time.perf_counter()
+    records = open_records(path)
+    opened = time.perf_counter() - start
+    loader = loader_of(records)
+    key = next(loader.keys(0, 0))
+    ready = time.perf_counter() - start
+    held = memory() - before
+    start = time.perf_counter()
+    keys = list(zip(range(2000), loader.keys(1, 0), strict=False))
+    planned = (time.perf_counter() - start) / len(keys)
+    start = time.perf_counter()
+    num_rows = sum(len(records.fetch(arguments[0])) for _, [(_, arguments)] in keys)
+    fetched = num_rows / (time.perf_counter() - start)
+    after = memory() - before
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        worker = pool.apply(worker_memory, (records, warm, [arguments[0] for _, [(_, arguments)] in keys]))
+    assert len(key[0][1][0]) == 64
+    return {
+        "regions": len(records),
+        "opened": opened,
+        "ready": ready,
+        "held": held.tolist(),
+        "after": after.tolist(),
+        "worker": worker,
+        "plan": planned,
+        "fetch": fetched,
+    }
+
+
+def worker_memory(records, warm: str, batches: list) -> list[float]:
+    """(RSS, USS) in MB that records cost a worker after many batches, whose imports are done."""
+    import pickle
+
+    from dynrefer.data.schema import open_records
+
+    open_records(warm).fetch([0])
+    state = pickle.dumps(records)
+    del records
+    before = memory()
+    own = pickle.loads(state)
+    for indices in batches:
+        own.fetch(indices)
+    return (memory() - before).tolist()
+
+
+def probe_coco(path: str) -> dict:
+    """The same with pycocotools: its index of a COCO JSON file."""
+    import contextlib
+
+    from pycocotools.coco import COCO
+
+    before, start = memory(), time.perf_counter()
+    with contextlib.redirect_stdout(sys.stderr):
+        index = COCO(path)
+    opened = time.perf_counter() - start
+    return {"regions": len(index.anns), "opened": opened, "held": (memory() - before).tolist()}
+
+
+def probe_pass(folder: str, num_workers: int, source: str) -> dict:
+    """One epoch of a loader: seconds, and how often an image was opened."""
+    from dynrefer.data import dataset as dataset_module
+    from dynrefer.data.loader import RegionLoader
+    from dynrefer.data.schema import open_records
+    from dynrefer.data.shards import open_shards
+    from dynrefer.data.stream import ShardDataset, ShardLoader
+
+    opened, original = multiprocessing.Value("q"), dataset_module.open_image
+
+    def open_image(*arguments):
+        with opened:
+            opened.value += 1
+        return original(*arguments)
+
+    dataset_module.open_image = open_image
+    options = {
+        "shuffle": True,
+        "seed": 0,
+        "num_workers": int(num_workers),
+        "mp_context": "fork" if int(num_workers) else None,
+    }
+    if source == "shards":
+        loader = ShardLoader(ShardDataset(open_shards(folder), Boxes(), True, 0), 64, **options)
+    else:
+        loader = RegionLoader(dataset_module.RegionDataset(open_records(folder), Boxes(), True, 0), 64, **options)
+    start = time.perf_counter()
+    num_regions = sum(len(batch) for batch in loader.epoch(0))
+    return {"seconds": time.perf_counter() - start, "regions": num_regions, "opened": opened.value}
+
+
+class Boxes:
+    """A stand-in for a processor that costs nothing: what is left is the way of the data."""
+
+    def samples(self, image, regions, generators, train):
+        return [{"box": region.box} for region in regions]
+
+    def collate(self, samples):
+        return np.array([sample["box"] for sample in samples])
+
+
+def cpu_of(command: list[str]) -> tuple[float, float]:
+    """(CPU seconds, MB at most) of a command."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit status {process.returncode}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3
+
+
+# ---------------------------------------------------------------------------------------------- sections
+
+
+def opening(folder: Path, num_images: int) -> Rows:
+    """A record file opened, up to the first batch of an epoch, beside pycocotools' index of the same as COCO JSON."""
+    write_arrow(folder / "warm", 10)
+    write_arrow(folder / "arrow", num_images)
+    file = next((folder / "arrow").glob("*.arrow"))
+    start = time.perf_counter()
+    with open(file, "rb") as stream:
+        while stream.read(1 << 22):
+            pass
+    seconds = time.perf_counter() - start
+    yield (
+        "floor: the file read through",
+        f"{seconds:.2f} s",
+        f"{file.stat().st_size / 1e9:.2f} GB, in the system's cache",
+    )
+    write_coco(folder / "coco.json", num_images)
+    plain = in_fresh_process(probe_coco, folder / "coco.json")
+    os.remove(folder / "coco.json")
+    rss, uss = plain["held"]
+    yield "pycocotools' index: made", f"{plain['opened']:.1f} s", f"{plain['regions']:,} regions"
+    yield "  memory", f"RSS {rss:,.0f}, USS {uss:,.0f} MB", ""
+    others = folder / "others.arrow"
+    os.link(file, others)
+    for name, path in (("folder of save_arrow", folder / "arrow"), ("its rows alone", others)):
+        found = in_fresh_process(probe_records, path, folder / "warm")
+        yield f"{name}: opened", f"{found['opened']:.2f} s", f"{found['regions']:,} regions, ids known to be unique"
+        yield "  ready for batches", f"{found['ready']:.2f} s", "images known, first batch planned"
+        for what, key in (("memory then", "held"), ("after 2,000 batches", "after"), ("in a worker", "worker")):
+            rss, uss = found[key]
+            yield f"  {what}", f"RSS {rss:.0f}, USS {uss:.0f} MB", ""
+        yield "  a batch planned", f"{found['plan'] * 1e6:.0f} us", "64 regions"
+        yield "  records read", f"{found['fetch']:,.0f} /s", "image by image, in random order"
+
+
+def passing(folder: Path, num_images: int) -> Rows:
+    """A pass over 100,000 regions: how often an image is opened, and how long it takes beside opening alone."""
+    from dynrefer.data.schema import open_records
+    from dynrefer.data.shards import write_shards
+    from dynrefer.images import open_image
+
+    num_images = min(num_images, 2000)
+    write_arrow(folder / "records", num_images)
+    write_images(folder, [f"VG_100K/{image}.jpg" for image in range(num_images)])
+    records = open_records(folder / "records")
+    paths = [records.root / name for name in records.image_names()][: -(-num_images // 5)]
+    start = time.perf_counter()
+    for path in paths:
+        open_image(path)
+    floor = num_images / len(paths) * (time.perf_counter() - start)
+    yield "floor: images opened", f"{floor:.1f} s", f"{num_images:,} of {HW[1]} x {HW[0]}, one process, nothing else"
+    plain = floor * REGIONS_AN_IMAGE
+    yield "region by region", f"{plain:.0f} s", f"by the floor: {REGIONS_AN_IMAGE} openings an image"
+
+    def passes(source: str) -> Rows:
+        for num_workers in (0, 2):
+            found = in_fresh_process(probe_pass, folder / source, num_workers, source)
+            ratio = f"{found['regions']:,} regions, {found['opened'] / num_images:.3f} openings an image"
+            yield f"{source}, {num_workers or 'no'} worker{'s' * (num_workers > 1)}", f"{found['seconds']:.1f} s", ratio
+
+    yield from passes("records")
+    start = time.perf_counter()
+    written = write_shards(folder / "shards", records)
+    rate = written["bytes"] / (time.perf_counter() - start) / 1e6
+    yield "shards written", f"{rate:.0f} MB/s", f"{written['bytes'] / 1e6:.0f} MB"
+    yield from passes("shards")
+
+
+def converting(folder: Path, num_images: int) -> Rows:
+    """Official files to records, regions a CPU second of one process, and memory."""
+    num_images = min(num_images, 4000)
+    images = [f"VG_100K/{image}.jpg" for image in range(1, num_images + 1)]
+    images += [f"coco/{image:012d}.jpg" for image in range(num_images)]
+    write_images(folder, images)
+    for part, number in (("all", num_images), ("few", 10)):
+        (folder / part).mkdir()
+        write_visual_genome(folder / part, number)
+        for mask in ("", "polygons", "run lengths"):
+            write_coco(folder / part / f"coco {mask}.json", number, mask)
+        write_lines(folder / part / "records.jsonl", REGIONS_AN_IMAGE * number)
+
+    def visual_genome(part: str) -> list[str]:
+        place = folder / part
+        files = ["--regions", place / "region_descriptions.json", "--image-data", place / "image_data.json"]
+        files += ["--splits", place / "densecap_splits.json", "--images", folder, "--keep-shared", "--subset"]
+        return ["data_prep.visual_genome", "--set", "1.2", "--split", "train", *files]
+
+    def coco(mask: str) -> Callable[[str], list[str]]:
+        return lambda part: [
+            *("data_prep.coco", "--dataset", "own", "--split", "train", "--box-format", "xywh"),
+            *("--annotations", folder / part / f"coco {mask}.json", "--images", folder / "coco"),
+        ]
+
+    ways = {"Visual Genome": visual_genome, "COCO, boxes": coco("")}
+    ways |= {f"COCO, {mask}": coco(mask) for mask in ("polygons", "run lengths")}
+    for name, command in ways.items():
+        for ending, kind in ((".jsonl", "JSON lines"), ("", "Arrow")):
+            yield convert(name, kind, command, num_images, folder, ending)
+
+    def shard(part: str) -> list[str]:
+        return ["data_prep.shard", folder / part / "records.jsonl", "--arrow"]
+
+    yield convert("our JSON lines", "Arrow", shard, num_images, folder, "")
+
+
+def write_lines(path: Path, count: int) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        for number in range(count):
+            file.write(
+                f'{{"id": "{number}", "image": "VG_100K/{number // REGIONS_AN_IMAGE + 1}.jpg", "image_hw": [600, 800], '
+                f'"box": [10, 20, 110, 220], "captions": ["{CAPTION}"], "tags": ["clock"], "category": "clock"}}\n'
+            )
+
+
+def convert(
+    name: str, kind: str, command: Callable, num_images: int, folder: Path, ending: str
+) -> tuple[str, str, str]:
+    """One conversion as a row; CPU seconds of a few regions are taken off."""
+    seconds = {}
+    for part in ("few", "all"):
+        out = folder / f"{part} {name} {kind}{ending}"
+        seconds[part], most = cpu_of([sys.executable, "-m", *map(str, command(part)), "--out", str(out)])
+    count = num_images * REGIONS_AN_IMAGE
+    rate = count / (seconds["all"] - seconds["few"])
+    return f"{name} -> {kind}", f"{rate:,.0f} regions/s", f"{count:,} regions, {most:,.0f} MB at most, with imports"
+
+
+SECTIONS: dict[str, Callable[[Path, int], Rows]] = {"open": opening, "pass": passing, "convert": converting}
+FULL, SMALL = 108_000, 2_160  # images
+PROBES = {probe.__name__: probe for probe in (probe_records, probe_coco, probe_pass)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"sections: {', '.join(SECTIONS)}; all if none")
+    parser.add_argument("--small", action="store_true", help="a fiftieth of the size: shows that all runs")
+    parser.add_argument("--images", type=int, help=f"how many images, of {REGIONS_AN_IMAGE} regions each")
+    parser.add_argument("--folder", type=Path, help="where to write for the time being (default: the system's place)")
+    parser.add_argument("--probe", nargs="+", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.probe:
+        print(json.dumps(PROBES[args.probe[0]](*args.probe[1:])))
+        return
+    for name in args.names:
+        if name not in SECTIONS:
+            parser.error(f"no section {name!r}; there are {', '.join(SECTIONS)}")
+    num_images = args.images or (SMALL if args.small else FULL)
+    for name in args.names or SECTIONS:
+        print(f"{name}: {SECTIONS[name].__doc__}")
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            for what, measured, comparison in SECTIONS[name](Path(folder), num_images):
+                print(f"  {what:<32} {measured:>22}   {comparison}".rstrip(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
