@@ -23,6 +23,7 @@ CORE = [
     "safetensors>=0.8",
     "tokenizers>=0.23",
     "numpy>=2.4",
+    "orjson>=3.13",
     "pillow>=13",
     "pyyaml>=6.0.3",
     "pycocotools>=2.0.11",
