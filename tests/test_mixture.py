@@ -185,7 +185,7 @@ def test_only_what_has_a_weight_is_mixed(folder):
     assert isinstance(open_training([c]), Shards)
     mixture = open_training([a, Source(b, 3.0), Source(c)])
     assert isinstance(mixture, Mixture) and [source.weight for source in mixture.sources] == [1.0, 3.0, 1.0]
-    assert len(mixture) == sum(SIZES.values()) == len(list(mixture))
+    assert len(mixture) == sum(SIZES.values()) == len(list(mixture)) == mixture.licences()["", ""]
     assert isinstance(make_loader([a, Source(b, 3.0)]), MixLoader)
     with pytest.raises(ValueError, match="a.jsonl: a record file among shards; give each a weight"):
         open_training([a, c])

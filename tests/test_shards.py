@@ -52,7 +52,13 @@ def folder(tmp_path_factory):
     for k, count in enumerate(COUNTS):
         Image.fromarray(np.full((*HW, 3), 5 * k, dtype=np.uint8)).save(folder / f"{k}.png")
         regions += [
-            Region(f"{k}_{j}", f"{k}.png", HW, (1.0, 2.0, 10.0, 12.0), captions=("a tasse où",)) for j in range(count)
+            Region(
+                *(f"{k}_{j}", f"{k}.png", HW, (1.0, 2.0, 10.0, 12.0)),
+                captions=("a tasse où",),
+                source=f"made up:{j}",
+                licence="CC0" if k else "",
+            )
+            for j in range(count)
         ]
     write_records(folder / "r.jsonl", regions)
     written = write_shards(folder / "shards", open_records(folder / "r.jsonl"), max_bytes=31_000)
@@ -93,6 +99,9 @@ def ids_of(batches):
 def test_what_is_written_is_what_is_read(folder):
     records, opened = open_records(folder / "r.jsonl"), open_shards(folder / "shards")
     assert len(opened) == TOTAL and opened.counts.tolist() == list(COUNTS)
+    assert (
+        opened.licences() == records.licences() == {("made up", "CC0"): TOTAL - COUNTS[0], ("made up", ""): COUNTS[0]}
+    )
     for before, after in zip(records, opened, strict=True):
         assert {**before.to_dict(), "image": None} == {**after.to_dict(), "image": None}
     for number, encoded in opened.read(range(40)):
@@ -206,6 +215,7 @@ def test_addresses_without_shards_are_errors(folder, monkeypatch, source, rule):
         ({"regions": [1, 0]}, "at least 1"),
         ({"regions": []}, "at least 1"),
         ({"regions": [1.5]}, "whole numbers"),
+        ({"licences": 3}, "no index"),
         ({"regions": [True]}, "whole numbers"),
         ({"regions": [10**30]}, "whole numbers"),
     ],
@@ -267,7 +277,7 @@ def test_hostile_members_are_refused(tmp_path, name, kind, rule):
             info.type, info.linkname = kind, "/etc/passwd"
         tar.addfile(info, io.BytesIO(b""))
     size = (tmp_path / "shard-000000.tar").stat().st_size
-    entry = {"name": "shard-000000.tar", "bytes": size, "regions": [1]}
+    entry = {"name": "shard-000000.tar", "bytes": size, "regions": [1], "licences": []}
     (tmp_path / "index.json").write_text(json.dumps({"format": "dynrefer-shards-1", "shards": [entry]}))
     with pytest.raises(ValueError, match=f"shard-000000.tar: .*{rule}"):
         list(open_shards(tmp_path))
@@ -292,7 +302,7 @@ def test_samples_of_another_form_are_errors(tmp_path, files, rule):
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     size = (tmp_path / "shard-000000.tar").stat().st_size
-    entry = {"name": "shard-000000.tar", "bytes": size, "regions": [1]}
+    entry = {"name": "shard-000000.tar", "bytes": size, "regions": [1], "licences": []}
     (tmp_path / "index.json").write_text(json.dumps({"format": "dynrefer-shards-1", "shards": [entry]}))
     with pytest.raises(ValueError, match=rule):
         list(open_shards(tmp_path))

@@ -11,6 +11,7 @@ Who comes when is fixed by the weights alone: after any number of draws every da
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import accumulate
@@ -31,6 +32,10 @@ class Mixture:
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
+
+    def licences(self) -> Counter:
+        """{(source, licence): number of its regions}, as RegionRecords has it."""
+        return sum((part.licences() for part in self.parts), Counter())
 
     def __iter__(self) -> Iterator[Region]:
         for part in self.parts:

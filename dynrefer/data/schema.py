@@ -217,7 +217,7 @@ class RegionRecords(Sequence):
 
     def licences(self) -> Counter:
         """{(source, licence): number of its records}; what stands behind a colon in a source is left out."""
-        return _licences((region.source, region.licence) for region in self)
+        return licences_of((region.source, region.licence) for region in self)
 
     def subset(self, indices: Sequence[int]) -> "RegionRecords":
         """Some of the records, in the order given."""
@@ -315,16 +315,16 @@ class ArrowRecords(RegionRecords):
         return ImageGroups.from_codes(renumbered(codes[rows]))
 
     def licences(self) -> Counter:
-        if len(self) < self._table.num_rows:
+        if not isinstance(self._rows, range):
             return super().licences()
         names = [name for name in ("source", "licence") if name in self._table.column_names]
+        if not names:
+            return Counter({("", ""): len(self)})
+        rows = self._table.select(names).slice(self._rows.start, len(self))
         found: Counter = Counter()
-        for batch in self._batches:
-            columns = [
-                batch.column(name).to_pylist() if name in names else [""] * batch.num_rows
-                for name in ("source", "licence")
-            ]
-            found += _licences(zip(*columns, strict=True))
+        for row in rows.group_by(names).aggregate([([], "count_all")]).to_pylist():
+            (pair,) = licences_of([(row.get("source"), row.get("licence"))])
+            found[pair] += row["count_all"]
         self._release()
         return found
 
@@ -454,7 +454,7 @@ class JoinedRecords(RegionRecords):
         return JoinedRecords(self.parts, places if isinstance(self._indices, range) else self._indices[places])
 
 
-def _licences(pairs: Iterable[tuple[str | None, str | None]]) -> Counter:
+def licences_of(pairs: Iterable[tuple[str | None, str | None]]) -> Counter:
     return Counter(((source or "").partition(":")[0], licence or "") for source, licence in pairs)
 
 

@@ -2,10 +2,11 @@
 
     data/vg_shards/shard-000000.tar     000000000.jpg  000000000.json  000000001.jpg  ...
     data/vg_shards/shard-000001.tar
-    data/vg_shards/index.json           {"format", "shards": [{"name", "bytes", "regions": [of each image, ...]}]}
+    data/vg_shards/index.json           {"format", "shards": [{"name", "bytes", "regions", "licences"}, ...]}
 
 One sample is one image: its file as it was, and its regions as JSON, {"regions": [record, ...]}. The index says how
-many regions every image has, so that an epoch can be planned, split and resumed before a shard is opened.
+many regions every image has, so that an epoch can be planned, split and resumed before a shard is opened, and how many
+are of which source and licence.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import re
 import shlex
 import tarfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,7 +26,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import orjson
 
-from dynrefer.data.schema import Region, RegionRecords, atomic_path
+from dynrefer.data.schema import Region, RegionRecords, atomic_path, licences_of
 
 INDEX = "index.json"
 FORMAT = "dynrefer-shards-1"
@@ -59,11 +61,11 @@ class EncodedImage:
 class Shards:
     """Opened shards: where they are and what they hold. Iterating reads all of them and gives their regions.
 
-    urls: of the shards; counts: of each, the regions of its images.
+    urls: of the shards; counts: of each, the regions of its images; licences: regions by source and licence.
     """
 
-    def __init__(self, path: str, urls: Sequence[str], counts: Sequence[np.ndarray]):
-        self.path, self.urls = path, list(urls)
+    def __init__(self, path: str, urls: Sequence[str], counts: Sequence[np.ndarray], licences: Counter):
+        self.path, self.urls, self._licences = path, list(urls), licences
         self.first_image = np.cumsum([0, *map(len, counts)])  # of each shard, (S + 1,)
         self.counts = np.concatenate(counts)  # regions of every image, (G,)
         self.first_region = np.concatenate([[0], np.cumsum(self.counts)])  # of each image, (G + 1,)
@@ -71,6 +73,10 @@ class Shards:
     def __len__(self) -> int:
         """Regions."""
         return int(self.first_region[-1])
+
+    def licences(self) -> Counter:
+        """{(source, licence): number of its regions}, as RegionRecords has it."""
+        return Counter(self._licences)
 
     def __iter__(self) -> Iterator[Region]:
         for image, encoded in self.read(range(len(self.counts))):
@@ -108,22 +114,23 @@ def open_shards(source: str | os.PathLike | Sequence[str | os.PathLike]) -> Shar
     Raises ValueError for an index that is missing or damaged, shards that it does not list, local shards of another
     size than it says.
     """
-    urls, counts, indices = [], [], {}
+    urls, counts, indices, licences = [], [], {}, Counter()
     for one in [source] if isinstance(source, (str, os.PathLike)) else source:
         for place, chosen in _addresses(os.fspath(one)):
             known = indices[place] = indices.get(place) or _read_index(place)
             for name in known if chosen is None else [chosen]:
                 if name not in known:
                     raise ValueError(f"{place} does not list {name}; name its shards, or copy their index beside them")
-                num_bytes, regions = known[name]
+                num_bytes, regions, own = known[name]
                 urls.append(_sibling(place, name))
                 counts.append(regions)
+                licences += own
                 _check_size(urls[-1], num_bytes)
     if len(set(urls)) != len(urls):
         raise ValueError(f"{source}: a shard is named twice; name each once")
     if not urls:
         raise ValueError(f"{source}: no shards; `python -m data_prep.shard` writes them")
-    return Shards(str(source), urls, counts)
+    return Shards(str(source), urls, counts, licences)
 
 
 def write_shards(
@@ -183,7 +190,7 @@ def _write_all(folder: Path, samples: Iterable[tuple[int, tuple]], max_bytes: in
     for shard in range(10**6):
         if waiting is None:
             return
-        name, counts = f"shard-{shard:06d}.tar", []
+        name, counts, licences = f"shard-{shard:06d}.tar", [], Counter()
         with open(folder / name, "wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                 while waiting is not None:
@@ -200,10 +207,12 @@ def _write_all(folder: Path, samples: Iterable[tuple[int, tuple]], max_bytes: in
                         tar.addfile(info, io.BytesIO(data))
                     tar.members = []  # it would keep all names
                     counts.append(len(regions))
+                    licences += licences_of((region.source, region.licence) for region in regions)
                     waiting = next(samples, None)
             file.flush()
             os.fsync(file.fileno())
-        yield {"name": name, "bytes": (folder / name).stat().st_size, "regions": counts}
+        rows = [[source, licence, count] for (source, licence), count in licences.most_common()]
+        yield {"name": name, "bytes": (folder / name).stat().st_size, "regions": counts, "licences": rows}
 
 
 def _in_tar(data: bytes) -> int:
@@ -341,8 +350,8 @@ def _sibling(url: str, name: str) -> str:
     return f"{start}{name}{end}"
 
 
-def _read_index(url: str) -> dict[str, tuple[int, np.ndarray]]:
-    """{shard name: (bytes, regions of its images)}."""
+def _read_index(url: str) -> dict[str, tuple[int, np.ndarray, Counter]]:
+    """{shard name: (bytes, regions of its images, regions by source and licence)}."""
     try:
         with contextlib.closing(_open(url)) as stream:
             content = json.loads(stream.read())
@@ -355,7 +364,8 @@ def _read_index(url: str) -> dict[str, tuple[int, np.ndarray]]:
                 raise ValueError(f"shard {name!r} of {num_bytes!r} bytes, expected NAME.tar and a whole number")
             if regions.ndim != 1 or regions.dtype.kind != "i" or not regions.size or (regions < 1).any():
                 raise ValueError(f"regions of {name}: expected whole numbers of at least 1")
-            result[name] = num_bytes, regions.astype(np.int64)
+            licences = Counter({(source, licence): count for source, licence, count in shard["licences"]})
+            result[name] = num_bytes, regions.astype(np.int64), licences
         return result
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
