@@ -11,10 +11,12 @@ from PIL import Image
 from dynrefer.config import load_config
 from dynrefer.data import Region, open_records, save_arrow, write_records
 from dynrefer.data.batch import RegionBatch
-from dynrefer.data.loader import DataConfig, RegionLoader, Source
+from dynrefer.data.loader import ANNOTATIONS, DataConfig, RegionLoader, Source
 from dynrefer.data.mixture import MixLoader, Mixture, counts_after, draws, open_training, training_loader
 from dynrefer.data.shards import Shards, write_shards
 from dynrefer.data.stream import ShardLoader
+from dynrefer.models.dynrefer.model import TASKS
+from tests import small
 from tests.tiny import load_tiny, tiny_family, write_squares
 from train.run import RunConfig, main
 
@@ -166,6 +168,27 @@ def test_in_a_mixed_batch_each_region_trains_the_tasks_of_its_data_set(folder, n
                 "categories": batch.categories[row] >= 0,
             }
             assert [task for task, found in known.items() if found] == tasks[name[0]]
+
+
+@pytest.mark.parametrize("left_out", [["captions"], ["captions", "tags", "attributes"], list(ANNOTATIONS)])
+def test_a_real_model_trains_on_a_batch_whose_other_targets_are_left_out(left_out):
+    model, processor = small.model(view_text=True)
+    model.tasks = TASKS
+    model.train()
+
+    def without_gradient(losses):
+        model.zero_grad()
+        sum(losses.values()).backward()
+        return [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+    batch = processor.collate(processor.samples(small.picture(), small.regions(), small.generators(), True))
+    words, unused = batch.prompt_ids.clone(), without_gradient(model(batch))
+    batch.leave_out(left_out)
+    counts = batch.counts()
+    losses = model(batch)
+    assert all((counts[task] > 0) == (float(losses[task].detach()) > 0) for task in TASKS if task != "view_text")
+    assert without_gradient(losses) == unused  # nothing drops out of the graph, as DDP wants it
+    assert torch.equal(batch.prompt_ids, words)
 
 
 def test_batches_that_cannot_leave_tasks_out_are_refused(folder):

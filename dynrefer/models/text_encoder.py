@@ -24,4 +24,6 @@ class TextEncoder(nn.Module):
 
         The tower is causal and pools at the end token, so padding after it changes nothing; no mask is needed.
         """
+        if not len(text_ids):  # a batch without captions; the tower stays in the graph, as DDP wants it
+            return self.model(input_ids=text_ids.new_ones(1, 1)).text_embeds[:0]
         return self.model(input_ids=text_ids).text_embeds
