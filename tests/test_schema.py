@@ -162,7 +162,7 @@ def test_every_format_gives_the_same_records(record_file):
     records = open_records(record_file)
     assert len(records) == 5 and list(records) == regions() and records[-1] == regions()[-1]
     assert records.root == record_file.parent
-    assert records.image_path(1) == record_file.parent / "images" / "a.png"
+    assert records.image_path(1) == records.image_path(-1) == record_file.parent / "images" / "a.png"
     assert records.image_groups() == [[0, 3], [1, 4], [2]]
     with pytest.raises(IndexError):
         records[5]

@@ -198,7 +198,7 @@ class RegionRecords(Sequence):
 
     def image_path(self, index: int) -> Path:
         """Where the image of one region lies."""
-        return self.fetch([index])[0][0]
+        return self.fetch([range(len(self))[index]])[0][0]
 
     def images(self) -> list[str]:
         """The image of every record, (N,), without reading the rest of them where the format allows it."""
