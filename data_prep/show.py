@@ -11,13 +11,9 @@ order; the same seed gives the same page.
 """
 
 import argparse
-import base64
-import html
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,6 +21,7 @@ from PIL import Image
 from dynrefer.commands import run_command
 from dynrefer.data.schema import Region, RegionRecords, atomic_path, open_records
 from dynrefer.images import open_image
+from dynrefer.pages import outline, picture_uri, text
 from dynrefer.views import crop_views
 
 SCALES = (0.0, 0.4, 1.0)  # of the views that are shown
@@ -63,9 +60,9 @@ def show(
         **({"seed": seed} if len(drawn) < len(found) else {}),
     }
     page = PAGE.format(
-        title=_text(records.path),
+        title=text(records.path),
         style=STYLE,
-        facts="".join(f"<span>{_text(name)} <b>{_text(value)}</b></span>" for name, value in facts.items()),
+        facts="".join(f"<span>{text(name)} <b>{text(value)}</b></span>" for name, value in facts.items()),
         cards="\n".join(_card(records.root / region.image, region) for region in regions),
     )
     with atomic_path(path) as temporary:
@@ -121,11 +118,11 @@ def _card(path: Path, region: Region) -> str:
         "split": region.split,
         "licence": region.licence,
     }
-    rows = "".join(f"<dt>{name}</dt><dd>{_text(value)}</dd>" for name, value in facts.items() if value)
-    category = f'<span class="category">{_text(region.category)}</span>' if region.category is not None else ""
-    problems = "".join(f'<p class="note">{_text(note)}</p>' for note in notes)
+    rows = "".join(f"<dt>{name}</dt><dd>{text(value)}</dd>" for name, value in facts.items() if value)
+    category = f'<span class="category">{text(region.category)}</span>' if region.category is not None else ""
+    problems = "".join(f'<p class="note">{text(note)}</p>' for note in notes)
     return (
-        f'<article>{pictures}<div class="words"><header>{category}<code>{_text(region.id)}</code></header>{problems}'
+        f'<article>{pictures}<div class="words"><header>{category}<code>{text(region.id)}</code></header>{problems}'
         f'{_captions(region.captions)}{_words(region)}<dl class="facts">{rows}</dl></div></article>'
     )
 
@@ -143,23 +140,15 @@ def _pictures(image: np.ndarray, region: Region, notes: list[str]) -> str:
     views, cropped, inner = crop_views(image, np.array([region.box]) * scale, np.array([SCALES]), VIEW_PIXELS)
     drawn, cells = "", ""
     for t, view, place, box in zip(SCALES, views[0], cropped[0], inner[0], strict=True):
-        region_box = _outline(box, (VIEW_PIXELS, VIEW_PIXELS), "region") if t else ""
+        region_box = outline(box, (VIEW_PIXELS, VIEW_PIXELS), "region") if t else ""
         picture = f'<img alt="" src="{_jpeg_uri(view.transpose(1, 2, 0))}">'
         cells += f"<figure><div>{picture}{region_box}</div><figcaption>t = {t:g}</figcaption></figure>"
-        drawn += _outline(place, image.shape[:2], "view", f"t = {t:g}") if 0 < t < 1 else ""
-    drawn += _outline(region.box, region.image_hw, "region")
+        drawn += outline(place, image.shape[:2], "view", f"t = {t:g}") if 0 < t < 1 else ""
+    drawn += outline(region.box, region.image_hw, "region")
     return (
         f'<div class="picture"><div style="--aspect:{image.shape[1] / image.shape[0]:.4f}">'
         f'<img alt="" src="{_jpeg_uri(_shrunk(image))}">{mask}{drawn}</div></div><div class="views">{cells}</div>'
     )
-
-
-def _outline(box: Sequence[float], image_hw: tuple[int, int], kind: str, label: str = "") -> str:
-    """A box in per cent of what it lies on."""
-    height, width = image_hw
-    inset = (box[1] / height, 1 - box[2] / width, 1 - box[3] / height, box[0] / width)
-    place = " ".join(f"{100 * side:.2f}%" for side in inset)
-    return f'<i class="{kind}" style="inset:{place}">{f"<small>{label}</small>" if label else ""}</i>'
 
 
 def _shrunk(image: np.ndarray) -> np.ndarray:
@@ -169,9 +158,7 @@ def _shrunk(image: np.ndarray) -> np.ndarray:
 
 
 def _jpeg_uri(pixels: np.ndarray) -> str:
-    data = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(data, "JPEG", quality=84, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+    return picture_uri(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
 def _mask_uri(mask: np.ndarray) -> str:
@@ -187,15 +174,13 @@ def _mask_uri(mask: np.ndarray) -> str:
     levels = np.where(core, 1, np.where(inside, 2, 0)).astype(np.uint8)
     result = Image.fromarray(levels).convert("P")
     result.putpalette([0, 0, 0, *MASK_COLOUR, *MASK_COLOUR])
-    data = io.BytesIO()
-    result.save(data, "PNG", transparency=bytes([0, 84, 255]), optimize=True)
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    return picture_uri(result, "png", transparency=bytes([0, 84, 255]))
 
 
 def _captions(captions: Sequence[str]) -> str:
     if not captions:
         return ""
-    items = "".join(f"<li>{_text(caption)}</li>" for caption in captions[:MAX_CAPTIONS])
+    items = "".join(f"<li>{text(caption)}</li>" for caption in captions[:MAX_CAPTIONS])
     more = len(captions) - MAX_CAPTIONS
     return f"<ul>{items}</ul>" + (f'<p class="more">and {more} more</p>' if more > 0 else "")
 
@@ -211,13 +196,9 @@ def _words(region: Region) -> str:
 
 
 def _chips(words: Sequence[str], kind: str) -> str:
-    chips = "".join(f'<span class="chip {kind}">{_text(word)}</span>' for word in words[:MAX_WORDS])
+    chips = "".join(f'<span class="chip {kind}">{text(word)}</span>' for word in words[:MAX_WORDS])
     more = len(words) - MAX_WORDS
     return chips + (f'<span class="more">and {more:,} more</span>' if more > 0 else "")
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
 
 
 # --- the page ------------------------------------------------------------------------------------------------------

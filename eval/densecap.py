@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from .captions import meteor_scores
 
@@ -20,18 +19,26 @@ MIN_METEORS = (0, 0.05, 0.1, 0.15, 0.2, 0.25)  # a caption must score more than 
 @dataclass(frozen=True)
 class Rules:
     """What differs between evaluators. pixels: added to a box's width and height when predictions are compared with
-    the ground truth; recalls: the recalls at which precision is read; dtype: in which precision and recall are kept."""
+    the ground truth; recalls: gives the recalls at which precision is read; dtype: in which precision and recall are
+    kept."""
 
     pixels: float
-    recalls: np.ndarray
+    recalls: Callable[[], np.ndarray]
     dtype: type
+
+
+def torch_recalls() -> np.ndarray:
+    """0, 0.01 ... 0.99 as torch has them: NumPy's differ in the last bit."""
+    import torch
+
+    return torch.arange(0, 1, 0.01).numpy()
 
 
 RULES = {
     # the port that the papers since 2019 use; recalls below 1 and float32 throughout
-    "python": Rules(0.0, torch.arange(0, 1, 0.01).numpy(), np.float32),  # NumPy's differ in the last bit
+    "python": Rules(0.0, torch_recalls, np.float32),
     # the evaluator of the paper, in Lua
-    "lua": Rules(1.0, np.arange(101) / 100, np.float64),
+    "lua": Rules(1.0, lambda: np.arange(101) / 100, np.float64),
 }
 
 
@@ -215,8 +222,9 @@ def _average_precision(right: np.ndarray, ranks: np.ndarray, num_objects: int, r
     recall = right.astype(rules.dtype) / rules.dtype(num_objects)
     precision = right.astype(rules.dtype) / ranks.astype(rules.dtype)
     best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
-    places = np.searchsorted(recall, rules.recalls.astype(rules.dtype))
-    return float(np.append(best_from_here, 0.0)[places].astype(np.float64).sum() / len(rules.recalls))
+    recalls = rules.recalls().astype(rules.dtype)
+    places = np.searchsorted(recall, recalls)
+    return float(np.append(best_from_here, 0.0)[places].astype(np.float64).sum() / len(recalls))
 
 
 def _iou(a: np.ndarray, b: np.ndarray, pixels: float = 0.0) -> np.ndarray:

@@ -9,9 +9,6 @@ RUN/log.jsonl and the sweep of `python -m eval.views` are shown where they are.
 """
 
 import argparse
-import base64
-import html
-import io
 import json
 import math
 import os
@@ -22,6 +19,7 @@ from typing import Any
 
 from dynrefer.commands import run_command
 from dynrefer.data.schema import Region, RegionRecords, RegionResult, atomic_path, open_records
+from dynrefer.pages import outline, picture_uri, text
 
 from .plots import averaged, bins_chart, by_size, calibration, chart
 from .predict import read_predictions
@@ -86,8 +84,8 @@ def report(
         sections.append(_section("Best regions", cards.grid(best), lead=f"Highest {ranking}."))
         sections.append(_section("Worst regions", cards.grid(worst), lead=f"Lowest {ranking}."))
     sections.append(_section("How this was measured", _details(scores)))
-    lead = f"<p>{_text(notes)}</p>" if notes else ""
-    page = PAGE.format(title=_text(title), style=STYLE, lead=lead, facts=_facts(scores), body="\n".join(sections))
+    lead = f"<p>{text(notes)}</p>" if notes else ""
+    page = PAGE.format(title=text(title), style=STYLE, lead=lead, facts=_facts(scores), body="\n".join(sections))
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return Path(path)
@@ -96,13 +94,9 @@ def report(
 # --- parts of the page ---------------------------------------------------------------------------------------------
 
 
-def _text(value: Any) -> str:
-    return html.escape(str(value))
-
-
 def _section(title: str, *content: str, lead: str = "") -> str:
     lead = f'<p class="lead">{lead}</p>' if lead else ""
-    return f"<section><h2>{_text(title)}</h2>{lead}{''.join(content)}</section>"
+    return f"<section><h2>{text(title)}</h2>{lead}{''.join(content)}</section>"
 
 
 def _facts(scores: Mapping[str, Any]) -> str:
@@ -112,12 +106,12 @@ def _facts(scores: Mapping[str, Any]) -> str:
         "Regions": f"{scores['regions']:,}",
         "Date": scores["date"][:10],
     }
-    return "".join(f"<span><b>{_text(name)}</b> {_text(value)}</span>" for name, value in facts.items())
+    return "".join(f"<span><b>{text(name)}</b> {text(value)}</span>" for name, value in facts.items())
 
 
 def _headlines(corpus: Mapping[str, float]) -> str:
     names = [name for name in HEADLINES if name in corpus] or [name for name in corpus if "/" not in name][:4]
-    tiles = (f'<div class="tile"><strong>{corpus[n]:.3f}</strong><span>{_text(n)}</span></div>' for n in names)
+    tiles = (f'<div class="tile"><strong>{corpus[n]:.3f}</strong><span>{text(n)}</span></div>' for n in names)
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
@@ -138,12 +132,12 @@ def _score_table(scores: Mapping[str, Any], views: Mapping[str, Any] | None) -> 
         values = [row.get(name) for row in columns.values()]
         highest = _full_bar(values)
         cells = _own(scores, name, highest) + "".join(_cell(value, highest) for value in values[1:])
-        body += f"<tr><th>{_text(name)}</th>{cells}</tr>"
-    head = "".join(f"<th>{_text(name)}</th>" for name in columns)
+        body += f"<tr><th>{text(name)}</th>{cells}</tr>"
+    head = "".join(f"<th>{text(name)}</th>" for name in columns)
     kinds = {n.partition("/")[2]: v for n, v in scores["scores"].items() if n.startswith("attribute mAP/")}
     by_kind = ""
     if kinds:
-        cells = "".join(f"<span><b>{value:.2f}</b> {_text(kind)}</span>" for kind, value in kinds.items())
+        cells = "".join(f"<span><b>{value:.2f}</b> {text(kind)}</span>" for kind, value in kinds.items())
         by_kind = f'<p class="kinds">Attribute mAP by kind: {cells}</p>'
     table = f'<div class="wide"><table class="scores"><tr><th></th>{head}</tr>{body}</table></div>'
     return _intervals_lead(scores) + table + by_kind
@@ -160,7 +154,7 @@ def _intervals_lead(scores: Mapping[str, Any]) -> str:
     for name, why in scores.get("no_interval", {}).items():
         reasons.setdefault(why, []).append(name)
     sentences += [f"No interval of {', '.join(names)}: {why}." for why, names in reasons.items()]
-    return f'<p class="lead">{_text(" ".join(sentences))}</p>' if sentences else ""
+    return f'<p class="lead">{text(" ".join(sentences))}</p>' if sentences else ""
 
 
 def _full_bar(values: Sequence[float | None]) -> float:
@@ -196,8 +190,8 @@ def _published(scores: Mapping[str, Any]) -> str:
     body = f"<tr><th class=own>this model</th>{own}<td class=source>measured here</td></tr>"
     for row in task.published:
         cells = "".join(_cell(row.scores.get(name), highest[name]) for name in names)
-        body += f"<tr><th>{_text(row.model)}</th>{cells}<td class=source>{_text(row.source)}</td></tr>"
-    head = "".join(f"<th>{_text(name)}</th>" for name in names)
+        body += f"<tr><th>{text(row.model)}</th>{cells}<td class=source>{text(row.source)}</td></tr>"
+    head = "".join(f"<th>{text(name)}</th>" for name in names)
     lead = "As others report them, with the place where they were read; they were not measured here."
     whole = scores.get("regions_of_task")
     if whole not in (None, scores["regions"]):
@@ -211,7 +205,7 @@ def _published(scores: Mapping[str, Any]) -> str:
 
 def _left_out(scores: Mapping[str, Any]) -> str:
     return "".join(
-        f'<p class="lead">Not computed: {_text(name)}: {_text(why)}.</p>' for name, why in scores["left_out"].items()
+        f'<p class="lead">Not computed: {text(name)}: {text(why)}.</p>' for name, why in scores["left_out"].items()
     )
 
 
@@ -244,18 +238,18 @@ def _views(views: Mapping[str, Any]) -> str:
         charts.append(chart(lines, title=name, x_title="t of the outer view", levels=chosen, colour=n))
     columns = shown + [name for name in names if name.startswith("attribute mAP/")]
     best = best_settings(rows)
-    head = "".join(f"<th>{_text(name.replace('attribute mAP/', ''))}</th>" for name in columns)
+    head = "".join(f"<th>{text(name.replace('attribute mAP/', ''))}</th>" for name in columns)
     body = ""
     for setting, row in rows.items():
         cells = "".join(
             f"<td{' class=best' if best[name] == setting else ''}>{row[name]:.3f}</td>" if name in row else "<td></td>"
             for name in columns
         )
-        body += f"<tr><th><code>{_text(setting)}</code></th>{cells}</tr>"
+        body += f"<tr><th><code>{text(setting)}</code></th>{cells}</tr>"
     lone = _finding({s: row for s, row in rows.items() if lone_scale(s) is not None}, lone_scale)
     lead = (
-        f'<p class="finding">{_text(_finding(rows))}</p>'
-        + (f'<p class="finding">t alone, without the region\'s own view. {_text(lone)}</p>' if lone else "")
+        f'<p class="finding">{text(_finding(rows))}</p>'
+        + (f'<p class="finding">t alone, without the region\'s own view. {text(lone)}</p>' if lone else "")
         + f'<p class="lead">The same weights, {views["regions"]:,} regions, other views: t = 0 is the crop alone, '
         "t = 1 the whole image. Full colour: the region's own view and one of scale t; faint: scale t alone; dashed: "
         "strategies that choose t by themselves. In the table the best setting of each score is marked; single kinds "
@@ -315,7 +309,7 @@ def _calibration(records: RegionRecords, results: Mapping[str, RegionResult], sc
         return ""
     bins, error = calibration(records, results)
     if bins is None:
-        return _section("Calibration of tags", lead=f"Not shown: {_text(error)}.")
+        return _section("Calibration of tags", lead=f"Not shown: {text(error)}.")
     title = "predicted probability"
     curve = bins_chart(bins, title="share of tags that are true", x_title=title, diagonal=True)
     head = "<tr><th>mean probability</th><th>true</th><th>tags</th></tr>"
@@ -344,7 +338,7 @@ def _details(scores: Mapping[str, Any]) -> str:
         "Versions": ", ".join(f"{name} {number}" for name, number in scores["versions"].items() if number),
         "Written": scores["date"],
     }
-    cells = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in rows.items())
+    cells = "".join(f"<tr><th>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in rows.items())
     return f'<table class="details">{cells}</table>'
 
 
@@ -376,7 +370,7 @@ class _Cards:
         result = self.results.get(region_id)
         said = '<p class="said none">no prediction</p>'
         if result is not None:
-            said = f'<p class="said">{_text(result.caption) or "<i>nothing</i>"}</p>'
+            said = f'<p class="said">{text(result.caption) or "<i>nothing</i>"}</p>'
         values = {
             name: value
             for name, value in self.items.get(region_id, {}).items()
@@ -384,12 +378,12 @@ class _Cards:
         }
         if result is not None:
             values["confidence"] = result.score
-        numbers = "".join(f"<span>{_text(name)} <b>{value:.2f}</b></span>" for name, value in values.items())
-        references = "".join(f"<li>{_text(caption)}</li>" for caption in region.captions)
+        numbers = "".join(f"<span>{text(name)} <b>{value:.2f}</b></span>" for name, value in values.items())
+        references = "".join(f"<li>{text(caption)}</li>" for caption in region.captions)
         return (
             f'<article>{self.picture(region, result)}<div class="words">{said}<p class="numbers">{numbers}</p>'
             f"{f'<ul>{references}</ul>' if references else ''}{_chips(region, result, self.tag_threshold)}"
-            f'<p class="id">{_text(region_id)}</p></div></article>'
+            f'<p class="id">{text(region_id)}</p></div></article>'
         )
 
     def picture(self, region: Region, result: RegionResult | None) -> str:
@@ -399,8 +393,8 @@ class _Cards:
         for scale in dict.fromkeys(result.scales if result else ()):
             whole = (0, 0, width, height)
             view = [b + scale * (w - b) for b, w in zip(region.box, whole, strict=True)]
-            boxes.append(_box_div(view, region.image_hw, "view", f"t = {scale:.2g}") if scale > 0 else "")
-        boxes.append(_box_div(region.box, region.image_hw, "region", ""))
+            boxes.append(outline(view, region.image_hw, "view", f"t = {scale:.2g}") if scale > 0 else "")
+        boxes.append(outline(region.box, region.image_hw, "region"))
         uri = _picture_uri(self.records.image_path(self.place[region.id]))
         shown = f'<img alt="" src="{uri}">' if uri else '<span class="none">no picture</span>'
         fit = "width" if width / height > PICTURE_ASPECT else "height"
@@ -408,14 +402,6 @@ class _Cards:
             f'<div class="picture"><div style="aspect-ratio:{width}/{height};{fit}:100%">'
             f"{shown}{''.join(boxes)}</div></div>"
         )
-
-
-def _box_div(box: Sequence[float], image_hw: tuple[int, int], kind: str, label: str) -> str:
-    height, width = image_hw
-    left, top = 100 * box[0] / width, 100 * box[1] / height
-    right, bottom = 100 - 100 * box[2] / width, 100 - 100 * box[3] / height
-    inset = f"{top:.2f}% {right:.2f}% {bottom:.2f}% {left:.2f}%"
-    return f'<i class="{kind}" style="inset:{inset}">{f"<small>{label}</small>" if label else ""}</i>'
 
 
 def _picture_uri(path: Path) -> str | None:
@@ -434,9 +420,7 @@ def _picture_uri(path: Path) -> str | None:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     elif factor > 1.2:
         picture = picture.resize(size, Image.Resampling.BICUBIC)
-    data = io.BytesIO()
-    picture.save(data, "JPEG", quality=84, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+    return picture_uri(picture)
 
 
 def _chips(region: Region, result: RegionResult | None, tag_threshold: float) -> str:
@@ -474,7 +458,7 @@ def _chips(region: Region, result: RegionResult | None, tag_threshold: float) ->
 
 def _chip(name: str, kind: str, score: float | None = None) -> str:
     number = "" if score is None else f"<small>{score:.2f}</small>"
-    return f'<span class="chip {kind}">{_text(name)}{number}</span>'
+    return f'<span class="chip {kind}">{text(name)}{number}</span>'
 
 
 def _different(ids: Sequence[str], results: Mapping[str, RegionResult], number: int) -> list[str]:
