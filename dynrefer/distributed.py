@@ -6,9 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+from dynrefer.processes import Processes
 
 
 def gather_rows(rows: Tensor, fill: int = 0) -> tuple[Tensor, int]:
@@ -16,10 +14,11 @@ def gather_rows(rows: Tensor, fill: int = 0) -> tuple[Tensor, int]:
 
     rows: (N, T), N and T may differ between processes; T is padded with `fill`. Returns (sum N, max T), no gradient.
     """
-    if world_size() == 1:
+    rank, world_size = Processes.here()
+    if world_size == 1:
         return rows, 0
     shape = torch.tensor(rows.shape, device=rows.device)
-    shapes = [torch.empty_like(shape) for _ in range(world_size())]
+    shapes = [torch.empty_like(shape) for _ in range(world_size)]
     dist.all_gather(shapes, shape)
     most_rows, most_columns = (max(int(s[i]) for s in shapes) for i in (0, 1))
     padded = rows.new_full((most_rows, most_columns), fill)
@@ -27,4 +26,4 @@ def gather_rows(rows: Tensor, fill: int = 0) -> tuple[Tensor, int]:
     gathered = [torch.empty_like(padded) for _ in shapes]
     dist.all_gather(gathered, padded)
     parts = [part[: int(s[0])] for part, s in zip(gathered, shapes, strict=True)]
-    return torch.cat(parts), sum(len(part) for part in parts[: dist.get_rank()])
+    return torch.cat(parts), sum(len(part) for part in parts[:rank])
