@@ -50,7 +50,7 @@ def by_size(regions: Iterable[Region], values: Mapping[str, float]) -> tuple[lis
         inside = of == k
         sums = np.bincount(images[inside], scores[inside])
         counts = np.bincount(images[inside])
-        bins.append(_bin(float(k), sums[counts > 0], counts[counts > 0]))
+        bins.append(_bin(float(k), sums[counts > 0], counts[counts > 0], (scores.min(), scores.max())))
     return bins, edges.tolist()
 
 
@@ -88,9 +88,9 @@ def calibration(
     return bins, float(error)
 
 
-def _bin(x: float, sums: np.ndarray, counts: np.ndarray, clip: tuple[float, float] = (-math.inf, math.inf)) -> Bin:
-    """The mean of a bin from the sums and counts of each image; images are drawn, so their spread makes the interval.
-    Of one image there is none: low = high = value."""
+def _bin(x: float, sums: np.ndarray, counts: np.ndarray, clip: tuple[float, float]) -> Bin:
+    """The mean of a bin from the sums and counts of each image; images are drawn, so their spread makes the interval,
+    cut at `clip`, what a mean can be. Of one image there is none: low = high = value."""
     total, images = counts.sum(), len(counts)
     mean = sums.sum() / total
     spread = np.sum((sums - mean * counts) ** 2) * images / max(1, images - 1)

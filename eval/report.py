@@ -247,16 +247,17 @@ def _views(views: Mapping[str, Any]) -> str:
         )
         body += f"<tr><th><code>{text(setting)}</code></th>{cells}</tr>"
     lone = _finding({s: row for s, row in rows.items() if lone_scale(s) is not None}, lone_scale)
+    findings = f'<p class="finding"><b>The region and t.</b> {text(_finding(rows))}</p>' + (
+        f'<p class="finding"><b>t alone,</b> without the region\'s own view. {text(lone)}</p>' if lone else ""
+    )
     lead = (
-        f'<p class="finding">{text(_finding(rows))}</p>'
-        + (f'<p class="finding">t alone, without the region\'s own view. {text(lone)}</p>' if lone else "")
-        + f'<p class="lead">The same weights, {views["regions"]:,} regions, other views: t = 0 is the crop alone, '
+        f'<p class="lead">The same weights, {views["regions"]:,} regions, other views: t = 0 is the crop alone, '
         "t = 1 the whole image. Full colour: the region's own view and one of scale t; faint: scale t alone; dashed: "
         "strategies that choose t by themselves. In the table the best setting of each score is marked; single kinds "
         "are attribute mAP.</p>"
     )
     table = f'<table class="views"><tr><th>views</th>{head}</tr>{body}</table>'
-    return f'{lead}<div class="charts">{"".join(charts)}</div><div class="wide">{table}</div>'
+    return f'{lead}<div class="charts">{"".join(charts)}</div>{findings}<div class="wide">{table}</div>'
 
 
 def _finding(rows: Mapping[str, Mapping[str, float]], scale_of: Callable = fixed_scale, least: float = 0.02) -> str:
@@ -499,7 +500,7 @@ h2 { font-size: 18px; margin: 0 0 4px; }
 .facts b { font-weight: 600; color: var(--ink); }
 section { margin: 34px 0; }
 .lead { margin: 0 0 12px; color: var(--soft); max-width: 78ch; }
-.finding { margin: 2px 0 8px; font-size: 16px; font-weight: 560; max-width: 90ch; }
+.finding { margin: 10px 0; max-width: 100ch; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 18px; }
 .tile strong { display: block; font-size: 27px; line-height: 1.2; font-weight: 650;
