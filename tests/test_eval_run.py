@@ -10,6 +10,7 @@ from torch import nn
 
 import eval.run as run
 from dynrefer.data.schema import Region, RegionResult, open_records, write_records
+from eval import java, views
 from eval.baselines import commonest_captions, constant_caption, one_human, true_type_template
 from eval.predict import file_sha256, predict, read_predictions
 from eval.scoring import score
@@ -351,6 +352,22 @@ def test_several_files_are_seeds_with_mean_and_deviation(tiny, capsys):
     assert written["scores"]["ROUGE-L"] == pytest.approx(0.7)
     assert written["deviation"]["ROUGE-L"] == pytest.approx(np.std(values, ddof=1))
     assert "mean of 2 seeds; standard deviation: " in capsys.readouterr().out
+
+
+def test_a_run_with_baselines_and_seeds_a_comparison_and_a_sweep_start_one_tokenizer(tiny, monkeypatch):
+    data, _ = tiny
+    java.end_programs()
+    started, popen = [], java.subprocess.Popen
+    monkeypatch.setattr(java.subprocess, "Popen", lambda *a, **k: (started.append(a[0]), popen(*a, **k))[1])
+    task = Task(**{**vars(TASKS["tiny"]), "tokenizer": "ptb"})
+    monkeypatch.setitem(TASKS, "tiny", task)
+    records = open_records(data / "test.jsonl")
+    paths = [predictions_of(data / f"{k}.json", records, lambda n, r, k=k: r.captions[k]) for k in (0, 1)]
+    options = ["--task", "tiny", "--out", str(data / "o")]
+    assert run.main([*options, "--baselines", "--predictions", *paths]) == 0
+    assert run.main([*options, "--compare", *paths]) == 0
+    views.sweep(Model(), task, records, data / "v", settings=["phash", "fixed:0,0.3"], num_workers=0)
+    assert sum("PTBTokenizer" in argument for command in started for argument in command) == 1
 
 
 def test_two_files_are_compared_on_the_same_draws(tiny, capsys):
