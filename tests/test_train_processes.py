@@ -92,6 +92,21 @@ def test_zero3_started_by_accelerate_stops_and_resumes_exactly(runs, one_process
     assert_same_losses(one_process, runs(launcher, "name=resumed", "loop.resume=true") / "resumed")
 
 
+def test_deepspeed_gets_weights_that_it_can_send_as_bytes():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 5, 1))
+    model.scale = torch.nn.Parameter(torch.tensor(2.0))
+    model.to(torch.bfloat16).to(memory_format=torch.channels_last)
+    before = [parameter.clone() for parameter in model.parameters()]
+    processes.prepare_for_deepspeed(model, "bf16")
+    assert all(parameter.data.view(torch.uint8).numel() for parameter in model.parameters())
+    assert all(torch.equal(new, old.view(new.shape)) for new, old in zip(model.parameters(), before, strict=True))
+    assert model.scale.shape == (1,)
+    model.append(torch.nn.BatchNorm2d(5))
+    processes.prepare_for_deepspeed(model, "fp32")
+    with pytest.raises(ValueError, match="2 is a batch normalization.*set loop.precision=fp32"):
+        processes.prepare_for_deepspeed(model, "bf16")
+
+
 def test_a_process_group_that_accelerate_does_not_see_is_an_error(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
 

@@ -135,13 +135,24 @@ class StopSignal:
         self._noted = number
 
 
-def give_scalars_a_dimension(model: torch.nn.Module) -> None:
-    """DeepSpeed (0.19) cannot broadcast a parameter of shape (): it becomes (1,), marked for `checkpoint` to save it as
-    it was. Call it before the optimizer is built."""
+def prepare_for_deepspeed(model: torch.nn.Module, precision: str) -> None:
+    """DeepSpeed (0.19) broadcasts parameters as bytes: one of shape () becomes (1,), marked for `checkpoint` to save it
+    as it was, and convolutions in channels-last layout are laid row by row. Call it before the optimizer is built.
+
+    ValueError for batch normalization in bf16: DeepSpeed rounds its weights but not its statistics, and PyTorch has no
+    kernel for the two together.
+    """
+    normalized = next((n for n, m in model.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)), "")
+    if normalized and precision == "bf16":
+        raise ValueError(
+            f"loop.precision bf16 under DeepSpeed: {normalized} is a batch normalization, which DeepSpeed cannot run "
+            "in bf16; set loop.precision=fp32, or train without DeepSpeed"
+        )
     for parameter in model.parameters():
         if parameter.ndim == 0:
-            parameter.data = parameter.data.reshape(1)
             parameter.was_scalar = True
+        # not contiguous(), which leaves a 1 x 1 convolution as it is
+        parameter.data = parameter.data.reshape(-1).view(parameter.shape or (1,))
 
 
 def zero_stage(accelerator: Accelerator) -> int:

@@ -180,7 +180,7 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
 
     # optimizer and processes
     if processes.zero_stage(accelerator):
-        processes.give_scalars_a_dimension(model)
+        processes.prepare_for_deepspeed(model, cfg.loop.precision)
     optimizer = build_optimizer(model, cfg.optim)
     if cfg.loop.compile:
         model.compile()
