@@ -19,6 +19,9 @@ from .scoring import CLEANING, METRICS, Scores, score
 
 __all__ = ["METRICS", "TASKS", "Published", "Scores", "Task", "get_task", "score"]
 
+SHORT_QUESTION = "Provide a short description for this region."  # lmms-eval's
+DETAILED_QUESTION = "Describe this region in detail."
+CATEGORY_QUESTION = "What is the category of this region? Using only one word or phrase."  # Osprey's
 WORD_LISTS = {  # kind -> files looked for beside the records
     "tags": ("tags.txt",),
     "attributes": ("attributes.json", "attributes.txt"),
@@ -49,6 +52,8 @@ class Task:
     own settings; tag_threshold: of control words, precision and recall; score_source: what ranks recognised regions,
     a row of `recognition.SCORE_SOURCES`. protocol: what a reader must know to compare a number. published: numbers of
     others that may stand beside it.
+    question: what a model is asked that takes instructions; line_width: pixels of the line around the region on the
+    image of a model that takes no boxes, None = by the size of the image (`eval.overlay`).
     """
 
     name: str
@@ -72,6 +77,8 @@ class Task:
     clean: str = "none"
     score_source: str = "model"
     published: tuple[Published, ...] = ()
+    question: str = SHORT_QUESTION
+    line_width: int | None = None
 
     def __post_init__(self):
         rules = {"clean": CLEANING, "tokenizer": TOKENIZERS, "prompt": ("box", "mask"), "boxes": ("given", "detected")}
@@ -191,6 +198,7 @@ TASKS = {
                 num_regions=count,
                 metrics=("captions",),
                 generation=decoding,
+                line_width=1 if letter == "d" else None,
                 protocol=f"RefCOCOg protocol {letter.upper()}, {split}: {text}",
             )
             for letter, text, decoding in (
@@ -283,6 +291,7 @@ TASKS = {
                 data="data/coco/val.jsonl",
                 split="val",
                 references="",
+                question=CATEGORY_QUESTION,
                 metrics=("categories", "recognition"),
                 score_source=source,
                 protocol="COCO val2017, ground-truth boxes, 80 categories: accuracy of the best name over all objects "
@@ -331,6 +340,7 @@ TASKS = {
                 num_regions=count,
                 prompt="mask",
                 references="",
+                question=CATEGORY_QUESTION,
                 metrics=("similarity",),
                 generation=SHORT,
                 protocol=f"{name.upper()} regions: {SIMILARITY}",
@@ -367,6 +377,7 @@ TASKS = {
             annotations="data/dlc_bench/questions.json",
             prompt="mask",
             references="",
+            question="Describe the masked region in detail.",
             metrics=("choices",),
             generation=DETAILED,
             protocol=DLC,
@@ -388,6 +399,7 @@ TASKS = {
             references="1",
             metrics=("captions",),
             generation=DETAILED,
+            question=DETAILED_QUESTION,
             protocol=f"{REF_L4}; the whole description is the reference, nothing is shortened; {COCO_CAPTION}. Not "
             "what DAM and PAM report, who shorten both texts first: that is ref-l4-short.",
         ),
@@ -397,6 +409,7 @@ TASKS = {
             references="1",
             metrics=("captions",),
             generation=DETAILED,
+            question=DETAILED_QUESTION,
             protocol=f"{REF_L4}; references, and predictions before they come here, are shortened to a phrase by a "
             f"language model, which is part of the protocol (DAM: GPT-4o); {COCO_CAPTION}.",
             published=tuple(
