@@ -1,17 +1,22 @@
-"""Questions about a region's description that a judge answers with a letter: DLC-Bench's scores.
+"""Questions about a region's description that a judge answers with one of their choices: DLC-Bench's scores.
 
 A description is never compared with a reference text. A judge that sees only the description picks one choice of each
 question; a positive question asks for a detail that is there (right, vague, left out, wrong), a negative one for what
 is not (avoided, left open, claimed). A number is comparable only under the same judge: name it with the score.
+
+As the released evaluator has it (describe-anything, evaluation/eval_model_outputs.py): a question at a time, choices
+with letters, greedy decoding, the answer read as `read_choice` does, and means over regions of a region's mean. The
+prompt says the same in other words.
 """
 
 import json
-import re
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 POINTS = {"positive": {1.0, 0.5, 0.0, -1.0}, "negative": {1.0, 0.0, -1.0}, "recognition": {1.0, 0.5, 0.0, -1.0}}
+NAMES = {"positive": "choice score/positive", "negative": "choice score/negative"}
+NAMES["recognition"] = "choice accuracy/recognition"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Judge = Callable[[str], str]  # prompt -> answer
 
@@ -52,7 +57,8 @@ def choice_accuracy(predicted: Mapping[str, int | None], true: Mapping[str, int]
 def choice_scores(
     answers: Mapping[str, Sequence[int | None]], questions: Mapping[str, Sequence[Question]]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Mean points of the positive and of the negative questions, and the mean of the two.
+    """Mean points of the positive and of the negative questions, and the mean of the two. A mean is taken over the
+    questions of a region, then over the regions that have such questions.
 
     Args:
         answers: region id -> the chosen place of each of its questions, None where no choice could be read. A region
@@ -70,8 +76,7 @@ def choice_scores(
     unknown = [region_id for region_id in answers if region_id not in questions]
     if unknown:
         raise ValueError(f"{len(unknown)} answers are for unknown regions, the first for {unknown[0]!r}")
-    points: dict[str, list[float]] = {kind: [] for kind in POINTS}
-    items = {}
+    items: dict[str, dict[str, float]] = {}
     for region_id, asked in questions.items():
         chosen = answers.get(region_id, [None] * len(asked))
         if len(chosen) != len(asked):
@@ -88,12 +93,13 @@ def choice_scores(
         if any(value <= 0 for value in own["recognition"]):
             for kind in ("positive", "negative"):
                 own[kind] = [min(0.0, value) for value in own[kind]]
-        for kind, values in own.items():
-            points[kind] += values
+        if own["recognition"]:
+            own["recognition"] = [float(own["recognition"][0] > 0)]
         items[region_id] = _summary(own)
-    if not points["positive"] and not points["negative"]:
+    of_regions = {kind: [item[name] for item in items.values() if name in item] for kind, name in NAMES.items()}
+    if not of_regions["positive"] and not of_regions["negative"]:
         raise ValueError("no questions: there is nothing to score")
-    return _summary(points), items
+    return _summary(of_regions), items
 
 
 def judge_captions(
@@ -115,32 +121,46 @@ def judge_captions(
 
 
 def prompt(question: Question, caption: str) -> str:
-    """What the judge reads: the caption, the question, its choices with letters."""
+    """What the judge reads: the rules, the caption, the question, its choices with letters."""
     choices = "\n".join(f"{letter}. {text}" for letter, (text, _) in zip(LETTERS, question.choices, strict=False))
     return (
-        "Answer the multiple-choice question about the description of an image region. Use only what the description "
-        f"says; the image is not shown. Answer with the letter of one choice and nothing else.\n\n"
-        f"Description:\n{caption.strip()}\n\nQuestion: {question.text}\n{choices}\n\nAnswer:"
+        "An object in an image was described in words. Answer the multiple-choice question about it from the "
+        "description alone. Write exactly one of the choices: no reasoning, no second thoughts, not the question "
+        "again. A choice need not be in the description word for word; take the one that is closest to it.\n\n"
+        f"Description:\n{caption.strip()}\n\nQuestion: {question.text}\n{choices}"
     )
 
 
 def read_choice(answer: str, question: Question) -> int | None:
-    """The place of the choice that an answer names: its first letter where it is written as one, "B", "(B)", "B. text"
-    or "Answer: B", else the one choice whose text is the answer; None where neither is there.
+    """The place of the choice that an answer names, None where it names none; case does not matter.
+
+    By the released evaluator's rules, the first that fits: the answer is a choice, "B. choice" or a letter; one choice
+    is in it; it begins with "B."; of several choices in it the one that begins last, the longest of those; the longest
+    choice that it is a part of; it begins with a letter on a line of its own.
 
     >>> question = Question("What colour?", [("red", 1.0), ("blue", -1.0)])
-    >>> [read_choice(text, question) for text in ("B", "(b) blue", "The answer is A.", "Blue.", "A car", "C")]
+    >>> [read_choice(text, question) for text in ("B", "(b) blue", "A. Red, not blue", "Not red: blue.", "A car", "C")]
     [1, 1, 0, 1, None, None]
     """
-    letters = LETTERS[: len(question.choices)]
-    lead = r"(?:(?:the )?(?:correct )?(?:answer|choice)(?: is)?:?)?"
-    found = re.match(rf"{lead}[\s(\[*\"']*([{letters}])\s*(?:[.,:)\]*\"']|\n|$)", answer.strip(), re.IGNORECASE)
-    if found:
-        return letters.index(found[1].upper())
-    same = [
-        n for n, (text, _) in enumerate(question.choices) if text.strip(" .").lower() == answer.strip(" .\n").lower()
-    ]
-    return same[0] if len(same) == 1 else None
+    said = answer.strip().lower()
+    texts = [text.strip().lower() for text, _ in question.choices]
+    letters = LETTERS[: len(texts)].lower()
+    for place, (letter, text) in enumerate(zip(letters, texts, strict=True)):
+        if said in (text, letter, f"{letter}. {text}"):
+            return place
+    if len(said) < 2:
+        return None
+    inside = [place for place, text in enumerate(texts) if text in said]
+    if len(inside) == 1:
+        return inside[0]
+    first = letters.find(said[0])
+    if first >= 0 and said[1] == ".":
+        return first
+    if inside:
+        return max(inside, key=lambda place: (said.index(texts[place]), len(texts[place])))
+    if around := [place for place, text in enumerate(texts) if said in text]:
+        return max(around, key=lambda place: len(texts[place]))
+    return first if first >= 0 and said[1] == "\n" else None
 
 
 @dataclass(frozen=True)
@@ -155,7 +175,7 @@ class HTTPJudge:
     model: str
     key: str | None = None
     timeout: float = 120.0
-    max_tokens: int = 16
+    max_tokens: int = 300
 
     def __call__(self, text: str) -> str:
         message = {"model": self.model, "temperature": 0, "max_tokens": self.max_tokens}
@@ -171,11 +191,10 @@ class HTTPJudge:
             raise RuntimeError(f"the judge {self.model!r} at {address} gave no answer: {error!r}") from error
 
 
-def _summary(points: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    means = {kind: sum(values) / len(values) for kind, values in points.items() if values}
-    scores = {f"choice score/{kind}": means[kind] for kind in ("positive", "negative") if kind in means}
-    result = {"choice score": sum(scores.values()) / len(scores)} | scores if scores else {}
-    if points["recognition"]:
-        right = sum(value > 0 for value in points["recognition"])
-        result["choice accuracy/recognition"] = right / len(points["recognition"])
-    return result
+def _summary(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """{score name: mean} of the kinds of questions that there are, and the mean of the positive and negative one."""
+    means = {kind: sum(each) / len(each) for kind, each in values.items() if each}
+    both = [means[kind] for kind in ("positive", "negative") if kind in means]
+    return ({"choice score": sum(both) / len(both)} if both else {}) | {
+        NAMES[kind]: mean for kind, mean in means.items()
+    }

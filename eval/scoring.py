@@ -423,25 +423,15 @@ def _choices(s: Scoring) -> None:
     s.scores.regions["choices"] = len(questions)
     for region_id, values in items.items():
         s.scores.items[region_id] |= values
-    counted = {  # the mean over questions is a ratio of sums over regions
-        f"choice score/{kind}": [sum(q.kind == kind for q in questions[region.id]) for region in s.regions]
-        for kind in ("positive", "negative")
-    }
-    parts = {}
-    for name, numbers in counted.items():
-        if name in corpus:
-            values = s.spread({i: item.get(name, 0.0) for i, item in items.items()})
-            parts[name] = values * np.array(numbers), np.array(numbers, float)
-    resampling = statistics.ratios(parts)
+    columns = {name: s.spread({i: item[name] for i, item in items.items() if name in item}) for name in corpus}
+    both = [name for name in columns if name.startswith("choice score/")]
+    resampling = statistics.means({name: column for name, column in columns.items() if name != "choice score"})
 
     def values_of(counts: np.ndarray) -> dict[str, np.ndarray]:
         found = resampling.values(counts)
-        return found | {"choice score": sum(found.values()) / len(found)}
+        return found | {"choice score": sum(found[name] for name in both) / len(both)}
 
     s.scores.resamplings.append(replace(resampling, values=values_of))
-    if (name := "choice accuracy/recognition") in corpus:
-        column = s.spread({i: item[name] for i, item in items.items() if name in item})
-        s.scores.resamplings.append(statistics.means({name: column}))
 
 
 def read_questions(path: str | Path) -> dict[str, list[Question]]:

@@ -186,6 +186,8 @@ def test_choice_scores():
             "choice accuracy/recognition": 1 / 2,
         }
     )
+    more = choice_scores(answers | {"c": [0] * 4}, questions | {"c": [DETAIL] * 4})[0]
+    assert more["choice score/positive"] == pytest.approx((0.5 + 0 + 1) / 3), "a region counts once, not its questions"
     assert items["a"]["choice score"] == pytest.approx(0.75) and items["b"]["choice score"] == pytest.approx(-0.5)
     assert set(choice_scores({}, questions)[0].values()) == {0.0}, "no description gives no points for what it avoids"
     only = choice_scores({"a": [2]}, {"a": [ABSENT]})[0]
@@ -237,9 +239,39 @@ def test_a_judge_reads_the_description_alone_and_answers_with_a_letter():
 
     answers = judge_captions({"a": "A dark dog.\n", "b": " "}, {"a": [DETAIL], "b": [DETAIL], "c": [DETAIL]}, judge)
     assert answers == {"a": [1]} and asked == [prompt(DETAIL, "A dark dog.")]
-    assert "A dark dog.\n\nQuestion: Its colour?\nA. brown\nB. dark\nC. not said\nD. white" in asked[0]
-    said = ["D", "c)", "**A**", "Answer: B", "The correct answer is D.", "Not said", "A dog", "E", "", "I think B"]
-    assert [read_choice(text, DETAIL) for text in said] == [3, 2, 0, 1, 3, 2, None, None, None, None]
+    assert asked[0].endswith("A dark dog.\n\nQuestion: Its colour?\nA. brown\nB. dark\nC. not said\nD. white")
+
+
+@pytest.mark.parametrize(
+    ("answer", "place"),
+    [
+        ("D", 3),
+        ("Not said", 2),
+        ("B. dark", 1),
+        ("c. Not said.", 2),
+        ("The answer is: white", 3),
+        ("A. It is not white", 3),  # one choice stands in it, which goes before the letter
+        ("A. neither dark nor white", 0),
+        ("it is dark, not white", 3),  # the last of several
+        ("dark brown", 0),
+        ("whit", 3),  # a part of a choice
+        ("b\nbecause it is so", 1),
+        ("b, because it is so", None),
+        ("**A**", None),
+        ("The answer is B.", None),
+        ("A dog", None),
+        ("E", None),
+        ("", None),
+    ],
+)
+def test_answers_are_read_as_the_released_evaluator_reads_them(answer, place):
+    assert read_choice(answer, DETAIL) == place
+
+
+def test_the_longest_of_the_choices_at_one_place_is_meant():
+    question = Question("Its coat?", [("short", 1.0), ("short and thick", 0.5), ("long", -1.0)])
+    assert read_choice("I would say short and thick", question) == 1
+    assert read_choice("B.", question) == 1 and read_choice("and", question) == 1
 
 
 def test_a_judge_behind_http():
