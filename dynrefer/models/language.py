@@ -23,6 +23,27 @@ def token_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     return F.cross_entropy(logits[kept].float(), targets[kept], reduction="sum")
 
 
+def log_probability(model, output, end_ids: list[int], num_beams: int = 1, length_penalty: float = 1.0) -> Tensor:
+    """Sum of the log probabilities of each generated text, its first end token included: (R,).
+
+    output: of `model.generate` with return_dict_in_generate and output_scores; end_ids, num_beams, length_penalty:
+    as it was called with.
+    """
+    if num_beams > 1:
+        # sequences_scores is the sum of log probabilities / length ** length_penalty
+        if length_penalty == 0:
+            return output.sequences_scores
+        scores = model.compute_transition_scores(
+            output.sequences, output.scores, output.beam_indices, normalize_logits=False
+        )
+        return scores.nan_to_num(neginf=0).sum(-1)
+    scores = model.compute_transition_scores(output.sequences, output.scores, normalize_logits=True)
+    steps = output.sequences[:, -scores.shape[1] :]
+    is_end = torch.isin(steps, torch.tensor(end_ids, device=steps.device))
+    finished = is_end.cumsum(1) - is_end.long() > 0  # strictly after the first end token
+    return scores.masked_fill(finished, 0).sum(-1)
+
+
 class UntiedT5(T5ForConditionalGeneration):
     """T5 1.1 and Flan-T5: encoder and decoder share one embedding, the output layer has a matrix of its own.
 
@@ -129,21 +150,10 @@ class LanguageModel(nn.Module):
         output = self.model.generate(
             inputs_embeds=embeds, attention_mask=mask, return_dict_in_generate=True, output_scores=True, **settings
         )
-        if settings.get("num_beams", 1) > 1:
-            # sequences_scores is the sum of log probabilities / length ** length_penalty
-            penalty = settings.get("length_penalty", 1.0)
-            if penalty == 0:
-                return output.sequences, output.sequences_scores
-            scores = self.model.compute_transition_scores(
-                output.sequences, output.scores, output.beam_indices, normalize_logits=False
-            )
-            return output.sequences, scores.nan_to_num(neginf=0).sum(-1)
-        scores = self.model.compute_transition_scores(output.sequences, output.scores, normalize_logits=True)
-        steps = output.sequences[:, -scores.shape[1] :]
-        ended = self.end_ids(settings)
-        is_end = torch.isin(steps, torch.tensor(ended, device=steps.device))
-        finished = is_end.cumsum(1) - is_end.long() > 0  # strictly after the first end token
-        return output.sequences, scores.masked_fill(finished, 0).sum(-1)
+        ends = self.end_ids(settings)
+        return output.sequences, log_probability(
+            self.model, output, ends, settings.get("num_beams", 1), settings.get("length_penalty", 1.0)
+        )
 
     def end_ids(self, settings: Mapping) -> list[int]:
         end = settings.get("eos_token_id", self.model.generation_config.eos_token_id)
