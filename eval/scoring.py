@@ -21,6 +21,7 @@ from .recognition import Objects, coco_map, lvis_ap, region_detections
 from .similarity import similarity_scores
 from .statistics import Resampling
 from .tags import tag_map
+from .versions import metric_versions
 
 if TYPE_CHECKING:
     from .tasks import Task
@@ -36,14 +37,15 @@ CLEANING = {  # what is done to predictions and references alike before the toke
 class Scores:
     """corpus: {score name: fraction}; regions: {metric: regions that it counts}; items: {region id: {name: score}};
     left_out: {metric: why it was not computed}; parts: {metric: {name: fraction}}, what a score is the mean of.
-    groups: (N,) the image of every region; resamplings: how scores are computed on draws of the regions, and
-    no_interval: {score name: why it has none}."""
+    versions: {score name: what computed it}. groups: (N,) the image of every region; resamplings: how scores are
+    computed on draws of the regions, and no_interval: {score name: why it has none}."""
 
     corpus: dict[str, float] = field(default_factory=dict)
     regions: dict[str, int] = field(default_factory=dict)
     items: dict[str, dict[str, float]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     parts: dict[str, dict[str, float]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)
     resamplings: list[Resampling] = field(default_factory=list)
     no_interval: dict[str, str] = field(default_factory=dict)
@@ -138,6 +140,7 @@ def score(
     )
     for metric in task.metrics:
         METRICS[metric](scoring)
+    scores.versions = metric_versions(scores.corpus, task, getattr(judge, "model", "not named"))
     return scores
 
 

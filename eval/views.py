@@ -19,7 +19,8 @@ from dynrefer.commands import run_command
 from dynrefer.data.schema import RegionRecords, atomic_path
 from dynrefer.processes import is_main, launched
 
-from .run import arguments, default_out, evaluate, load_model, open_task, table, write_json
+from .compare import table
+from .run import arguments, default_out, evaluate, load_model, open_task, write_json
 from .tasks import Task
 
 STRATEGIES = ("phash", "joint", "task", "random")

@@ -251,7 +251,7 @@ def test_spice_is_computed_where_its_files_are(tmp_path, monkeypatch, answer, me
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     script = f"import json, sys; json.dump({answer}, open(sys.argv[sys.argv.index('-out') + 1], 'w'))"
-    monkeypatch.setattr(captions, "_jar", lambda name: tmp_path / Path(name).name)
+    monkeypatch.setattr(captions, "jar_path", lambda name: tmp_path / Path(name).name)
     monkeypatch.setattr(captions, "find_java", lambda: program(tmp_path / "java", script))
     texts = {"a": "a cup", "b": "a dog"}, {"a": ["a cup"], "b": ["a dog"]}
     if message:
@@ -263,7 +263,7 @@ def test_spice_is_computed_where_its_files_are(tmp_path, monkeypatch, answer, me
 
 def test_spice_without_its_files_says_which_are_missing(tmp_path, monkeypatch):
     (tmp_path / "spice-1.0.jar").touch()
-    monkeypatch.setattr(captions, "_jar", lambda name: tmp_path / Path(name).name)
+    monkeypatch.setattr(captions, "jar_path", lambda name: tmp_path / Path(name).name)
     assert "stanford-corenlp-3.6.0-models.jar not in" in captions.spice_missing()
     with pytest.raises(RuntimeError, match="no SPICE: stanford-corenlp-3.6.0.jar"):
         caption_scores({"a": "a cup"}, {"a": ["a cup"]}, ["spice"], "lower")
