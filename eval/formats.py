@@ -20,6 +20,7 @@ ID_KEYS = ("region_id", "ann_id", "annotation_id", "ref_id", "question_id", "id"
 TEXT_KEYS = ("pred", "prediction", "pred_caption", "response", "output", "outputs", "generated_text", "caption", "text")
 TEXT_KEYS += ("answer", "description")
 LIST_KEYS = ("annotations", "results", "predictions")  # of an object that holds a list and not {id: text}
+QUERY = "query"  # beside the regions of {id: text}: what the model was asked
 OWN_KEYS = frozenset(RegionResult.__dataclass_fields__)
 
 
@@ -96,6 +97,7 @@ def _entries(path: Path) -> list[tuple[str, dict]]:
             entries = [
                 (f"{path}: {key!r}", {**text, "id": key} if isinstance(text, dict) else {"id": key, "caption": text})
                 for key, text in value.items()
+                if key != QUERY
             ]
             return _checked(path, entries)
     if isinstance(value, list):

@@ -373,6 +373,7 @@ TASKS = {
         Task(
             name="dlc-bench",
             data="data/dlc_bench/test.jsonl",
+            split="test",
             num_regions=100,
             annotations="data/dlc_bench/questions.json",
             prompt="mask",
