@@ -137,7 +137,7 @@ DLC = (
     "392 questions about what is there and 500 about what is not, from the text alone, and a wrongly recognised "
     "region's questions count 0 at most; average of both means. The judge is part of the protocol."
 )
-REF_L4 = "Ref-L4: 45,341 boxes of COCO and Objects365 with a description of about 24 words each"
+REF_L4 = "Ref-L4 val, boxes with a description of about 24 words each"
 
 
 def _caption(model: str, meteor: float, cider: float, source: str) -> Published:
@@ -397,22 +397,27 @@ TASKS = {
         Task(
             name="ref-l4",
             data="data/ref_l4/val.jsonl",
+            split="val",
+            num_regions=13_420,
             references="1",
             metrics=("captions",),
             generation=DETAILED,
             question=DETAILED_QUESTION,
-            protocol=f"{REF_L4}; the whole description is the reference, nothing is shortened; {COCO_CAPTION}. Not "
-            "what DAM and PAM report, who shorten both texts first: that is ref-l4-short.",
+            protocol=f"{REF_L4}, of COCO and Objects365 images; the whole description is the reference, nothing is "
+            f"shortened; {COCO_CAPTION}. Not what DAM and PAM report, who shorten both texts first: that is "
+            "ref-l4-short.",
         ),
         Task(
             name="ref-l4-short",
             data="data/ref_l4/val_short.jsonl",
+            split="val",
             references="1",
             metrics=("captions",),
             generation=DETAILED,
             question=DETAILED_QUESTION,
-            protocol=f"{REF_L4}; references, and predictions before they come here, are shortened to a phrase by a "
-            f"language model, which is part of the protocol (DAM: GPT-4o); {COCO_CAPTION}.",
+            protocol=f"{REF_L4}, those of Objects365 images (as PixelRefer's released files have it); references, and "
+            "predictions before they come here, are shortened to a phrase by a language model, which is part of the "
+            f"protocol (DAM: GPT-4o; PixelRefer leaves predictions of five words or fewer); {COCO_CAPTION}.",
             published=tuple(
                 Published(model, {"ROUGE-L": rouge, "METEOR": meteor, "CIDEr": cider}, source)
                 for model, rouge, meteor, cider, source in (
