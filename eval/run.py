@@ -2,6 +2,7 @@
 
     python -m eval.run --model runs/quickstart --task world
     python -m eval.run --model runs/quickstart --task world --baselines --view-strategy fixed:0,0,0 num_beams=5
+    python -m eval.run --model Qwen/Qwen2.5-VL-3B-Instruct --task refcocog-a --batch-size 8 --dtype bfloat16
     python -m eval.run --predictions predictions.jsonl --task flickr30k --data data/flickr30k/dev.jsonl --report r.html
     python -m eval.run --predictions seed0.json seed1.json seed2.json --task refcocog-a --model-name "their model"
     accelerate launch -m eval.run --model runs/quickstart --task world
@@ -9,8 +10,8 @@
     python -m eval.compare ours/scores.json theirs/scores.json
 
 Writes predictions.jsonl (a killed run goes on with it) and scores.json into --out. --predictions reads the files of
-other models too, see `eval/formats.py`; several are one model with several seeds. The table of benchmarks is
-`eval/tasks.py`.
+other models too, see `eval/formats.py`; several are one model with several seeds. --model takes ours and, told by
+their config.json, those of `eval/captioners.py`. The table of benchmarks is `eval/tasks.py`.
 """
 
 import argparse
@@ -205,15 +206,24 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def default_out(model: str, task: str, view_strategy: str | None, control: str | None) -> Path:
+def default_out(
+    model: str,
+    task: str,
+    view_strategy: str | None,
+    control: str | None,
+    captioner: str | None = None,
+    prompt: str | None = None,
+) -> Path:
     """RUN/predictions/TASK for a run folder, runs/eval/MODEL/TASK for other models; settings that change the
     predictions are part of the name."""
     name = "-".join(
         [task]
         + ([view_strategy] if view_strategy else [])
         + ([f"control {control or 'none'}"] if control is not None else [])
+        + ([captioner] if captioner else [])
+        + ([f"prompt {prompt or 'none'}"] if prompt is not None else [])
     )
-    name = re.sub(r"[^\w.,]+", "-", name)
+    name = re.sub(r"[^\w.,]+", "-", name)[:120]  # file systems take 255 bytes
     if Path(model).is_dir():
         return Path(model) / "predictions" / name
     return Path("runs") / "eval" / re.sub(r"[^\w.]+", "-", model) / name
@@ -229,6 +239,7 @@ def arguments(prog: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=64, help="regions that go through the model together")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that prepare views; 0 = none")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--dtype", help="such as bfloat16; as it was saved if not given")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--overwrite", action="store_true", help="predict anew what was predicted already")
     return parser
@@ -249,15 +260,28 @@ def open_task(args: argparse.Namespace) -> tuple[Task, RegionRecords, RegionReco
 
 
 def load_model(args: argparse.Namespace) -> Any:
+    """One of our models, or a `Captioner`."""
     import dynrefer
 
-    return dynrefer.load(args.model, device=args.device, revision=args.revision)
+    from .captioners import is_captioner, load
+
+    place = {"device": args.device, "dtype": args.dtype, "revision": args.revision}
+    family, prompt = getattr(args, "captioner", None), getattr(args, "prompt", None)
+    if is_captioner(args.model, args.revision):
+        return load(args.model, get_task(args.task), family, prompt, **place)
+    if family is not None or prompt is not None:
+        raise ValueError(f"--captioner and --prompt are for models of others, {args.model} is none of them")
+    return dynrefer.load(args.model, **place)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a mistake in input or settings."""
     parser = arguments("python -m eval.run", "Scores a model or a predictions file on a benchmark.")
     parser.add_argument("--model", help="run folder, model folder or hub id")
+    parser.add_argument(
+        "--captioner", help="how a model of others is shown the region: florence2, ..., overlay, crop; by its type"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="what it is asked; {region} is where the coordinates go")
     parser.add_argument(
         "--predictions", nargs="+", metavar="FILE", help="score this file, no model is loaded; several: one a seed"
     )
@@ -321,14 +345,21 @@ def _run(args: argparse.Namespace) -> None:
         if task.boxes == "detected":
             raise ValueError(f"task {task.name} needs boxes of a detector: score a file of them with --predictions")
         name = args.model_name or args.model
-        out = Path(args.out or default_out(args.model, task.name, args.view_strategy, args.control))
+        asked = {"captioner": args.captioner, "prompt": args.prompt}
+        out = Path(args.out or default_out(args.model, task.name, args.view_strategy, args.control, **asked))
         model = load_model(args)
+        captioner = getattr(model, "captioner_settings", None)
+        if captioner and (args.view_strategy or args.control is not None):
+            raise ValueError(f"--view-strategy and --control are for our models; --prompt asks {args.model}")
         settings = {
             "generation": {**task.generation, **generation},
             "view_strategy": args.view_strategy or getattr(model.processor, "view_strategy", None),
             "control": args.control,
             "tag_threshold": task.tag_threshold,
+            "dtype": args.dtype,
         }
+        if captioner:
+            settings["captioner"] = {"model": args.model, **captioner}
         scores, results = evaluate(
             model,
             task,

@@ -158,8 +158,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
     task, records, _ = open_task(args)
     out = Path(args.out or default_out(args.model, f"{task.name}-views", None, None))
+    model = load_model(args)
+    if not hasattr(model.processor, "num_views"):
+        raise ValueError(f"model {args.model!r} sees no views; views are of our models")
     rows = sweep(
-        load_model(args),
+        model,
         task,
         records,
         out,

@@ -1,0 +1,554 @@
+"""Models of others in our harness: Florence-2, Qwen-VL, InternVL, Kosmos-2, and any other that reads images and writes.
+
+`load` gives what `eval.predict` wants of a model. Families differ in how they are told which region is meant: a row of
+CAPTIONERS each. A new one is a row, with a function where it writes boxes in a way of its own. Models that take no
+boxes are shown a line around the region (`overlay`) or the region alone (`crop`).
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, floor
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedConfig,
+    RepetitionPenaltyLogitsProcessor,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.kosmos2.processing_kosmos2 import coordinate_to_patch_index
+
+from dynrefer.data.schema import Region, RegionResult
+from dynrefer.models import FAMILIES
+from dynrefer.models.auto import check_dtype, first_line, model_folder, pick_device
+from dynrefer.models.language import check_generation, log_probability
+
+from .overlay import overlay
+from .tasks import Task
+
+PLACE = "{region}"  # in a prompt: where the text that stands for the region goes
+MAX_NEW_TOKENS = 64  # where neither the task nor the model says
+DETAILED = 100  # tasks that allow this many new tokens want a description in detail
+CAPTION_ONLY = ("blip", "git", "vision-encoder-decoder")  # they describe what they see and answer no questions
+ELSEWHERE = {  # model types of remote code: what has the same weights for Transformers
+    "internvl_chat": "OpenGVLab's repositories that end in -hf",
+    "florence2": "florence-community/Florence-2-base, -large, -base-ft and -large-ft",
+}
+NO_DECODING = ("_from_model_config", "transformers_version", "use_cache", "output_attentions", "output_hidden_states")
+QUESTIONS = {
+    "phrase": "Provide a short description for {region}.",
+    "category": "What is the category of {region}? Answer with only one word or phrase.",
+    "detailed": "Describe {region} in detail.",
+}
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a model is told which region is meant.
+
+    convention: in words, for scores.json. model_types: of config.json, by which the family is found. words: (box,
+    image_hw, prompts) -> the text that stands for the region in a prompt; boxes are xyxy pixels. show: (image, region,
+    "box" or "mask") -> the image that the model sees. questions: {kind of task: prompt}, see `question_kind`.
+    own_format: whether only a model of these types understands it.
+    """
+
+    convention: str
+    model_types: tuple[str, ...] = ()
+    words: Callable[[Sequence[float], tuple[int, int], "Prompts"], str] | None = None
+    show: Callable[[np.ndarray, Region, str], np.ndarray] | None = None
+    questions: Mapping[str, str] = None
+    own_format: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "questions", {**QUESTIONS, **(self.questions or {})})
+
+
+def thousandths(box: Sequence[float], image_hw: tuple[int, int]) -> list[int]:
+    """Coordinates in 1/1000 of the image's width and height, 0 to 1000: [x1, y1, x2, y2]."""
+    height, width = image_hw
+    return [min(max(round(1000 * c / side), 0), 1000) for c, side in zip(box, (width, height) * 2, strict=True)]
+
+
+def florence2(box: Sequence[float], image_hw: tuple[int, int], prompts: "Prompts") -> str:
+    quantize = prompts.processor.post_processor.quantize
+    bins = quantize(torch.tensor([box], dtype=torch.float64), size=image_hw[::-1])[0].tolist()
+    return "".join(f"<loc_{number}>" for number in bins)
+
+
+def qwen2_vl(box: Sequence[float], image_hw: tuple[int, int], prompts: "Prompts") -> str:
+    x1, y1, x2, y2 = thousandths(box, image_hw)
+    return f"<|object_ref_start|>the region<|object_ref_end|><|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
+
+
+def qwen2_5_vl(box: Sequence[float], image_hw: tuple[int, int], prompts: "Prompts") -> str:
+    resized = prompts.resized_hw(image_hw)
+    scales = [new / old for new, old in zip(resized, image_hw, strict=True)][::-1] * 2
+    last = [side - 1 for side in resized[::-1]] * 2
+    pixels = [min(max(round(c * scale), 0), end) for c, scale, end in zip(box, scales, last, strict=True)]
+    return f'the region {{"bbox_2d": {pixels}}}'
+
+
+def qwen3_vl(box: Sequence[float], image_hw: tuple[int, int], prompts: "Prompts") -> str:
+    return f'the region {{"bbox_2d": {thousandths(box, image_hw)}}}'
+
+
+def internvl(box: Sequence[float], image_hw: tuple[int, int], prompts: "Prompts") -> str:
+    return f"the <ref>region</ref><box>[{thousandths(box, image_hw)}]</box>"
+
+
+def kosmos2(box: Sequence[float], image_hw: tuple[int, int], prompts: "Prompts") -> str:
+    height, width = image_hw
+    side = round(prompts.processor.num_patch_index_tokens**0.5)
+    corners = coordinate_to_patch_index([c / s for c, s in zip(box, (width, height) * 2, strict=True)], side)
+    return "<object>" + "".join(f"<patch_index_{index:04d}>" for index in corners) + "</object>"
+
+
+def crop(image: np.ndarray, region: Region, mark: str) -> np.ndarray:
+    """The pixels that the box touches, at least one."""
+    x1, y1 = (floor(c) for c in region.box[:2])
+    x2, y2 = (ceil(c) for c in region.box[2:])
+    return image[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]
+
+
+OUTLINED = "the region outlined in red"
+CAPTIONERS = {
+    "florence2": Family(
+        "<loc_N> tokens, 1,000 bins of the image's width and height",
+        model_types=("florence2",),
+        words=florence2,
+        questions={
+            "phrase": "<REGION_TO_DESCRIPTION>{region}",
+            "category": "<REGION_TO_CATEGORY>{region}",
+            "detailed": "<REGION_TO_DESCRIPTION>{region}",
+        },
+        own_format=True,
+    ),
+    "qwen2-vl": Family(
+        "<|box_start|>(x1,y1),(x2,y2)<|box_end|> in 1/1000 of the image's width and height",
+        model_types=("qwen2_vl",),
+        words=qwen2_vl,
+    ),
+    "qwen2.5-vl": Family(
+        '{"bbox_2d": [x1, y1, x2, y2]} in pixels of the image as the processor resizes it',
+        model_types=("qwen2_5_vl",),
+        words=qwen2_5_vl,
+    ),
+    "qwen3-vl": Family(
+        '{"bbox_2d": [x1, y1, x2, y2]} in 1/1000 of the image\'s width and height',
+        model_types=("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+        words=qwen3_vl,
+    ),
+    "internvl": Family(
+        "<ref>region</ref><box>[[x1, y1, x2, y2]]</box> in 1/1000 of the image's width and height",
+        model_types=("internvl",),
+        words=internvl,
+    ),
+    "kosmos-2": Family(
+        "<patch_index_N> of the box's corners in a grid of 32 x 32",
+        model_types=("kosmos-2",),
+        words=kosmos2,
+        questions=dict.fromkeys(QUESTIONS, "<grounding><phrase> It</phrase>{region} is"),
+        own_format=True,
+    ),
+    "overlay": Family(
+        "a red line around the region on the image",
+        show=lambda image, region, mark: overlay(image, region, prompt=mark),
+        questions={kind: text.replace(PLACE, OUTLINED) for kind, text in QUESTIONS.items()},
+    ),
+    "crop": Family(
+        "the image is cut to the region's box",
+        show=crop,
+        questions={kind: text.replace(PLACE, "this image") for kind, text in QUESTIONS.items()},
+    ),
+}
+
+
+def question_kind(task: Task) -> str:
+    """What a task wants to hear of a region: a "phrase", its "category", or a "detailed" description."""
+    if "choices" in task.metrics or task.generation.get("max_new_tokens", 0) >= DETAILED:
+        return "detailed"
+    return "phrase" if {"captions", "densecap"} & set(task.metrics) else "category"
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def is_captioner(name: str, revision: str | None = None) -> bool:
+    """Whether a run, folder or hub id is a model of others; False also where there is none, which `dynrefer.load`
+    says best."""
+    try:
+        return _model_type(name, revision) not in FAMILIES
+    except (OSError, ValueError):
+        return False
+
+
+def load(
+    name: str,
+    task: Task,
+    family: str | None = None,
+    prompt: str | None = None,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+) -> "Captioner":
+    """A model of others, to describe the regions of a task.
+
+    name: a folder or hub id; family: a row of CAPTIONERS, by the model's type where None; prompt: instead of the
+    family's own question, with {region} where the region's coordinates go; the rest as of `dynrefer.load`.
+
+    Raises ValueError when there is no model or processor, Transformers has no class for images and text of its type,
+    the family is unknown or not of this model, or the prompt does not say where the region goes.
+    """
+    kind = _model_type(name, revision)
+    family = family or _family_of(name, kind)
+    if family not in CAPTIONERS:
+        raise ValueError(f"captioner {family!r}; known: {', '.join(CAPTIONERS)}")
+    row = CAPTIONERS[family]
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ValueError(
+            f"model {name!r} is of type {kind!r}, of which Transformers has no model that reads images and writes text"
+            + _elsewhere(kind)
+        )
+    if row.own_format and kind not in row.model_types:
+        raise ValueError(
+            f"model {name!r} is of type {kind!r} and does not know the boxes of {family}; --captioner overlay shows "
+            "a red line around the region to any model"
+        )
+    text = row.questions[question_kind(task)] if prompt is None else prompt
+    if prompt is None and row.words is None and kind in CAPTION_ONLY:
+        text = ""
+    if row.words and PLACE not in text:
+        raise ValueError(
+            f"prompt {text!r} does not say where the region's coordinates go: write {PLACE} there, as in "
+            f"{row.questions['phrase']!r}"
+        )
+    try:
+        processor = AutoProcessor.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"model {name!r}: no processor that can be read ({first_line(error)})" + _elsewhere(kind)
+        ) from error
+    if missing := [part for part in ("image_processor", "tokenizer") if getattr(processor, part, None) is None]:
+        raise ValueError(
+            f"model {name!r}: its processor ({type(processor).__name__}) has no {' and no '.join(missing)}; the folder "
+            "needs what `processor.save_pretrained` writes, such as preprocessor_config.json and tokenizer.json"
+        )
+    try:
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            name, revision=revision, dtype=check_dtype(dtype) or "auto", output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f"model {name!r} cannot be loaded ({first_line(error)})" + _elsewhere(kind)) from error
+    if missing := sorted(map(str, info.get("missing_keys") or ())):
+        raise ValueError(
+            f"model {name!r}: its file lacks {len(missing)} weights, the first {missing[0]}; they would be random"
+            + _elsewhere(kind)
+        )
+    return Captioner(model.to(pick_device(device)).eval(), processor, family, text, mark=task.prompt)
+
+
+def _model_type(name: str, revision: str | None) -> str:
+    config, _ = PreTrainedConfig.get_config_dict(model_folder(name), revision=revision)
+    if "model_type" not in config:
+        raise ValueError(f"model {name!r}: its config.json names no model_type")
+    return config["model_type"]
+
+
+def _family_of(name: str, model_type: str) -> str:
+    for family, row in CAPTIONERS.items():
+        if model_type in row.model_types:
+            return family
+    known = ", ".join(f"{family} ({', '.join(row.model_types)})" for family, row in CAPTIONERS.items() if row.words)
+    raise ValueError(
+        f"model {name!r} is of type {model_type!r}, whose way to read boxes is not known here. --captioner overlay "
+        f"shows a red line around the region to any model, --captioner crop the region alone. Families by type: {known}"
+        + _elsewhere(model_type)
+    )
+
+
+def _elsewhere(model_type: str) -> str:
+    place = ELSEWHERE.get(model_type)
+    return f"; repositories of their own code are not run, Transformers reads {place}" if place else ""
+
+
+# --- image and region -> inputs --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Batch:
+    """ids, boxes: one a region; inputs: of `model.generate`, the regions in the same order."""
+
+    ids: list[str]
+    boxes: list[list[float]]
+    inputs: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device) -> "Batch":
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
+        return replace(self, inputs=moved)
+
+
+class Prompts:
+    """Image and regions -> the model's inputs, see `dynrefer.data.dataset.SampleProcessor`.
+
+    processor: Transformers', of the model; text: the prompt; mark: "box" or "mask", what is drawn where the family
+    draws. The processor's chat template stands around the prompt where it has one (`text`).
+    """
+
+    def __init__(
+        self, processor: Any, family: Family, text: str, mark: str, *, seq2seq: bool = False, cut: bool = False
+    ):
+        self.processor, self.family, self.mark, self.cut = processor, family, mark, cut
+        self.chat = bool(getattr(processor, "chat_template", None)) and not family.own_format
+        self.text = self._chat(text) if self.chat else text and self._plain(text)
+        self._resized: dict[tuple[int, int], tuple[int, int]] = {}
+        tokenizer = processor.tokenizer
+        # what is generated must follow its prompt; an encoder counts positions from the left
+        tokenizer.padding_side = "right" if seq2seq else "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        begins = tokenizer.bos_token is not None and self.text.startswith(tokenizer.bos_token)
+        self.options = {"add_special_tokens": False} if begins and self.chat else {}
+
+    def _chat(self, text: str) -> str:
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        silent = {"enable_thinking": False} if "enable_thinking" in str(self.processor.chat_template) else {}
+        chat = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False, **silent
+        )
+        if text not in chat:
+            raise ValueError(f"the chat template of {type(self.processor).__name__} leaves out the prompt: {chat!r}")
+        return chat
+
+    def _plain(self, text: str) -> str:
+        """The prompt alone, or behind an image token where the processor does not put it there."""
+        blank = [Image.new("RGB", (64, 64))]
+        token = str(getattr(self.processor, "image_token", None) or "")
+        for candidate in (text, f"{token}\n{text}" if token else text):
+            try:
+                self.processor(images=blank, text=[candidate.replace(PLACE, "")])
+                return candidate
+            except ValueError as error:
+                problem = error
+        raise ValueError(
+            f"{type(self.processor).__name__} has no chat template and does not take the prompt "
+            f"({first_line(problem)}); a chat_template.jinja in the model's folder says how a question is put"
+        ) from problem
+
+    def samples(
+        self, image: np.ndarray, regions: list[Region], generators: list[np.random.Generator], train: bool
+    ) -> list[dict]:
+        """One sample a region: its image and its prompt."""
+        whole = Image.fromarray(image)
+        return [
+            {
+                "id": region.id,
+                "box": list(region.box),
+                "image": Image.fromarray(self.family.show(image, region, self.mark)) if self.family.show else whole,
+                "text": self.prompt(region),
+            }
+            for region in regions
+        ]
+
+    def prompt(self, region: Region) -> str:
+        """The text that asks for this region."""
+        words = self.family.words
+        try:
+            return self.text.replace(PLACE, words(region.box, region.image_hw, self)) if words else self.text
+        except ValueError as error:
+            raise ValueError(f"region {region.id}: {error}") from error
+
+    def resized_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) that the image processor gives an image of this size."""
+        if image_hw not in self._resized:
+            images = self.processor.image_processor
+            made = images(images=[Image.new("RGB", image_hw[::-1])], return_tensors="pt")
+            if "image_grid_thw" not in made:
+                raise ValueError(
+                    f"boxes in pixels of the resized image, whose size {type(images).__name__} does not tell"
+                )
+            _, rows, columns = made["image_grid_thw"][0].tolist()
+            self._resized[image_hw] = rows * images.patch_size, columns * images.patch_size
+        return self._resized[image_hw]
+
+    def collate(self, samples: list[dict]) -> Batch:
+        """Samples -> inputs, padded to the longest prompt."""
+        images = [[sample["image"]] if self.chat else sample["image"] for sample in samples]
+        texts = {"text": [sample["text"] for sample in samples], "padding": True} if self.text else {}
+        inputs = dict(self.processor(images=images, return_tensors="pt", **texts, **self.options))
+        if self.cut and texts and not self.chat:
+            ends = {self.processor.tokenizer.eos_token_id, self.processor.tokenizer.sep_token_id}
+            if all(last in ends for last in inputs["input_ids"][:, -1].tolist()):  # the text is to go on
+                length = inputs["input_ids"].shape[1]
+                inputs = {k: v[:, :-1] if v.ndim == 2 and v.shape[1] == length else v for k, v in inputs.items()}
+        return Batch([sample["id"] for sample in samples], [sample["box"] for sample in samples], inputs)
+
+
+# --- inputs -> captions ----------------------------------------------------------------------------------------------
+
+
+class NewTokens(LogitsProcessor):
+    """Knows where the generated tokens begin, and penalises repetition among them: words of the prompt, its end tokens
+    and its padding, which depends on the other regions of the batch, are no repetition."""
+
+    def __init__(self, penalty: float):
+        self.penalty, self.start = penalty, None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.start is None:
+            self.start = input_ids.shape[1]
+            self.penalize = RepetitionPenaltyLogitsProcessor(self.penalty, prompt_ignore_length=self.start)
+        return self.penalize(input_ids, scores) if self.penalty != 1 else scores
+
+
+class Captioner:
+    """A model of others with the interface of ours, as far as `eval.predict` uses it.
+
+    Texts are drawn only where generation says do_sample=true, whatever the model's own settings. The score is
+    exp(sum of the log probabilities of the generated tokens, their end included), as of `RegionResult`: what dense
+    captions are ranked by. There are no tags, attributes and categories.
+    """
+
+    def __init__(self, model: Any, processor: Any, family: str, prompt: str, mark: str = "box"):
+        self.model, self.config = model, model.config
+        # some classes prepare what the image is to their language model, and hand `generate` on to it
+        handed_on = [getattr(model, part, None) for part in ("text_decoder", "text_model", "language_model")]
+        own = "generate" not in {
+            k for c in type(model).__mro__ if c.__module__ == type(model).__module__ for k in vars(c)
+        }
+        self.decoder = model if own else next((part for part in handed_on if part is not None), model)
+        row = CAPTIONERS[family]
+        self.processor = Prompts(
+            processor,
+            row,
+            prompt,
+            mark,
+            seq2seq=bool(getattr(self.decoder.config, "is_encoder_decoder", False)),
+            cut=own,
+        )
+        decoding = self.decoder.generation_config
+        if decoding.pad_token_id is None:
+            decoding.pad_token_id = processor.tokenizer.pad_token_id
+        decoding.max_length = None  # new tokens are counted
+        decoding.do_sample = False
+        decoding.temperature = decoding.top_p = decoding.top_k = None
+        decoding.max_new_tokens = decoding.max_new_tokens or MAX_NEW_TOKENS
+        end = decoding.eos_token_id
+        if self.config.model_type == "blip":
+            end = self.config.text_config.sep_token_id  # which its `generate` sets
+        self.end_ids = [] if end is None else end if isinstance(end, list) else [end]
+        self.captioner_settings = {
+            "family": family,
+            "model_type": self.config.model_type,
+            "revision": getattr(self.config, "_commit_hash", None),
+            "convention": row.convention,
+            "mark": mark if family == "overlay" else "box",
+            "prompt": prompt,
+            "input": self.processor.text,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "model_decoding": {
+                name: value
+                for name, value in json.loads(json.dumps(decoding.to_diff_dict(), default=str)).items()
+                if name not in NO_DECODING
+            },
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def named_parameters(self):
+        return self.model.named_parameters()
+
+    def before_eval(self) -> None:
+        self.model.eval()
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        batch: Batch,
+        *,
+        control: str | None = None,
+        tag_threshold: float | None = None,
+        list_tags: float | None = None,
+        attributes: Sequence[str] | None = None,
+        categories: Sequence[str] | None = None,
+        generation: Mapping[str, Any] | None = None,
+    ) -> list[RegionResult]:
+        """One result a region, with a caption and its score. generation: transformers' options over the model's own.
+
+        Raises ValueError for control words, of which these models know nothing, and unknown options.
+        """
+        if control is not None:
+            raise ValueError(
+                f"control words {control!r}: models of others take none; --prompt says what they are asked"
+            )
+        if not len(batch):
+            return []
+        own = self.decoder.generation_config
+        settings = {"max_new_tokens": own.max_new_tokens, **check_generation(generation)}
+        new = NewTokens(settings.pop("repetition_penalty", None) or own.repetition_penalty or 1.0)
+        inputs = {
+            k: v.to(self.model.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v
+            for k, v in batch.inputs.items()
+        }
+        output = self.model.generate(
+            **inputs,
+            **settings,
+            repetition_penalty=1.0,
+            logits_processor=LogitsProcessorList([new]),
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        beams = settings.get("num_beams") or own.num_beams or 1
+        penalty = settings.get("length_penalty", own.length_penalty)
+        score = log_probability(self.decoder, output, self.end_ids, beams, 1.0 if penalty is None else penalty)
+        texts = self.processor.processor.tokenizer.batch_decode(
+            output.sequences[:, new.start :], skip_special_tokens=True
+        )
+        thinking = self.processor.text.rstrip().endswith("<think>")
+        return [
+            RegionResult(
+                id=batch.ids[r],
+                box=batch.boxes[r],
+                caption=clean(texts[r], thinking),
+                score=float(score[r].double().exp()),
+            )
+            for r in range(len(batch))
+        ]
+
+
+MARKUP = re.compile(
+    r"<\|box_start\|>.*?<\|box_end\|>|<box>.*?</box>|<object>.*?</object>"  # boxes
+    r"|<loc_\d+>|<patch_index_\d+>"
+    r"|</?(?:ref|box|object|phrase|grounding|image|s|pad|chunk|line|doc|delimiter_of_multi_objects/)>"
+    r"|<\|(?:object_ref|box|im|quad)_(?:start|end)\|>|<\|endoftext\|>",
+    re.DOTALL,
+)
+
+
+def clean(text: str, thinking: bool = False) -> str:
+    """What a model said of the region: without thoughts, boxes and other marks, in one line.
+
+    thinking: whether the prompt has begun a thought. A thought that does not end leaves nothing.
+
+    >>> clean("<think>A dog?</think>\\n\\n<ref>a brown dog</ref><box>[[1, 2, 3, 4]]</box> on grass<|im_end|>")
+    'a brown dog on grass'
+    """
+    if thinking or "<think>" in text:
+        text = text.rpartition("</think>")[2] if "</think>" in text else text.partition("<think>")[0] * (not thinking)
+    return " ".join(MARKUP.sub(" ", text.rpartition("</think>")[2]).split())
