@@ -4,6 +4,10 @@ r"""RefCOCO, RefCOCO+ and RefCOCOg (referring expressions of COCO objects) -> re
         --instances refcocog/instances.json --images train2014 --out data/refcocog/val.jsonl
     python -m data_prep.refcoco --dataset refcocog-umd --split val --captions finetune_refcocog_val_captions.json \
         --per expression --images train2014 --out data/refcocog/val_expressions.jsonl
+    python -m data_prep.refcoco --dataset refcocog-umd --split val --captions refcocog_val_coco_format.json \
+        --images train2014 --out data/refcocog_asm/val.jsonl
+    python -m data_prep.refcoco --dataset refcocog-lmms --split val --rows RefCOCOg/data/val-*.parquet \
+        --images train2014 --out data/refcocog_lmms/val.jsonl
     python -m data_prep.refcoco --dataset refcocog-umd --split train --refs "refcocog/refs(umd).p" \
         --instances refcocog/instances.json --images train2014 --out data/refcocog/train.jsonl \
         --exclude data/refcoco/testA.jsonl data/refcoco/testB.jsonl
@@ -15,7 +19,10 @@ Where the files come from:
                   code from them
     captions      the same expressions as JSON, one "image" an expression: MDETR's finetune_refcocog_train.json and
                   so on, GLaMM's mdetr_annotations (with finetune_refcocog_val_captions.json), Osprey's
-                  finetune_refcocog_val_with_mask.json (with masks). RefCOCOg is UMD's in all of them
+                  finetune_refcocog_val_with_mask.json (with masks); or one "image" a region, its box with it:
+                  All-Seeing's refcocog_{val,test}_coco_format.json (huggingface.co/datasets/OpenGVLab/
+                  Caption-Evaluation-Data). RefCOCOg is UMD's in all of them
+    rows          lmms-eval's Parquet files of RefCOCOg: huggingface.co/datasets/lmms-lab/RefCOCOg, data/val-*.parquet
     images        cocodataset.org: train2014.zip (13 GB), or train2017 with its shorter names
 
 What comes out, expressions / regions / images:
@@ -26,10 +33,15 @@ What comes out, expressions / regions / images:
                      testA 5,726 / 1,975 / 750         testB 4,889 / 1,798 / 750
     refcocog-umd     train 80,512 / 42,226 / 21,899    val 4,896 / 2,573 / 1,300    test 9,602 / 5,023 / 2,600
     refcocog-google  train 85,474 / 44,822 / 24,698    val 9,536 / 5,000 / 4,650 (the test set was never released)
+    refcocog-lmms    regions: val 7,573 (as many as UMD's and Google's together)    test 5,023
 
 A record is a region with all its expressions, or with --per expression a region and one of them: then a region with
 two is captioned and scored twice, as in the protocol of GLaMM, Osprey, ControlCap and DynRefer (4,896 items on
 RefCOCOg val).
+
+The end of a record's id is what predictions of the file's users name: REFER's reference, the number of the expression
+in the JSON files, All-Seeing's number of the region, and of lmms-eval's rows the place of the row. (A row's question_id
+stands before it: it is the annotation's, which several rows of val may have.)
 
 All of them use COCO's train2014 images: the train part of one has images of the others' val and test parts, and the two
 parts of refcocog-google share images. --exclude leaves those out of a train part.
@@ -38,6 +50,7 @@ Licence: expressions for research, COCO's boxes and masks CC BY 4.0, photographs
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
@@ -85,14 +98,18 @@ PUBLISHED = {  # REFER's files, which the JSON files were made of
     },
     "refcocog-google": {"train": (85_474, 44_822, 24_698), "val": (9_536, 5_000, 4_650)},
 }
+ROWS = {"refcocog-lmms": {"val": 7_573, "test": 5_023}}  # regions in lmms-eval's files
 PER = ("region", "expression")
 LICENCE = "Expressions: RefCOCO's authors, research; boxes, masks: COCO, CC BY 4.0; photographs: their Flickr owners"
 SHARED = "the val and test parts of RefCOCO, RefCOCO+ and RefCOCOg"
 
 
+PER_ANNOTATION = re.compile(r"(\d{12})_\d+\.jpg$")  # REFER's names of pictures: COCO's, and the annotation's number
+
+
 class Reference(NamedTuple):
     """A region with its expressions, before its box is read. key: of the region, in its dataset; expressions: (key,
-    text) of each; numbers: xywh pixels; name: of the image file."""
+    text) of each; numbers: xywh pixels; name: of the image file; image_hw: None = the picture's."""
 
     key: str
     expressions: tuple[tuple[str, str], ...]
@@ -100,7 +117,7 @@ class Reference(NamedTuple):
     mask: Any
     category: str | None
     name: str
-    image_hw: tuple[int, int]
+    image_hw: tuple[int, int] | None
     where: str
 
 
@@ -211,6 +228,71 @@ def read_captions(path: Path, dataset: str, split: str, per: str, subset: bool =
     yield from regions.values()
 
 
+def is_by_region(path: Path) -> bool:
+    """Whether a captions file has an "image" a region, with its box, as All-Seeing's."""
+    first = next(read_items(path, "images.item"))
+    return isinstance(first, dict) and "bbox" in first
+
+
+def read_by_region(path: Path, dataset: str) -> Iterator[Reference]:
+    """References from All-Seeing's file: an "image" is a region, its bbox xyxy, its captions are the annotations."""
+    if dataset != "refcocog-umd":
+        raise ValueError(f"{path}: these files hold UMD's split of RefCOCOg; say --dataset refcocog-umd")
+    captions: dict[Any, list[str]] = {}
+    for image in read_items(path, "images.item"):
+        (key,) = _fields(image, ("id",), path)
+        if key in captions:
+            raise ValueError(f"{path}: image id {key!r} stands there twice")
+        captions[key] = []
+    for annotation in read_items(path, "annotations.item"):
+        key, text = _fields(annotation, ("image_id", "caption"), path)
+        if key not in captions or not isinstance(text, str):
+            raise ValueError(f"{path}: {str(annotation)[:200]}: expected a caption, and image_id of `images`")
+        captions[key].append(text.strip())
+    for image in read_items(path, "images.item"):
+        key, box = _fields(image, ("id", "bbox"), path)
+        name = image.get("image", image.get("file_name"))
+        where = f"{path}: image {key}"
+        whole = isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box)
+        if not isinstance(name, str) or not whole:
+            raise ValueError(
+                f"{where}: {str(image)[:200]}: expected `image`, the name of a file, and a bbox, x1 y1 x2 y2"
+            )
+        numbers = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+        yield Reference(str(key), _numbered(str(key), captions[key]), numbers, None, None, name, None, where)
+
+
+def read_rows(paths: Sequence[Path], dataset: str, split: str, subset: bool = False) -> Iterator[Reference]:
+    """References from lmms-eval's Parquet files of one split, a region a row; their pictures are not read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = ["question_id", "answer", "bbox", "file_name"]
+    number = 0
+    for path in sorted(paths):
+        try:
+            for batch in pq.ParquetFile(path).iter_batches(columns=columns):
+                for row in batch.to_pylist():
+                    where = f"{path}: row {number}"
+                    question, answers, box, name = _fields(row, columns, path)
+                    if not name or not isinstance(answers, list) or not all(isinstance(text, str) for text in answers):
+                        raise ValueError(f"{where}: {str(row)[:200]}: expected a list of answers, and a file_name")
+                    key = f"{question}-{number}"
+                    texts = [text.strip() for text in answers]
+                    picture = PER_ANNOTATION.sub(r"\1.jpg", name)
+                    yield Reference(key, _numbered(key, texts), box, None, None, picture, None, where)
+                    number += 1
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{path}: not one of lmms-eval's Parquet files, or cut off ({error})") from error
+    check_counts(
+        {"regions": number}, {"regions": ROWS[dataset][split]}, f"{paths[0].parent}, {dataset} {split}", subset
+    )
+
+
+def _numbered(key: str, texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    return tuple([(f"{key}-{k}", text) for k, text in enumerate(texts)])
+
+
 def _published(dataset: str, split: str) -> dict[str, int]:
     return dict(zip(COUNTED, PUBLISHED[dataset][split], strict=True))
 
@@ -237,6 +319,8 @@ def regions(
                 tally["regions left out: of images in a part that --exclude names"] += 1
                 continue
             path = _picture(images, reference)
+            if reference.image_hw is None:
+                reference = reference._replace(image_hw=images.image_hw(path))
             yield reference.numbers, reference.image_hw, reference.where, (reference, path)
 
     used: set[str] = set()
@@ -280,7 +364,8 @@ def _picture(images: ImageFolder, reference: Reference) -> str:
             f"{reference.where}: image {reference.name!r} is not in {images.folder}, also not as "
             f"{base.rpartition('_')[2]!r}; name the folder of COCO's train2014 (or train2017)"
         )
-    images.check_size(path, reference.image_hw, reference.where)
+    if reference.image_hw is not None:
+        images.check_size(path, reference.image_hw, reference.where)
     return path
 
 
@@ -301,11 +386,12 @@ def _mask(reference: Reference, tally: Tally) -> list | dict | None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = arguments("python -m data_prep.refcoco", "RefCOCO, RefCOCO+, RefCOCOg -> record files", SHARED)
-    parser.add_argument("--dataset", choices=tuple(PUBLISHED), required=True)
+    parser.add_argument("--dataset", choices=(*PUBLISHED, *ROWS), required=True)
     parser.add_argument("--split", required=True, help="train, val, test, testA or testB, as the dataset has it")
     parser.add_argument("--refs", type=Path, metavar="FILE", help="REFER's refs(unc).p, refs(umd).p or refs(google).p")
     parser.add_argument("--instances", type=Path, metavar="FILE", help="the instances.json beside it")
-    parser.add_argument("--captions", type=Path, metavar="FILE", help="MDETR's, GLaMM's or Osprey's JSON instead")
+    parser.add_argument("--captions", type=Path, metavar="FILE", help="MDETR's, GLaMM's ... JSON instead")
+    parser.add_argument("--rows", type=Path, nargs="+", metavar="FILE", help="lmms-eval's Parquet files instead")
     parser.add_argument("--per", choices=PER, default="region", help="what a record is (default: region)")
     parser.add_argument("--strict", action="store_true", help="a faulty box or mask is an error")
     return run_command(parser.prog, convert, parser.parse_args(argv))
@@ -313,10 +399,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def convert(args: argparse.Namespace) -> None:
     """Writes the records that the command line asks for and prints what was counted."""
-    if args.split not in PUBLISHED[args.dataset]:
-        raise ValueError(f"--split {args.split}: {args.dataset} has {', '.join(PUBLISHED[args.dataset])}")
-    if (args.captions is None) == (args.refs is None) or (args.refs is None) != (args.instances is None):
-        raise ValueError("give --refs with --instances (REFER's files), or --captions (a JSON file)")
+    splits = (PUBLISHED | ROWS)[args.dataset]
+    if args.split not in splits:
+        raise ValueError(f"--split {args.split}: {args.dataset} has {', '.join(splits)}")
+    if (args.refs is None) != (args.instances is None) or sum(map(bool, (args.refs, args.captions, args.rows))) != 1:
+        raise ValueError("give --refs with --instances (REFER's files), --captions (a JSON file) or --rows (Parquet)")
+    if bool(args.rows) != (args.dataset in ROWS):
+        raise ValueError(f"--dataset {args.dataset}: --rows goes with {', '.join(ROWS)}, and only with it")
     excluded = excluded_images(args, SHARED) if args.split == "train" or args.exclude else set()
     for path in args.exclude or ():
         if not any(isinstance(key, int) for key in image_keys([path])):
@@ -327,13 +416,17 @@ def convert(args: argparse.Namespace) -> None:
     tally = Tally(args.strict)
     if args.refs:
         references = read_refer(args.refs, args.instances, args.dataset, args.split, args.subset)
+    elif args.rows:
+        references = read_rows(args.rows, args.dataset, args.split, args.subset)
+    elif is_by_region(args.captions):
+        references = read_by_region(args.captions, args.dataset)
     else:
         references = read_captions(args.captions, args.dataset, args.split, args.per, args.subset)
     records = regions(
         references,
         ImageFolder(args.images, args.out),
         tally,
-        name=str(args.instances or args.captions),
+        name=str(args.instances or args.captions or args.rows[0]),
         dataset=args.dataset,
         split=args.split,
         per=args.per,

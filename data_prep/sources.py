@@ -166,12 +166,16 @@ class ImageFolder:
                 return f"{self._prefix}/{name}"
         return None
 
+    def image_hw(self, path: str) -> tuple[int, int]:
+        """The (height, width) of a picture, from its header. path: as `path` and `find` give it."""
+        return read_image_hw(self.folder / path[len(self._prefix) + 1 :])
+
     def check_size(self, path: str, image_hw: tuple[int, int], where: str) -> None:
         """ValueError where a picture has another size than recorded. path: as `path` and `find` give it. Looks at the
         headers of the first pictures only; `python -m data_prep.check` looks at all."""
         if self._unchecked:
             self._unchecked -= 1
-            true_hw = read_image_hw(self.folder / path[len(self._prefix) + 1 :])
+            true_hw = self.image_hw(path)
             if true_hw != tuple(image_hw):
                 raise ValueError(
                     f"{where}: the annotations say {tuple(image_hw)}, but image {path!r} is {true_hw} (height, width); "

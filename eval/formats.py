@@ -2,8 +2,9 @@
 
 What is read: this package's JSON lines; COCO results lists ([{"image_id", "caption"}], as Osprey and GLaMM write them,
 or boxes with scores); one object {annotation id: text}, as DAM writes; lists and JSON lines with a text an id, as of
-Ref-L4, PixelRefer and LLaVA ({"question_id", "text"}). Ids of a benchmark are brought to ours by the ends of ours:
-12345 is "refcocog-umd-val-12345". What fits none or several regions is an error.
+Ref-L4, PixelRefer, LLaVA ({"question_id", "text"}) and the samples that lmms-eval logs ({"doc_id", "filtered_resps"}).
+Ids of a benchmark are brought to ours by the ends of ours: 12345 is "refcocog-umd-val-12345". What fits none or several
+regions is an error.
 """
 
 import json
@@ -16,9 +17,9 @@ from typing import Any
 
 from dynrefer.data.schema import Region, RegionResult, read_jsonl
 
-ID_KEYS = ("region_id", "ann_id", "annotation_id", "ref_id", "question_id", "id", "image_id")
+ID_KEYS = ("region_id", "ann_id", "annotation_id", "ref_id", "question_id", "id", "image_id", "doc_id")
 TEXT_KEYS = ("pred", "prediction", "pred_caption", "response", "output", "outputs", "generated_text", "caption", "text")
-TEXT_KEYS += ("answer", "description")
+TEXT_KEYS += ("answer", "description", "filtered_resps")
 LIST_KEYS = ("annotations", "results", "predictions")  # of an object that holds a list and not {id: text}
 QUERY = "query"  # beside the regions of {id: text}: what the model was asked
 OWN_KEYS = frozenset(RegionResult.__dataclass_fields__)

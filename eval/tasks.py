@@ -110,12 +110,14 @@ SHORT = {"num_beams": 2, "max_new_tokens": 20, "repetition_penalty": 1.5, "lengt
 DETAILED = {"num_beams": 1, "max_new_tokens": 512}
 COCO_CAPTION = "PTB tokens; BLEU, ROUGE-L, METEOR 1.5, CIDEr-D with document frequencies of this set's references"
 PER_REGION = (
-    "UMD's split, a region with all its expressions as references (so METEOR lies above protocol A's at the same "
-    f"CIDEr); boxes on COCO train2014 images; {COCO_CAPTION}."
+    "ASM, ASMv2, VisionLLMv2: UMD's split, a region with all its expressions as references (so METEOR lies above "
+    f"protocol A's at the same CIDEr); boxes on COCO train2014 images; {COCO_CAPTION}. "
+    "ASM decodes with 5 beams, the others greedily."
 )
 OVERLAY = (
-    "lmms-eval's refcocog_bbox: a red rectangle is drawn on the image, the prompt is 'Provide a short description for "
-    f"this region.'; all expressions of a region as references; {COCO_CAPTION}."
+    "lmms-eval's refcocog_bbox and its rows (val: 7,573, as many as the regions of UMD's and Google's val): a red "
+    "rectangle is drawn on the image, the prompt is 'Provide a short description for this region.'; all expressions of "
+    f"a row as references; {COCO_CAPTION}."
 )
 DENSECAP = (
     "DenseCap's 5,000 test images, phrases lower-cased without punctuation, those of more than 15 words left out of "
@@ -193,19 +195,18 @@ TASKS = {
         *(
             Task(
                 name=f"refcocog-{letter}-{split}",
-                data=f"data/refcocog/{split}.jsonl",
+                data=f"data/refcocog_{files}/{split}.jsonl",
                 split=split,
                 num_regions=count,
                 metrics=("captions",),
-                generation=decoding,
                 line_width=1 if letter == "d" else None,
                 protocol=f"RefCOCOg protocol {letter.upper()}, {split}: {text}",
             )
-            for letter, text, decoding in (
-                ("b", f"ASM, ASMv2, VisionLLMv2: {PER_REGION} ASM decodes with 5 beams, the others greedily.", {}),
-                ("d", OVERLAY, {}),
+            for letter, files, text, counts in (
+                ("b", "asm", PER_REGION, {"val": 2573, "test": 5023}),
+                ("d", "lmms", OVERLAY, {"val": 7573, "test": 5023}),
             )
-            for split, count in (("val", 2573), ("test", 5023))
+            for split, count in counts.items()
         ),
         Task(
             name="vg-v1",

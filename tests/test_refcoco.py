@@ -5,15 +5,18 @@ import struct
 from collections import OrderedDict
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from data_prep.check import check_file
 from data_prep.plain_pickle import read_plain_pickle
-from data_prep.refcoco import PUBLISHED, main
+from data_prep.refcoco import PUBLISHED, ROWS, main
 from data_prep.sources import read_list
 from dynrefer.data import open_records
 from dynrefer.masks import mask_to_box
+from eval.formats import read_any
 
 WIDTH, HEIGHT = 64, 48
 SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_sample"
@@ -322,3 +325,98 @@ def test_real_coco_instances(tmp_path):
     records = open_records(tmp_path / "out.jsonl")
     assert len(records) == len(annotations) > 600 and all(r.mask and r.category for r in records)
     assert not check_file(tmp_path / "out.jsonl").problems
+
+
+# --- files with a region an entry --------------------------------------------------------------------------------
+
+
+def by_region(refs) -> dict:
+    """All-Seeing's form: an "image" a region, its box xyxy, its captions as annotations."""
+    images, annotations = [], []
+    for one in refs:
+        x, y, width, height = next(a for a in ANNOTATIONS if a["id"] == one["ann_id"])["bbox"]
+        name = f"coco/train2014/{NAMES[one['image_id']]}"
+        images.append({"id": one["ann_id"], "image": name, "bbox": [x, y, x + width, y + height]})
+        for sentence in one["sentences"]:
+            annotations.append({"image_id": one["ann_id"], "id": len(annotations), "caption": sentence["sent"]})
+    return {"images": images, "annotations": annotations}
+
+
+def test_all_seeings_regions_are_named_by_their_numbers(source, capsys):
+    (source / "asm.json").write_text(json.dumps(by_region(REFS[:2])))
+    assert run(source, captions="asm.json") == 0
+    car, man = open_records(source / "out.jsonl")
+    assert (car.id, man.id) == ("refcocog-umd-val-103", "refcocog-umd-val-101")
+    assert car.captions == ("the grey car", "a car at the edge") and man.captions == ("man in black",)
+    assert man.box == (10, 10, 30, 40) and car.box == (40, 20, 64, 40)  # clipped
+    assert car.image_hw == (HEIGHT, WIDTH) and car.image == f"train2014/{NAMES[25]}"
+    predictions = [{"image_id": 103, "caption": "a car"}, {"image_id": 101, "caption": "a man"}]
+    (source / "p.json").write_text(json.dumps(predictions))
+    found = read_any(source / "p.json", open_records(source / "out.jsonl"))
+    assert {i: result.caption for i, result in found.results.items()} == {car.id: "a car", man.id: "a man"}
+    (source / "out.jsonl").unlink()
+    for change, message in (
+        ({"images": [{"id": 1, "image": "x.jpg", "bbox": [0, 0, 5]}]}, "image 1"),
+        ({"annotations": [{"image_id": 7, "caption": "a"}]}, "image_id of `images`"),
+        ({"images": by_region(REFS[:2])["images"][:1] * 2}, "image id 103 stands there twice"),
+    ):
+        content = {**by_region(REFS[:2]), **change}
+        if "images" in change:
+            content["annotations"] = [a for a in content["annotations"] if a["image_id"] == content["images"][0]["id"]]
+            content["annotations"] = content["annotations"] or [{"image_id": 1, "caption": "a"}]
+        (source / "asm.json").write_text(json.dumps(content))
+        assert message in refused(source, capsys, captions="asm.json")
+    (source / "asm.json").write_text(json.dumps(by_region(REFS[:2])))
+    assert "UMD's split" in refused(source, capsys, captions="asm.json", dataset="refcocog-google")
+
+
+def rows_of(source, rows, name="val-00000-of-00001.parquet"):
+    pq.write_table(pa.Table.from_pylist(rows), source / name)
+    return str(source / name)
+
+
+def row(ann_id, *answers):
+    annotation = next(a for a in ANNOTATIONS if a["id"] == ann_id)
+    name = NAMES[annotation["image_id"]].replace(".jpg", f"_{ann_id}.jpg")
+    image = {"bytes": b"not read", "path": None}
+    box = [float(x) for x in annotation["bbox"]]
+    return {"question_id": str(ann_id), "image": image, "answer": list(answers), "bbox": box, "file_name": name}
+
+
+def lmms(source, *files, subset=True, dataset="refcocog-lmms"):
+    where = ["--images", str(source / "train2014"), "--out", str(source / "out.jsonl")]
+    options = ["--dataset", dataset, "--split", "val", "--rows", *files, *(["--subset"] if subset else [])]
+    return main([*where, *options])
+
+
+def test_lmms_evals_rows_keep_their_places(source, capsys):
+    later = rows_of(source, [row(103, "again")], "val-00001-of-00002.parquet")
+    first = rows_of(source, [row(103, "the grey car", "a car"), row(101, "man in black")], "val-00000-of-00002.parquet")
+    assert lmms(source, later, first) == 0  # in the order of their names
+    records = open_records(source / "out.jsonl")
+    assert [r.id for r in records] == [f"refcocog-lmms-val-{end}" for end in ("103-0", "101-1", "103-2")]
+    assert records[0].captions == ("the grey car", "a car") and records[0].box == (40, 20, 64, 40)
+    assert records[1].image == f"train2014/{NAMES[9]}" and records[1].image_hw == (HEIGHT, WIDTH)
+    logged = [{"doc_id": n, "target": "x", "resps": [["r"]], "filtered_resps": [f"said {n}"]} for n in (2, 0, 1)]
+    (source / "samples.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in logged))
+    found = read_any(source / "samples.jsonl", records)
+    assert [found.results[r.id].caption for r in records] == ["said 0", "said 1", "said 2"]
+    assert not check_file(source / "out.jsonl").problems
+
+
+def test_other_rows_are_refused(source, capsys):
+    good = rows_of(source, [row(103, "a car")])
+
+    def message(*arguments, **options) -> str:
+        assert lmms(source, *arguments, **options) == 2
+        assert not (source / "out.jsonl").exists()
+        return capsys.readouterr().err
+
+    assert sum(ROWS["refcocog-lmms"].values()) == 7_573 + 5_023
+    assert "1 regions, published 7,573" in message(good, subset=False)
+    assert "--rows goes with refcocog-lmms" in message(good, dataset="refcocog-umd")
+    assert "expected question_id, answer" in message(rows_of(source, [{"id": 1}], "other.parquet"))
+    (source / "cut.parquet").write_bytes((source / "val-00000-of-00001.parquet").read_bytes()[:-9])
+    assert "or cut off" in message(str(source / "cut.parquet"))
+    lost = {**row(103, "a car"), "file_name": "COCO_train2014_000000000077_103.jpg"}
+    assert "COCO_train2014_000000000077.jpg' is not in" in message(rows_of(source, [lost], "lost.parquet"))
