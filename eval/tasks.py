@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dynrefer.vocabulary import read_attributes, read_words
+from dynrefer.vocabulary import read_words
 
+from .attributes import attribute_entries
 from .captions import METRICS as CAPTION_METRICS
 from .captions import TOKENIZERS
 from .recognition import SCORE_SOURCES
@@ -90,12 +91,13 @@ class Task:
             if unknown := [value for value in getattr(self, name) if value not in allowed]:
                 raise ValueError(f"task {self.name}: unknown {name} {unknown[0]!r}; known: {', '.join(allowed)}")
 
-    def word_list(self, kind: str, data: str | Path | None = None) -> list[str] | None:
-        """Names of "tags", "attributes" or "categories" in the file beside the records; None where there is none."""
+    def word_list(self, kind: str, data: str | Path | None = None) -> list[str] | list[dict] | None:
+        """Names of "tags" or "categories", or entries of "attributes", in the file beside the records; None where there
+        is none."""
         for name in WORD_LISTS[kind]:
             path = Path(data or self.data).absolute().parent / name
             if path.is_file():
-                return [a["name"] for a in read_attributes(path)] if kind == "attributes" else read_words(path)
+                return attribute_entries(path) if kind == "attributes" else read_words(path)
         return None
 
     def train_path(self, data: str | Path | None = None) -> Path | None:
@@ -291,6 +293,7 @@ TASKS = {
                 name=name,
                 data="data/coco/val.jsonl",
                 split="val",
+                num_regions=36_335,
                 references="",
                 question=CATEGORY_QUESTION,
                 metrics=("categories", "recognition"),
@@ -326,6 +329,7 @@ TASKS = {
             name="lvis-proposals",
             data="data/lvis/val.jsonl",
             split="val",
+            num_regions=244_707,
             annotations="data/lvis/lvis_v1_val.json",
             boxes="detected",
             references="",
