@@ -1,8 +1,11 @@
 """Attributes (a scored list a region, labels partly unknown): OVAD's mean average precision."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+
+from dynrefer.vocabulary import read_attributes, read_json, read_text
 
 from .tags import average_precision, check_scores
 
@@ -27,6 +30,16 @@ def attribute_map(
         if not np.isnan(precisions[members]).all():
             result[f"attribute mAP/{group}"] = float(np.nanmean(precisions[members]))
     return result
+
+
+def attribute_entries(path: str | Path) -> list[dict]:
+    """Entries of an attribute list's file (see `read_attributes`) with all that `attribute_groups` reads."""
+    entries = read_attributes(path)
+    if Path(path).suffix != ".json":
+        return entries
+    raw = read_json(read_text(Path(path), "attribute list"), Path(path), "attribute list")
+    raw = raw["attributes"] if isinstance(raw, dict) else raw
+    return [(a if isinstance(a, dict) else {}) | entry for a, entry in zip(raw, entries, strict=True)]
 
 
 def attribute_groups(attributes: Sequence[Mapping[str, str]]) -> dict[str, list[int]]:

@@ -16,7 +16,8 @@ from functools import cache
 from pathlib import Path
 
 MIN_JAVA = 8
-OPTIONS = ("-Xmx2G", "-Dfile.encoding=UTF-8")  # without the encoding, scores of "café" depend on the locale
+# Without the encoding, scores of "café" depend on the locale; the serial collector needs half of the memory.
+OPTIONS = ("-Xmx2G", "-XX:+UseSerialGC", "-Dfile.encoding=UTF-8")
 SILENT_SECONDS = 300  # a JVM that is silent for so long is dead: METEOR needs 8 processor seconds to start
 
 
@@ -135,7 +136,8 @@ class JavaProgram:
             self.owed = len(self.padding) - 1
             found = answers[skipped:]
             if self.padding[0] in found[:-1] or found.pop() != self.padding[0]:
-                raise RuntimeError(f"{self.name} did not answer line for line; no score was computed")
+                said = " | ".join(answers[:3])[:200]
+                raise RuntimeError(f"{self.name} did not answer line for line but {said!r}; no score was computed")
             return found
         return answers
 

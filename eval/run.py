@@ -512,10 +512,13 @@ def _train_records(task: Task, records: RegionRecords, paths: Sequence[str] | No
     return [region for path in found for region in open_records(path)]
 
 
-def _unless_own(model: Any, kind: str, names: Mapping[str, list[str] | None]) -> list[str] | None:
+def _unless_own(model: Any, kind: str, lists: Mapping[str, list | None]) -> list[str] | None:
     """The task's names, or None (the model's own list) where they are the same words or there are none."""
-    own = [word["name"] if isinstance(word, dict) else word for word in getattr(model.config, kind, None) or ()]
-    return None if names[kind] is None or set(names[kind]) == set(own) else names[kind]
+    own, names = (
+        [word["name"] if isinstance(word, dict) else word for word in words or ()]
+        for words in (getattr(model.config, kind, None), lists[kind])
+    )
+    return None if lists[kind] is None or set(names) == set(own) else names
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 from dynrefer.data.schema import Region, RegionResult
 
 from . import statistics
-from .attributes import attribute_precisions
+from .attributes import attribute_groups, attribute_precisions
 from .captions import TOKENIZERS, caption_scores, lower_tokens
 from .categories import category_accuracy
 from .choices import Judge, Question, choice_scores, judge_captions
@@ -63,7 +63,7 @@ class Scoring:
     task: "Task"
     regions: Sequence[Region]
     results: Mapping[str, RegionResult]
-    names: Mapping[str, Sequence[str] | None]
+    names: Mapping[str, Sequence | None]
     images: Mapping[str, str]
     annotations: str | None
     judge: Judge | None
@@ -97,7 +97,7 @@ def score(
     regions: Sequence[Region],
     results: Mapping[str, RegionResult],
     *,
-    names: Mapping[str, Sequence[str] | None] | None = None,
+    names: Mapping[str, Sequence | None] | None = None,
     images: Mapping[str, str] | None = None,
     annotations: str | None = None,
     judge: Judge | None = None,
@@ -106,7 +106,8 @@ def score(
     """All metrics of a task. A region without a prediction is wrong in each; a region without the annotation of a
     metric is left out of that one; a metric that no region is annotated for is left out and named.
 
-    names: word lists of "tags" and "attributes"; the words that occur in the records where there is none.
+    names: word lists of "tags", "categories" and "attributes" (names, or OVAD's entries, which tell groups); the words that occur
+    in the records where there is none.
     images: prediction id -> image, where the predictions bring their own boxes (task.boxes "detected").
     annotations: path of the benchmark's own file, over the task's. judge: answers the questions of `choices`. encode:
     texts -> embeddings of `similarity`, its own where not given.
@@ -219,7 +220,9 @@ def _tags(s: Scoring) -> None:
 
 def _attributes(s: Scoring) -> None:
     annotated = [region for region in s.regions if region.attributes]
-    words = s.names.get("attributes") or sorted({name for region in annotated for name in region.attributes})
+    entries = s.names.get("attributes") or sorted({name for region in annotated for name in region.attributes})
+    entries = [entry if isinstance(entry, Mapping) else {"name": entry} for entry in entries]
+    words = [entry["name"] for entry in entries]
     # records say 1, -1 and nothing where the metric says 1, 0 and -1
     records_labels = np.array([[region.attributes.get(word, 0) for word in words] for region in annotated], int)
     if not (records_labels == 1).any():
@@ -234,10 +237,10 @@ def _attributes(s: Scoring) -> None:
     table = _table(annotated, s.results, "attributes", words)
     precisions = attribute_precisions(labels, table)
     columns = {"attribute mAP": list(range(len(words)))}
-    kinds = np.array([word.partition(":")[0] if ":" in word else "" for word in words])
-    for kind in dict.fromkeys(kinds):  # "color:red" is of the kind "color"
-        if kind and not np.isnan(precisions[kinds == kind]).all():
-            columns[f"attribute mAP/{kind}"] = np.flatnonzero(kinds == kind).tolist()
+    groups = attribute_groups(entries)
+    if "multiple" not in groups:  # a list without synonyms is not sorted by them
+        groups.pop("single", None)
+    columns |= {f"attribute mAP/{g}": ks for g, ks in groups.items() if not np.isnan(precisions[ks]).all()}
     for name, chosen in columns.items():
         s.scores.corpus[name] = float(np.nanmean(precisions[chosen]))
     s.scores.regions["attributes"] = len(annotated)

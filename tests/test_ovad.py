@@ -74,7 +74,7 @@ def test_the_attribute_list_lies_where_evaluation_looks(folder):
     groups = [entry["freq_set"] for entry in json.loads((folder / "out" / "attributes.json").read_text())]
     assert groups == ["head", "medium", "tail"]
     task = Task("ovad", data=str(folder / "out" / "test.jsonl"), protocol="")
-    assert task.word_list("attributes") == [name for name, *_ in NAMES]
+    assert [(a["name"], a["freq_set"]) for a in task.word_list("attributes")] == [(n, g) for n, _, g in NAMES]
 
 
 def test_another_file_is_refused(folder, capsys):
