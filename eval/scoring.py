@@ -106,8 +106,8 @@ def score(
     """All metrics of a task. A region without a prediction is wrong in each; a region without the annotation of a
     metric is left out of that one; a metric that no region is annotated for is left out and named.
 
-    names: word lists of "tags", "categories" and "attributes" (names, or OVAD's entries, which tell groups); the words that occur
-    in the records where there is none.
+    names: word lists of "tags", "categories" and "attributes" (names, or OVAD's entries, which tell groups); the words
+    that occur in the records where there is none.
     images: prediction id -> image, where the predictions bring their own boxes (task.boxes "detected").
     annotations: path of the benchmark's own file, over the task's. judge: answers the questions of `choices`. encode:
     texts -> embeddings of `similarity`, its own where not given.
