@@ -63,7 +63,7 @@ def read_any(
     entries = _entries(path)
     if detected:
         return _detections(path, entries, regions, categories)
-    if all(entry.keys() <= OWN_KEYS and isinstance(entry.get("id"), str) for _, entry in entries):
+    if all(_is_own(entry) for _, entry in entries):
         results = [RegionResult.from_dict(entry, where) for where, entry in entries]
         if id_key not in (None, "id"):
             raise ValueError(f"{path}: its predictions have no {id_key!r}")
@@ -75,6 +75,12 @@ def read_any(
         result.id = region_id
         found[region_id] = result
     return Predictions(found, how=how)
+
+
+def _is_own(entry: Mapping[str, Any]) -> bool:
+    """Whether it is a line of this package; others have a category's name alone."""
+    known = entry.keys() <= OWN_KEYS and isinstance(entry.get("id"), str)
+    return known and not isinstance(entry.get("category"), str)
 
 
 def _entries(path: Path) -> list[tuple[str, dict]]:
