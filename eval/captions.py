@@ -12,7 +12,7 @@ import re
 import subprocess
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,17 +27,18 @@ METEOR_WORDS = 1000  # a longer caption gets 0: endless repetition makes METEOR'
 
 
 def caption_scores(
-    predictions: Mapping[str, str],
-    references: Mapping[str, Sequence[str]],
+    predictions: Mapping[Hashable, str | Sequence | Mapping],
+    references: Mapping[Hashable, Sequence[str | Mapping]],
     metrics: Iterable[str] = METRICS,
     tokenizer: str = "ptb",
     per_item: bool = False,
-) -> dict[str, float] | tuple[dict[str, float], dict[str, dict[str, float]]]:
+) -> dict[str, float] | tuple[dict[str, float], dict[Hashable, dict[str, float]]]:
     """Corpus scores of one caption per region against that region's references.
 
     Args:
         predictions: region id -> caption. A region without one is scored as the empty caption, which is wrong.
-        references: region id -> one or more human captions.
+        references: region id -> one or more human captions. Ids are texts or numbers, the same ones in both. What
+            COCOEvalCap reads is read too: {"caption": text} for a caption, and a list of one for a prediction.
         metrics: some of "bleu", "rouge", "meteor", "cider", and "spice" where `spice_missing()` is None.
         tokenizer: a row of TOKENIZERS: "ptb" (the protocol of COCO: PTB tokens, lower-cased, punctuation dropped) or
             "lower" (lower-cased, punctuation removed, split at whitespace; no Java).
@@ -60,8 +61,10 @@ def caption_scores(
     if not references:
         raise ValueError("no references: there is nothing to score captions against")
     for region_id, texts in references.items():
-        if isinstance(texts, str) or not texts:
+        if isinstance(texts, str | Mapping) or not texts:
             raise ValueError(f"region {region_id}: references {texts!r}; expected a list of at least one caption")
+    references = {region_id: [_text(text) for text in texts] for region_id, texts in references.items()}
+    predictions = {region_id: _one(region_id, found) for region_id, found in predictions.items()}
     unknown = [region_id for region_id in predictions if region_id not in references]
     if unknown:
         raise ValueError(
@@ -91,6 +94,18 @@ def caption_scores(
             for region_id, value in zip(ids, scores, strict=True):
                 items[region_id][name] = float(value)
     return (corpus, items) if per_item else corpus
+
+
+def _text(caption: str | Mapping) -> str:
+    return caption["caption"] if isinstance(caption, Mapping) and "caption" in caption else caption
+
+
+def _one(region_id: Hashable, found: str | Sequence | Mapping) -> str:
+    if isinstance(found, list | tuple):
+        if len(found) != 1:
+            raise ValueError(f"region {region_id}: {len(found)} predictions {found!r}; expected one")
+        found = found[0]
+    return _text(found)
 
 
 # --- tokenizers: list of texts -> list of texts of space-separated tokens, same length and order --------------------

@@ -4,7 +4,7 @@ Three steps, each a function: `match` gives every predicted box its ground truth
 captions, `average_precisions` ranks everything at each pair of thresholds. `densecap_scores` is all three.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -77,17 +77,21 @@ class Matches:
         self.meteor = np.zeros(len(self.score))
 
 
+Items = Boxes | Sequence[Mapping]  # or [{"box": [x1, y1, x2, y2], "caption": text, "score": number}, ...]
+
+
 def densecap_scores(
-    predictions: Mapping[str, Boxes],
-    references: Mapping[str, Boxes],
+    predictions: Mapping[Hashable, Items],
+    references: Mapping[Hashable, Items],
     rules: str = "python",
     scorer: Callable[[Sequence[str], Sequence[Sequence[str]]], tuple[float, list[float]]] = meteor_scores,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Dense captioning mAP, and each of the average precisions that it is the mean of.
 
     Args:
-        predictions: image id -> predicted boxes with captions and scores. An image without any is wrong.
-        references: image id -> boxes with one caption each; those that overlap by MERGE_IOU become one object, their
+        predictions: image id -> predicted boxes with captions and scores, as `Boxes` or as a list of objects {"box"
+            (xyxy), "caption", "score"}. An image without any is wrong.
+        references: image id -> boxes with one caption each, in the same forms; those that overlap by MERGE_IOU become one object, their
             mean box with all their captions.
         rules: a row of RULES.
         scorer: captions and their references -> corpus score and score of each; METEOR 1.5 without tokenizer is the
@@ -111,7 +115,9 @@ def densecap_scores(
     return scores, parts
 
 
-def match(predictions: Mapping[str, Boxes], references: Mapping[str, Boxes], rules: str = "python") -> Matches:
+def match(
+    predictions: Mapping[Hashable, Items], references: Mapping[Hashable, Items], rules: str = "python"
+) -> Matches:
     """Every prediction with the object that it overlaps most, which its surest prediction alone may have.
 
     A prediction whose object is taken gets no second choice. Arguments and errors as for `densecap_scores`.
@@ -127,14 +133,15 @@ def match(predictions: Mapping[str, Boxes], references: Mapping[str, Boxes], rul
     columns = {name: [] for name in ("image", "score", "iou", "first", "captions", "references")}
     num_objects, predicted = [], []
     for n, (image_id, truth) in enumerate(references.items()):
+        truth = _boxes(truth, f"ground truth of image {image_id}")
         target = _checked(truth, f"ground truth of image {image_id}")[0]
         if (target[:, 2:] <= target[:, :2]).any():
             bad = target[(target[:, 2:] <= target[:, :2]).any(1)][0].tolist()
             raise ValueError(f"ground truth of image {image_id}: empty box {bad}; boxes are xyxy, x1 < x2 and y1 < y2")
         groups = merge_groups(target)
         num_objects.append(len(groups))
-        found = predictions.get(image_id)
-        predicted.append(found is not None and len(found.captions) > 0)
+        found = _boxes(predictions.get(image_id, ()), f"predictions of image {image_id}")
+        predicted.append(len(found.captions) > 0)
         if not predicted[-1]:
             continue
         boxes, scores = _checked(found, f"predictions of image {image_id}")
@@ -234,6 +241,19 @@ def _iou(a: np.ndarray, b: np.ndarray, pixels: float = 0.0) -> np.ndarray:
     areas_a, areas_b = ((boxes[:, 2:] - boxes[:, :2] + pixels).prod(1) for boxes in (a, b))
     union = areas_a[:, None] + areas_b[None] - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def _boxes(found: Items, what: str) -> Boxes:
+    if isinstance(found, Boxes):
+        return found
+    for item in found:
+        if not isinstance(item, Mapping) or not {"box", "caption"} <= item.keys():
+            raise ValueError(f'{what}: {str(item)[:80]!r}; expected {{"box": [x1, y1, x2, y2], "caption", "score"}}')
+    scored = ["score" in item for item in found]
+    if any(scored) and not all(scored):
+        raise ValueError(f"{what}: {sum(scored)} of {len(scored)} boxes have a score; expected all or none")
+    scores = [item["score"] for item in found] if scored and all(scored) else None
+    return Boxes([item["box"] for item in found], [item["caption"] for item in found], scores)
 
 
 def _checked(found: Boxes, what: str) -> tuple[np.ndarray, np.ndarray]:

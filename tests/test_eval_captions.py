@@ -104,6 +104,15 @@ def test_a_missing_prediction_counts_as_wrong():
     assert part["CIDEr"] == pytest.approx(full["CIDEr"] * 2 / 3)
 
 
+def test_what_cocoevalcap_reads_is_read_too():
+    references = {1: ["a red cup"], 2: ["two dogs", "the dogs"]}
+    expected = caption_scores({1: "a cup", 2: "dogs"}, references, ["rouge", "cider"], "lower", per_item=True)
+    assert expected[1].keys() == {1, 2}
+    results = {1: [{"image_id": 1, "caption": "a cup"}], 2: ["dogs"]}
+    truth = {1: [{"caption": "a red cup"}], 2: [{"caption": "two dogs"}, "the dogs"]}
+    assert caption_scores(results, truth, ["rouge", "cider"], "lower", per_item=True) == expected
+
+
 def test_an_empty_caption_never_scores():
     scores = caption_scores({}, {"a": ["..."], "b": ["!"]}, ["bleu", "rouge", "cider"], "lower")
     assert max(scores.values()) < 1e-6
@@ -116,6 +125,10 @@ def test_an_empty_caption_never_scores():
         ({}, {}, {}, "no references"),
         ({}, {"a": []}, {}, "region a: references"),
         ({}, {"a": "a cup"}, {}, "region a: references"),
+        ({}, {"a": {"caption": "a cup"}}, {}, "region a: references"),
+        ({"a": ["a cup", "a mug"]}, {"a": ["a cup"]}, {}, "region a: 2 predictions"),
+        ({"a": {"text": "x"}}, {"a": ["a cup"]}, {"tokenizer": "lower"}, "is dict; expected a text"),
+        ({"1": "a cup"}, {1: ["a cup"]}, {}, "without references, the first for '1'"),
         ({}, {"a": ["a"]}, {"metrics": ["wmd"]}, "'wmd'; known: bleu"),
         ({}, {"a": ["a"]}, {"tokenizer": "nltk"}, "'nltk'; known: ptb"),
         ({"a": 7}, {"a": ["a"]}, {"metrics": ["cider"], "tokenizer": "lower"}, "caption 7 is int"),

@@ -128,6 +128,19 @@ def test_drawing_images_counts_them_as_often():
     assert counted != pytest.approx(average_precisions(matches, "lua")[1], abs=0.02)
 
 
+def test_lists_of_objects_are_boxes():
+    predictions, references = random_images(np.random.default_rng(3), 8)
+
+    def items(found):
+        columns = {"box": found.boxes, "caption": found.captions}
+        columns |= {} if found.scores is None else {"score": found.scores}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    listed = ({n: items(found) for n, found in side.items()} for side in (predictions, references))
+    expected = densecap_scores(predictions, references, scorer=exact)
+    assert densecap_scores(*listed, scorer=exact) == expected and 0 < expected[0]["dense mAP"] < 1
+
+
 BOX = [[0, 0, 10, 10]]
 
 
@@ -140,6 +153,13 @@ BOX = [[0, 0, 10, 10]]
         ({}, {"i": Boxes([[4, 4, 4, 9]], ["a"])}, "python", "ground truth of image i: empty box"),
         ({"i": Boxes(BOX, ["a"], [np.nan])}, {"i": Boxes(BOX, ["a"])}, "python", "image i: score nan"),
         ({"i": Boxes([[0, 0, np.inf, 1]], ["a"])}, {"i": Boxes(BOX, ["a"])}, "python", "image i: box .*inf"),
+        ({}, {"i": [{"bbox": BOX[0], "caption": "a"}]}, "python", "ground truth of image i: .*bbox.*expected"),
+        (
+            {"i": [{"box": BOX[0], "caption": "a", "score": 1}, {"box": BOX[0], "caption": "a"}]},
+            {"i": Boxes(BOX, ["a"])},
+            "python",
+            "1 of 2 boxes have a score",
+        ),
         ({"i": Boxes(BOX, ["a", "b"])}, {"i": Boxes(BOX, ["a"])}, "python", "1 boxes, 2 captions, 2 scores"),
     ],
 )
