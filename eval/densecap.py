@@ -91,8 +91,8 @@ def densecap_scores(
     Args:
         predictions: image id -> predicted boxes with captions and scores, as `Boxes` or as a list of objects {"box"
             (xyxy), "caption", "score"}. An image without any is wrong.
-        references: image id -> boxes with one caption each, in the same forms; those that overlap by MERGE_IOU become one object, their
-            mean box with all their captions.
+        references: image id -> boxes with one caption each, in the same forms; those that overlap by MERGE_IOU become
+            one object, their mean box with all their captions.
         rules: a row of RULES.
         scorer: captions and their references -> corpus score and score of each; METEOR 1.5 without tokenizer is the
             protocol.
