@@ -6,19 +6,26 @@ is not (avoided, left open, claimed). A number is comparable only under the same
 
 As the released evaluator has it (describe-anything, evaluation/eval_model_outputs.py): a question at a time, choices
 with letters, greedy decoding, the answer read as `read_choice` does, and means over regions of a region's mean. The
-prompt says the same in other words.
+prompt says the same in other words. GAR's variant shows the judge the region as well (`shown_region`).
 """
 
+import base64
+import io
 import json
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from PIL import Image
+
 POINTS = {"positive": {1.0, 0.5, 0.0, -1.0}, "negative": {1.0, 0.0, -1.0}, "recognition": {1.0, 0.5, 0.0, -1.0}}
 NAMES = {"positive": "choice score/positive", "negative": "choice score/negative"}
 NAMES["recognition"] = "choice accuracy/recognition"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-Judge = Callable[[str], str]  # prompt -> answer
+MIN_SIDE = 56  # pixels of a region that is shown, as of DAM's focal crops
+Judge = Callable[..., str]  # prompt -> answer; (prompt, pictures) -> answer where the region is shown
+Pictures = Callable[[str], Sequence[np.ndarray]]  # region id -> uint8 arrays
 
 
 @dataclass(frozen=True)
@@ -103,9 +110,13 @@ def choice_scores(
 
 
 def judge_captions(
-    captions: Mapping[str, str], questions: Mapping[str, Sequence[Question]], judge: Judge
+    captions: Mapping[str, str],
+    questions: Mapping[str, Sequence[Question]],
+    judge: Judge,
+    pictures: Pictures | None = None,
 ) -> dict[str, list[int | None]]:
-    """The judge's choices about each region's caption, as `choice_scores` takes them.
+    """The judge's choices about each region's caption, as `choice_scores` takes them. pictures: what it sees of a
+    region beside the caption; None = nothing.
 
     A region without a caption, or with an empty one, is not asked about and has no answers. Whatever the judge raises
     goes through: a judge that does not answer gives no score.
@@ -113,22 +124,38 @@ def judge_captions(
     unknown = [region_id for region_id in captions if region_id not in questions]
     if unknown:
         raise ValueError(f"{len(unknown)} captions are for unknown regions, the first for {unknown[0]!r}")
-    return {
-        region_id: [read_choice(judge(prompt(question, captions[region_id])), question) for question in asked]
-        for region_id, asked in questions.items()
-        if captions.get(region_id, "").strip()
-    }
+    answers = {}
+    for region_id, asked in questions.items():
+        if captions.get(region_id, "").strip():
+            seen = () if pictures is None else (pictures(region_id),)
+            texts = [prompt(question, captions[region_id], shown=bool(seen)) for question in asked]
+            answers[region_id] = [read_choice(judge(t, *seen), q) for t, q in zip(texts, asked, strict=True)]
+    return answers
 
 
-def prompt(question: Question, caption: str) -> str:
-    """What the judge reads: the rules, the caption, the question, its choices with letters."""
+def prompt(question: Question, caption: str, shown: bool = False) -> str:
+    """What the judge reads: the rules, the caption, the question, its choices with letters. shown: with a picture."""
     choices = "\n".join(f"{letter}. {text}" for letter, (text, _) in zip(LETTERS, question.choices, strict=False))
     return (
-        "An object in an image was described in words. Answer the multiple-choice question about it from the "
-        "description alone. Write exactly one of the choices: no reasoning, no second thoughts, not the question "
-        "again. A choice need not be in the description word for word; take the one that is closest to it.\n\n"
-        f"Description:\n{caption.strip()}\n\nQuestion: {question.text}\n{choices}"
+        f"An object in {'this' if shown else 'an'} image was described in words. Answer the multiple-choice question "
+        "about it from the description alone. Write exactly one of the choices: no reasoning, no second thoughts, not "
+        "the question again. A choice need not be in the description word for word; take the one that is closest to "
+        f"it.\n\nDescription:\n{caption.strip()}\n\nQuestion: {question.text}\n{choices}"
     )
+
+
+def shown_region(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What GAR's judge sees of a region: the image around it, and its mask there, white on black.
+
+    image: uint8 (H, W, 3); mask: bool (H, W), not empty. Both are cut at three times the sides of the mask's box, which
+    count 56 pixels at least.
+    """
+    y, x = np.nonzero(mask)
+    low, high = np.array([x.min(), y.min()]), np.array([x.max(), y.max()]) + 1
+    size = np.maximum(high - low, MIN_SIDE)
+    corner = ((low + high) / 2 - size / 2).astype(int)
+    (x1, y1), (x2, y2) = np.maximum(corner - size, 0), corner + 2 * size  # slices end at the edge
+    return image[y1:y2, x1:x2], np.uint8(255) * mask[y1:y2, x1:x2]
 
 
 def read_choice(answer: str, question: Question) -> int | None:
@@ -177,9 +204,15 @@ class HTTPJudge:
     timeout: float = 120.0
     max_tokens: int = 300
 
-    def __call__(self, text: str) -> str:
+    def __call__(self, text: str, pictures: Sequence[np.ndarray] = ()) -> str:
+        """The answer to a prompt. pictures: of the region, the image and the mask."""
+        content: str | list[dict] = text
+        if pictures:
+            titled = zip(("The image:", "The mask of the region in it:"), pictures, strict=True)
+            parts = [part for title, picture in titled for part in (_text_part(title), _picture_part(picture))]
+            content = [*parts, _text_part(text)]
         message = {"model": self.model, "temperature": 0, "max_tokens": self.max_tokens}
-        message["messages"] = [{"role": "user", "content": text}]
+        message["messages"] = [{"role": "user", "content": content}]
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         address = f"{self.url.rstrip('/')}/chat/completions"
         request = urllib.request.Request(address, json.dumps(message).encode(), headers)
@@ -189,6 +222,17 @@ class HTTPJudge:
             return str(answer["choices"][0]["message"]["content"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise RuntimeError(f"the judge {self.model!r} at {address} gave no answer: {error!r}") from error
+
+
+def _text_part(text: str) -> dict:
+    return {"type": "text", "text": text}
+
+
+def _picture_part(picture: np.ndarray) -> dict:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
 
 def _summary(values: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynrefer.data.schema import Region, RegionResult
+from dynrefer.images import open_image
 
 from . import statistics
 from .attributes import attribute_groups, attribute_precisions
 from .captions import TOKENIZERS, caption_scores, lower_tokens
 from .categories import category_accuracy
-from .choices import Judge, Question, choice_scores, judge_captions
+from .choices import Judge, Question, choice_scores, judge_captions, shown_region
 from .densecap import Boxes, average_precisions, match, score_captions
 from .recognition import Objects, coco_map, lvis_ap, region_detections
 from .similarity import similarity_scores
@@ -424,7 +425,8 @@ def _choices(s: Scoring) -> None:
         raise ValueError(f"{path}: no questions about {len(missing)} regions, the first is {missing[0]!r}")
     questions = {region.id: questions[region.id] for region in s.regions}
     captions = {i: result.caption for i, result in s.results.items()}
-    corpus, items = choice_scores(judge_captions(captions, questions, s.judge), questions)
+    pictures = _shown_regions(s) if s.task.judge_sees == "region" else None
+    corpus, items = choice_scores(judge_captions(captions, questions, s.judge, pictures), questions)
     s.scores.corpus |= corpus
     s.scores.regions["choices"] = len(questions)
     for region_id, values in items.items():
@@ -438,6 +440,23 @@ def _choices(s: Scoring) -> None:
         return found | {"choice score": sum(found[name] for name in both) / len(both)}
 
     s.scores.resamplings.append(replace(resampling, values=values_of))
+
+
+def _shown_regions(s: Scoring) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
+    """Region id -> what a judge sees of it."""
+    root = getattr(s.regions, "root", None)
+    if root is None:
+        raise ValueError(f"task {s.task.name}: the judge sees the regions; score records of a file, with their images")
+    regions = {region.id: region for region in s.regions}
+
+    def pictures(region_id: str) -> tuple[np.ndarray, np.ndarray]:
+        region = regions[region_id]
+        mask = region.to_mask()
+        if mask is None:
+            raise ValueError(f"region {region_id} has no mask to show the judge")
+        return shown_region(open_image(root / region.image), mask)
+
+    return pictures
 
 
 def read_questions(path: str | Path) -> dict[str, list[Question]]:

@@ -55,6 +55,7 @@ class Task:
     others that may stand beside it.
     question: what a model is asked that takes instructions; line_width: pixels of the line around the region on the
     image of a model that takes no boxes, None = by the size of the image (`eval.overlay`).
+    judge_sees: "text", the description alone, or "region", the image around the region and its mask as well.
     """
 
     name: str
@@ -77,13 +78,14 @@ class Task:
     references: str = "several"
     clean: str = "none"
     score_source: str = "model"
+    judge_sees: str = "text"
     published: tuple[Published, ...] = ()
     question: str = SHORT_QUESTION
     line_width: int | None = None
 
     def __post_init__(self):
         rules = {"clean": CLEANING, "tokenizer": TOKENIZERS, "prompt": ("box", "mask"), "boxes": ("given", "detected")}
-        rules |= {"references": ("1", "several", ""), "score_source": SCORE_SOURCES}
+        rules |= {"references": ("1", "several", ""), "score_source": SCORE_SOURCES, "judge_sees": ("text", "region")}
         for name, allowed in rules.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"task {self.name}: {name} {getattr(self, name)!r}; one of {', '.join(allowed)}")
@@ -138,9 +140,14 @@ SIMILARITY = (
 )
 DLC = (
     "DLC-Bench: 100 regions of 77 Objects365 images, masks, 'Describe the masked region in detail.'; a judge answers "
-    "392 questions about what is there and 500 about what is not, from the text alone, and a wrongly recognised "
-    "region's questions count 0 at most; average of both means. The judge is part of the protocol."
+    "392 questions about what is there and 500 about what is not, {sees}; questions about a wrongly recognised region "
+    "count 0 at most; mean of both kinds' means over regions. The judge is part of the protocol; its prompt is worded "
+    "anew."
 )
+DLC_SEES = {
+    "text": "from the description alone",
+    "region": "from the description and the region: the image around it and its mask (GAR's variant)",
+}
 REF_L4 = "Ref-L4 val, boxes with a description of about 24 words each"
 
 
@@ -375,29 +382,44 @@ TASKS = {
                 ),
             )
         ),
-        Task(
-            name="dlc-bench",
-            data="data/dlc_bench/test.jsonl",
-            split="test",
-            num_regions=100,
-            annotations="data/dlc_bench/questions.json",
-            prompt="mask",
-            references="",
-            question="Describe the masked region in detail.",
-            metrics=("choices",),
-            generation=DETAILED,
-            protocol=DLC,
-            published=tuple(
-                Published(f"{model}; judge {judge}", {"choice score": value}, source)
-                for model, judge, value, source in (
-                    ("GAR-1B", "GPT-4o with the image", 0.771, "GAR, EVALUATION.md"),
-                    ("GAR-8B", "GPT-4o with the image", 0.770, "GAR, EVALUATION.md"),
-                    ("GAR-1B", "Llama-3.1-8B", 0.679, "GAR, EVALUATION.md"),
-                    ("GAR-8B", "Llama-3.1-8B", 0.674, "GAR, EVALUATION.md"),
-                    ("DAM-3B", "Llama-3.1-8B", 0.673, "DAM, paper"),
-                    ("DAM-3B (released weights)", "Llama-3.1-8B", 0.670, "DAM, project page"),
-                )
-            ),
+        *(
+            Task(
+                name=name,
+                data="data/dlc_bench/test.jsonl",
+                split="test",
+                num_regions=100,
+                annotations="data/dlc_bench/questions.json",
+                prompt="mask",
+                references="",
+                question="Describe the masked region in detail.",
+                metrics=("choices",),
+                generation=DETAILED,
+                judge_sees=sees,
+                protocol=DLC.format(sees=DLC_SEES[sees]),
+                published=tuple(
+                    Published(f"{model}; judge {judge}", {"choice score": value}, source)
+                    for model, value, source in published
+                ),
+            )
+            for name, sees, judge, published in (
+                (
+                    "dlc-bench",
+                    "text",
+                    "Llama-3.1-8B",
+                    (
+                        ("GAR-1B", 0.679, "GAR, EVALUATION.md"),
+                        ("GAR-8B", 0.674, "GAR, EVALUATION.md"),
+                        ("DAM-3B", 0.673, "DAM, paper"),
+                        ("DAM-3B (released weights)", 0.670, "DAM, project page"),
+                    ),
+                ),
+                (
+                    "dlc-bench-shown",
+                    "region",
+                    "GPT-4o (2024-11-20)",
+                    (("GAR-1B", 0.771, "GAR, EVALUATION.md"), ("GAR-8B", 0.770, "GAR, EVALUATION.md")),
+                ),
+            )
         ),
         Task(
             name="ref-l4",

@@ -1,5 +1,7 @@
 """DLC-Bench from its files to its scores: annotations.json, class_names.json and qa.json in the released layout."""
 
+import base64
+import io
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,9 +13,11 @@ from PIL import Image
 from data_prep.check import check_file
 from data_prep.dlc_bench import DLC_BENCH, NUM_QUESTIONS, main
 from dynrefer.data import open_records
+from dynrefer.data.schema import Region, RegionResult, write_records
 from dynrefer.masks import mask_to_rle
 from eval import run as eval_run
-from eval.scoring import read_questions
+from eval.choices import shown_region
+from eval.scoring import read_questions, score
 from eval.tasks import get_task
 
 HW = (60, 80)
@@ -133,7 +137,12 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = body["messages"][0]["content"]
-        self.asked.append((body["model"], body["temperature"], text))
+        pictures = []
+        if not isinstance(text, str):
+            urls = [part["image_url"]["url"] for part in text if part["type"] == "image_url"]
+            pictures = [np.array(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))) for url in urls]
+            text = text[-1]["text"]
+        self.asked.append((body["model"], body["temperature"], pictures))
         caption, _, question = text.partition("Description:\n")[2].partition("\n\nQuestion: ")
         lines = question.splitlines()[1:]
         if "Yes" in lines[0]:
@@ -148,8 +157,10 @@ class Server(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("name", ["dam.json", "answers.jsonl"])
-def test_released_predictions_are_judged_to_the_end(folder, name):
+@pytest.mark.parametrize(
+    ("task", "name"), [("dlc-bench", "dam.json"), ("dlc-bench", "answers.jsonl"), ("dlc-bench-shown", "dam.json")]
+)
+def test_released_predictions_are_judged_to_the_end(folder, task, name):
     """DAM's {annotation id: text}, and PixelRefer's lines before they are brought to that form."""
     assert run(folder) == 0
     captions = {"71": "a red cup", "72": "a red plate", "83": "the street lights"}
@@ -161,7 +172,7 @@ def test_released_predictions_are_judged_to_the_end(folder, name):
     Server.asked = []
     with HTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        words = ["--task", "dlc-bench", "--data", folder / "out" / "test.jsonl", "--predictions", folder / name]
+        words = ["--task", task, "--data", folder / "out" / "test.jsonl", "--predictions", folder / name]
         words += ["--annotations", folder / "out" / "questions.json", "--out", folder / "scores"]
         judge = ["--judge", f"http://127.0.0.1:{server.server_port}/v1", "--judge-model", "stub"]
         assert eval_run.main([*map(str, words), *judge]) == 0
@@ -174,9 +185,41 @@ def test_released_predictions_are_judged_to_the_end(folder, name):
     assert content["scores"]["choice accuracy/recognition"] == pytest.approx(2 / 3)
     assert content["settings"]["judge"] == "stub" and content["regions_without_prediction"] == 0
     assert {(model, temperature) for model, temperature, _ in Server.asked} == {("stub", 0)} and len(Server.asked) == 9
+    shown = [[picture.shape for picture in pictures] for *_, pictures in Server.asked]
+    if task == "dlc-bench":
+        assert shown == [[]] * 9
+    else:
+        assert shown[0] == [(60, 80, 3), (60, 80)] and Server.asked[0][2][1].sum() == 255 * 300
 
 
 def test_the_task_reads_what_the_converter_writes():
     task = get_task("dlc-bench")
     assert task.num_regions == DLC_BENCH.published["test"]["annotations"] and task.split == "test"
     assert (task.data, task.annotations) == ("data/dlc_bench/test.jsonl", "data/dlc_bench/questions.json")
+    assert get_task("dlc-bench-shown").judge_sees == "region"
+
+
+def test_a_region_is_shown_with_three_times_its_sides():
+    image = np.arange(300 * 400 * 3, dtype=np.uint32).astype(np.uint8).reshape(300, 400, 3)
+    mask = np.zeros((300, 400), bool)
+    mask[100:180, 150:250] = True  # 100 x 80 pixels
+    shown, shown_mask = shown_region(image, mask)
+    assert shown.shape == (240, 300, 3) and (shown == image[20:260, 50:350]).all()
+    assert shown_mask.shape == (240, 300) and (shown_mask == 255 * mask[20:260, 50:350]).all()
+    small = np.zeros((300, 400), bool)
+    small[0:4, 200:210] = True  # of 56 x 56 pixels, at the upper edge
+    shown, _ = shown_region(image, small)
+    assert shown.shape == (86, 168, 3) and (shown == image[0:86, 121:289]).all()
+
+
+def test_a_judge_that_sees_regions_needs_their_images(tmp_path):
+    region = Region("a", "a.jpg", HW, (0, 0, 10, 10))
+    entry = {"text": COLOUR["question"], "choices": COLOUR["choices"]}
+    (tmp_path / "questions.json").write_text(json.dumps({"a": [entry]}))
+    results = {"a": RegionResult("a", list(region.box), caption="red")}
+    options = {"judge": lambda text, pictures: "Red", "annotations": str(tmp_path / "questions.json")}
+    with pytest.raises(ValueError, match="the judge sees the regions; score records of a file"):
+        score(get_task("dlc-bench-shown"), [region], results, **options)
+    write_records(tmp_path / "r.jsonl", [region])
+    with pytest.raises(ValueError, match="region a has no mask to show"):
+        score(get_task("dlc-bench-shown"), open_records(tmp_path / "r.jsonl"), results, **options)
