@@ -12,6 +12,8 @@ prompt says the same in other words. GAR's variant shows the judge the region as
 import base64
 import io
 import json
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -195,7 +197,8 @@ class HTTPJudge:
     """A judge behind an address that speaks the chat completions protocol, as vLLM, SGLang and llama.cpp serve it.
 
     url: up to and with "/v1"; model: the name under which it is served; key: sent as bearer token if given. Decoding is
-    greedy. RuntimeError where the server does not answer with a message within `timeout` seconds.
+    greedy. A server that is busy (429, 5xx) is asked `attempts` times, after `wait`, twice, four times as many seconds.
+    RuntimeError where it does not answer with a message within `timeout` seconds.
     """
 
     url: str
@@ -203,6 +206,8 @@ class HTTPJudge:
     key: str | None = None
     timeout: float = 120.0
     max_tokens: int = 300
+    attempts: int = 6
+    wait: float = 1.0
 
     def __call__(self, text: str, pictures: Sequence[np.ndarray] = ()) -> str:
         """The answer to a prompt. pictures: of the region, the image and the mask."""
@@ -217,11 +222,21 @@ class HTTPJudge:
         address = f"{self.url.rstrip('/')}/chat/completions"
         request = urllib.request.Request(address, json.dumps(message).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                answer = json.load(response)
+            answer = json.loads(self._ask(request))
             return str(answer["choices"][0]["message"]["content"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise RuntimeError(f"the judge {self.model!r} at {address} gave no answer: {error!r}") from error
+
+    def _ask(self, request: urllib.request.Request) -> bytes:
+        for attempt in range(1, self.attempts + 1):
+            try:
+                with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                    return response.read()
+            except urllib.error.HTTPError as error:
+                if attempt == self.attempts or not (error.code == 429 or error.code >= 500):
+                    raise
+            time.sleep(self.wait * 2 ** (attempt - 1))
+        raise ValueError(f"attempts {self.attempts}: expected at least 1")
 
 
 def _text_part(text: str) -> dict:

@@ -281,8 +281,8 @@ def test_a_judge_behind_http():
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             seen.append((self.path, body["model"], body["temperature"], self.headers["Authorization"]))
-            answer = {"choices": [{"message": {"content": "A"}}]} if body["model"] == "judge" else {"error": "no"}
-            self.send_response(200)
+            answer = {"choices": [{"message": {"content": "A"}}]} if body["model"] != "other" else {"error": "no"}
+            self.send_response(429 if body["model"] == "busy" and len(seen) % 3 else 200)
             self.end_headers()
             self.wfile.write(json.dumps(answer).encode())
 
@@ -296,6 +296,10 @@ def test_a_judge_behind_http():
         assert seen == [("/v1/chat/completions", "judge", 0, "Bearer secret")]
         with pytest.raises(RuntimeError, match="the judge 'other' at http.* gave no answer"):
             HTTPJudge(url, "other")("Which?")
+        seen.clear()
+        assert HTTPJudge(url, "busy", wait=0)("Which?") == "A" and len(seen) == 3
+        with pytest.raises(RuntimeError, match="gave no answer: .*429"):
+            HTTPJudge(url, "busy", attempts=2, wait=0)("Which?")
         server.shutdown()
     with pytest.raises(RuntimeError, match="gave no answer"):
         HTTPJudge(url, "judge", timeout=5)("Which?")
