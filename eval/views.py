@@ -15,9 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dynrefer.commands import run_command
 from dynrefer.data.schema import RegionRecords, atomic_path
 from dynrefer.processes import is_main, launched
+from dynrefer.views import choose_scales
 
 from .compare import table
 from .run import arguments, default_out, evaluate, load_model, open_task, write_json
@@ -76,9 +79,11 @@ def sweep(
 ) -> dict[str, dict[str, float]]:
     """{view setting: scores}, predictions in OUT_DIR/<setting>/; BLEU and METEOR are left out.
 
-    Raises ValueError for a setting that the model's number of views does not fit.
+    Raises ValueError for an unknown setting, or one that the model's number of views does not fit.
     """
     settings = list(settings or view_settings(model.processor.num_views))
+    for setting in settings:  # not after the settings before it were measured
+        choose_scales(setting, np.zeros((1, 1, 3), np.uint8), np.zeros((0, 4)), model.processor.num_views, ())
     kept = tuple(name for name in task.caption_metrics if name in CAPTION_METRICS)
     task = replace(task, caption_metrics=kept or task.caption_metrics)
     rows = {}

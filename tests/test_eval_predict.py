@@ -135,6 +135,28 @@ def test_after_a_kill_any_number_of_processes_goes_on(folder, before, after):
 
 
 @pytest.mark.slow
+def test_a_sweep_by_two_processes_measures_what_one_does(folder):
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    tables = {}
+    for processes, launcher in ((1, [sys.executable]), (2, [*TORCHRUN, "2"])):
+        out = folder / f"views-{processes}"
+        command = ["-m", "eval.views", "--model", folder / "model", "--data", folder / "records.jsonl", "--out", out]
+        command += ["--task", "world", "--device", "cpu", "--batch-size", "3", "--num-workers", "0"]
+        command += ["--settings", "random", "fixed:0,0.5,0.5"]
+        done = subprocess.run(
+            [*launcher, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("best for CIDEr") == 1, "the main process alone prints"
+        tables[processes] = json.loads((out / "views.json").read_text())["scores"]
+        assert (out / "views.png").stat().st_size > 1000
+    assert list(tables[1]) == ["random", "fixed:0,0.5,0.5"] and len(tables[1]["random"]) > 3
+    for setting, row in tables[1].items():
+        assert tables[2][setting] == pytest.approx(row, abs=1e-6)
+
+
+@pytest.mark.slow
 def test_an_error_of_one_process_stops_all_and_what_is_there_stays(folder):
     spoiled = start(folder, "spoiled.jsonl", 2, SPOILED="1")
     _, errors = spoiled.communicate(timeout=120)

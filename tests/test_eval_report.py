@@ -54,6 +54,14 @@ def test_the_sweep_command_writes_numbers_and_a_plot(data, monkeypatch, capsys):
     assert views_module.main([*options[:2], "--task", "tine"]) == 2
 
 
+def test_a_setting_that_does_not_fit_is_named_before_any_is_measured(data, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(views_module, "load_model", lambda args: Model(die_at=0))
+    command = ["--model", "m", "--task", "flickr30k", "--data", str(data / "test.jsonl"), "--out", str(data / "out")]
+    for setting, message in (("phsh", "did you mean 'phash'"), ("fixed:0,0,0", "expected 2 comma-separated scales")):
+        assert views_module.main([*command, "--settings", "phash", setting]) == 2
+        assert message in capsys.readouterr().err.replace("Did", "did")
+
+
 def test_a_plot_of_strategies_alone():
     pytest.importorskip("matplotlib")
     assert plot({"phash": {"CIDEr": 1.0}, "joint": {"CIDEr": 0.5}}).axes
