@@ -2,7 +2,8 @@
 
 What is read: this package's JSON lines; COCO results lists ([{"image_id", "caption"}], as Osprey and GLaMM write them,
 or boxes with scores); one object {annotation id: text}, as DAM writes; lists and JSON lines with a text an id, as of
-Ref-L4, PixelRefer, LLaVA ({"question_id", "text"}) and the samples that lmms-eval logs ({"doc_id", "filtered_resps"}).
+Ref-L4, PixelRefer, LLaVA ({"question_id", "text"}) and the samples that lmms-eval logs ({"doc_id", "filtered_resps"});
+tables of answers, as VLMEvalKit writes them (`eval/tables.py`).
 Ids of a benchmark are brought to ours by the ends of ours: 12345 is "refcocog-umd-val-12345". What fits none or several
 regions is an error.
 """
@@ -17,9 +18,12 @@ from typing import Any
 
 from dynrefer.data.schema import Region, RegionResult, read_jsonl
 
+from .tables import TABLES, read_table
+
 ID_KEYS = ("region_id", "ann_id", "annotation_id", "ref_id", "question_id", "id", "image_id", "doc_id")
 TEXT_KEYS = ("pred", "prediction", "pred_caption", "response", "output", "outputs", "generated_text", "caption", "text")
 TEXT_KEYS += ("answer", "description", "filtered_resps")
+NO_ANSWER = "Failed to obtain answer"  # what VLMEvalKit writes in the place of one
 LIST_KEYS = ("annotations", "results", "predictions")  # of an object that holds a list and not {id: text}
 QUERY = "query"  # beside the regions of {id: text}: what the model was asked
 OWN_KEYS = frozenset(RegionResult.__dataclass_fields__)
@@ -85,6 +89,8 @@ def _is_own(entry: Mapping[str, Any]) -> bool:
 
 def _entries(path: Path) -> list[tuple[str, dict]]:
     """(where, prediction) of a file of any form; {id: text} becomes {"id", "caption"}."""
+    if path.suffix in TABLES:
+        return _checked(path, [(f"{path}: row {number}", row) for number, row in read_table(path)])
     with open(path, encoding="utf-8", errors="replace") as file:
         first = file.read(1 << 16).lstrip("\ufeff \t\r\n")
     if not first:
@@ -153,6 +159,8 @@ def _result(entry: Mapping[str, Any], where: str, categories: Mapping[Any, str])
         text = text[0]
     if not isinstance(text, str):
         raise ValueError(f"{where}: {key} is {str(text)[:80]!r}; expected one text")
+    if text.startswith(NO_ANSWER):
+        text = ""
     values = {name: entry[name] for name in ("tags", "attributes") if isinstance(entry.get(name), list)}
     return RegionResult.from_dict(
         {"id": "", "caption": text, "score": _score(entry, where), "category": category, **values}, where
@@ -202,6 +210,9 @@ def _region_ids(
     if not keys:
         lacking = next((w for w, entry in entries if not entry.keys() & {id_key or "", *ID_KEYS}), entries[0][0])
         raise ValueError(f"{lacking}: no id that all predictions have; expected {id_key or ' or '.join(ID_KEYS)}")
+    whole = {region.id for region in regions}
+    if id_key is None and "region_id" in keys and all(entry["region_id"] in whole for _, entry in entries):
+        keys = ["region_id"]  # our own, beside which a harness has numbers of its own
     readings: dict[str, Callable[[Any], str | None]] = {}
     names, images = _region_names(regions), _single_regions(regions)
     for key in keys:
