@@ -14,11 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 from transformers import (
+    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
+    GitProcessor,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedConfig,
@@ -38,6 +42,7 @@ from .tasks import Task
 PLACE = "{region}"  # in a prompt: where the text that stands for the region goes
 MAX_NEW_TOKENS = 64  # where neither the task nor the model says
 DETAILED = 100  # tasks that allow this many new tokens want a description in detail
+PAIRS = ("vision-encoder-decoder",)  # they come without a processor for both images and texts
 CAPTION_ONLY = ("blip", "git", "vision-encoder-decoder")  # they describe what they see and answer no questions
 ELSEWHERE = {  # model types of remote code: what has the same weights for Transformers
     "internvl_chat": "OpenGVLab's repositories that end in -hf",
@@ -211,16 +216,22 @@ def load(
     Raises ValueError when there is no model or processor, Transformers has no class for images and text of its type,
     the family is unknown or not of this model, or the prompt does not say where the region goes.
     """
-    kind = _model_type(name, revision)
+    source = model_folder(name)
+    try:
+        kind = _model_type(name, revision)
+    except OSError as error:
+        raise ValueError(f"model {name!r}: no model folder or hub id that can be read ({first_line(error)})") from error
+    if kind in FAMILIES:
+        raise ValueError(f"model {name!r} is one of ours; --captioner and --prompt are for models of others")
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ValueError(
+            f"model {name!r} is of type {kind!r}, of which Transformers has no model that reads images and writes "
+            f"text. Known by their boxes: {_known()}{_elsewhere(kind)}"
+        )
     family = family or _family_of(name, kind)
     if family not in CAPTIONERS:
         raise ValueError(f"captioner {family!r}; known: {', '.join(CAPTIONERS)}")
     row = CAPTIONERS[family]
-    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise ValueError(
-            f"model {name!r} is of type {kind!r}, of which Transformers has no model that reads images and writes text"
-            + _elsewhere(kind)
-        )
     if row.own_format and kind not in row.model_types:
         raise ValueError(
             f"model {name!r} is of type {kind!r} and does not know the boxes of {family}; --captioner overlay shows "
@@ -229,16 +240,24 @@ def load(
     text = row.questions[question_kind(task)] if prompt is None else prompt
     if prompt is None and row.words is None and kind in CAPTION_ONLY:
         text = ""
+    if text and kind in PAIRS:
+        raise ValueError(
+            f"model {name!r} is of type {kind!r} and reads no text: --captioner overlay or crop, no prompt"
+        )
     if row.words and PLACE not in text:
         raise ValueError(
             f"prompt {text!r} does not say where the region's coordinates go: write {PLACE} there, as in "
             f"{row.questions['phrase']!r}"
         )
     try:
-        processor = AutoProcessor.from_pretrained(name, revision=revision)
+        if kind in PAIRS:
+            parts = (auto.from_pretrained(source, revision=revision) for auto in (AutoImageProcessor, AutoTokenizer))
+            processor = GitProcessor(*parts)  # which is nothing but the two
+        else:
+            processor = AutoProcessor.from_pretrained(source, revision=revision)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"model {name!r}: no processor that can be read ({first_line(error)})" + _elsewhere(kind)
+            f"model {name!r}: no processor that can be read ({first_line(error)}){_elsewhere(kind)}"
         ) from error
     if missing := [part for part in ("image_processor", "tokenizer") if getattr(processor, part, None) is None]:
         raise ValueError(
@@ -247,7 +266,7 @@ def load(
         )
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
-            name, revision=revision, dtype=check_dtype(dtype) or "auto", output_loading_info=True
+            source, revision=revision, dtype=check_dtype(dtype) or "auto", output_loading_info=True
         )
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"model {name!r} cannot be loaded ({first_line(error)})" + _elsewhere(kind)) from error
@@ -270,12 +289,14 @@ def _family_of(name: str, model_type: str) -> str:
     for family, row in CAPTIONERS.items():
         if model_type in row.model_types:
             return family
-    known = ", ".join(f"{family} ({', '.join(row.model_types)})" for family, row in CAPTIONERS.items() if row.words)
     raise ValueError(
         f"model {name!r} is of type {model_type!r}, whose way to read boxes is not known here. --captioner overlay "
-        f"shows a red line around the region to any model, --captioner crop the region alone. Families by type: {known}"
-        + _elsewhere(model_type)
+        f"shows a red line around the region to any model, --captioner crop the region alone. Known: {_known()}"
     )
+
+
+def _known() -> str:
+    return ", ".join(f"{name} ({', '.join(row.model_types)})" for name, row in CAPTIONERS.items() if row.model_types)
 
 
 def _elsewhere(model_type: str) -> str:
@@ -313,8 +334,8 @@ class Prompts:
         self, processor: Any, family: Family, text: str, mark: str, *, seq2seq: bool = False, cut: bool = False
     ):
         self.processor, self.family, self.mark, self.cut = processor, family, mark, cut
-        self.chat = bool(getattr(processor, "chat_template", None)) and not family.own_format
-        self.text = self._chat(text) if self.chat else text and self._plain(text)
+        self.template = None if family.own_format else self._template()
+        self.text = text and self._asked(text)
         self._resized: dict[tuple[int, int], tuple[int, int]] = {}
         tokenizer = processor.tokenizer
         # what is generated must follow its prompt; an encoder counts positions from the left
@@ -322,32 +343,44 @@ class Prompts:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         begins = tokenizer.bos_token is not None and self.text.startswith(tokenizer.bos_token)
-        self.options = {"add_special_tokens": False} if begins and self.chat else {}
+        self.options = {"add_special_tokens": False} if begins and self.template else {}
 
-    def _chat(self, text: str) -> str:
-        content = [{"type": "image"}, {"type": "text", "text": text}]
-        silent = {"enable_thinking": False} if "enable_thinking" in str(self.processor.chat_template) else {}
-        chat = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False, **silent
-        )
-        if text not in chat:
-            raise ValueError(f"the chat template of {type(self.processor).__name__} leaves out the prompt: {chat!r}")
-        return chat
+    def _template(self) -> str | None:
+        """The chat template, which some models have at their tokenizer."""
+        found = getattr(self.processor, "chat_template", None) or self.processor.tokenizer.chat_template
+        return found["default"] if isinstance(found, dict) else found
 
-    def _plain(self, text: str) -> str:
-        """The prompt alone, or behind an image token where the processor does not put it there."""
-        blank = [Image.new("RGB", (64, 64))]
+    def _asked(self, text: str) -> str:
+        """The prompt as the processor takes it together with an image: in the chat template, which may or may not know
+        of images; without one as it is, or behind an image token where the processor does not put it there."""
         token = str(getattr(self.processor, "image_token", None) or "")
-        for candidate in (text, f"{token}\n{text}" if token else text):
+        behind = f"{token}\n{text}" if token else text
+        parts = [{"type": "image"}, {"type": "text", "text": text}]
+        problem: Exception = ValueError("it leaves out the prompt")
+        for content in (parts, behind) if self.template else (text, behind):
             try:
-                self.processor(images=blank, text=[candidate.replace(PLACE, "")])
-                return candidate
-            except ValueError as error:
+                asked = self._chat(content) if self.template else content
+                if text in asked and str(parts) not in asked:
+                    blank = Image.new("RGB", (64, 64))
+                    self.processor(images=[[blank] if self.template else blank], text=[asked.replace(PLACE, "")])
+                    return asked
+            except (ValueError, TypeError, IndexError, TemplateError) as error:
                 problem = error
+        how = "with its chat template" if self.template else "and has no chat template"
         raise ValueError(
-            f"{type(self.processor).__name__} has no chat template and does not take the prompt "
-            f"({first_line(problem)}); a chat_template.jinja in the model's folder says how a question is put"
+            f"{type(self.processor).__name__} does not take an image and the prompt {text!r} {how} "
+            f"({first_line(problem)}); a chat_template.jinja beside the model's config.json says how they are put"
         ) from problem
+
+    def _chat(self, content: list | str) -> str:
+        silent = {"enable_thinking": False} if "enable_thinking" in self.template else {}
+        return self.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self.template,
+            add_generation_prompt=True,
+            tokenize=False,
+            **silent,
+        )
 
     def samples(
         self, image: np.ndarray, regions: list[Region], generators: list[np.random.Generator], train: bool
@@ -387,10 +420,14 @@ class Prompts:
 
     def collate(self, samples: list[dict]) -> Batch:
         """Samples -> inputs, padded to the longest prompt."""
-        images = [[sample["image"]] if self.chat else sample["image"] for sample in samples]
+        images = [[sample["image"]] if self.template else sample["image"] for sample in samples]
         texts = {"text": [sample["text"] for sample in samples], "padding": True} if self.text else {}
-        inputs = dict(self.processor(images=images, return_tensors="pt", **texts, **self.options))
-        if self.cut and texts and not self.chat:
+        try:
+            inputs = dict(self.processor(images=images, return_tensors="pt", **texts, **self.options))
+        except ValueError as error:  # an image of a shape that it does not take, for instance
+            raise ValueError(f"regions {', '.join(sample['id'] for sample in samples)}: {error}") from error
+        inputs.pop("labels", None)  # PaliGemma's processor always makes them
+        if self.cut and texts and not self.template:
             ends = {self.processor.tokenizer.eos_token_id, self.processor.tokenizer.sep_token_id}
             if all(last in ends for last in inputs["input_ids"][:, -1].tolist()):  # the text is to go on
                 length = inputs["input_ids"].shape[1]
@@ -534,7 +571,7 @@ class Captioner:
 
 MARKUP = re.compile(
     r"<\|box_start\|>.*?<\|box_end\|>|<box>.*?</box>|<object>.*?</object>"  # boxes
-    r"|<loc_\d+>|<patch_index_\d+>"
+    r"|<loc_?\d+>|<seg\d+>|<patch_index_\d+>"
     r"|</?(?:ref|box|object|phrase|grounding|image|s|pad|chunk|line|doc|delimiter_of_multi_objects/)>"
     r"|<\|(?:object_ref|box|im|quad)_(?:start|end)\|>|<\|endoftext\|>",
     re.DOTALL,

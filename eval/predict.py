@@ -71,7 +71,7 @@ def predict(
         "generation": dict(generation or {}),
         "view_strategy": view_strategy or getattr(model.processor, "view_strategy", None),
         "seed": seed,
-        "captioner": getattr(model, "captioner_settings", None),
+        **getattr(model, "captioner_settings", {}),
     }
 
     class Batches(RegionLoader):

@@ -267,10 +267,8 @@ def load_model(args: argparse.Namespace) -> Any:
 
     place = {"device": args.device, "dtype": args.dtype, "revision": args.revision}
     family, prompt = getattr(args, "captioner", None), getattr(args, "prompt", None)
-    if is_captioner(args.model, args.revision):
+    if family or prompt is not None or is_captioner(args.model, args.revision):
         return load(args.model, get_task(args.task), family, prompt, **place)
-    if family is not None or prompt is not None:
-        raise ValueError(f"--captioner and --prompt are for models of others, {args.model} is none of them")
     return dynrefer.load(args.model, **place)
 
 
@@ -279,7 +277,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments("python -m eval.run", "Scores a model or a predictions file on a benchmark.")
     parser.add_argument("--model", help="run folder, model folder or hub id")
     parser.add_argument(
-        "--captioner", help="how a model of others is shown the region: florence2, ..., overlay, crop; by its type"
+        "--captioner",
+        help="how a model of others is told the region: florence2, qwen2-vl, qwen2.5-vl, qwen3-vl, internvl, kosmos-2, "
+        "overlay (a red line), crop; by the model's type if not given",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="what it is asked; {region} is where the coordinates go")
     parser.add_argument(
