@@ -19,7 +19,7 @@ from .categories import category_accuracy
 from .choices import Judge, Question, choice_scores, judge_captions, shown_region
 from .densecap import Boxes, average_precisions, match, score_captions
 from .recognition import Objects, coco_map, lvis_ap, region_detections
-from .similarity import similarity_scores
+from .similarity import plain_name, similarity_scores
 from .statistics import Resampling
 from .tags import tag_map
 from .versions import metric_versions
@@ -402,7 +402,8 @@ def _similarity(s: Scoring) -> None:
         s.scores.left_out["similarity"] = "no region has a category"
         return
     # an answer in words, or the best name of a classifier
-    said = {i: r.caption or (r.category["name"] if r.category else "") for i, r in s.results.items() if i in true}
+    said = {i: r.caption or plain_name(r.category["name"] if r.category else "") for i, r in s.results.items()}
+    said = {i: text for i, text in said.items() if i in true}
     corpus, items = similarity_scores(said, true, s.encode)
     s.scores.corpus |= corpus
     s.scores.regions["similarity"] = len(true)

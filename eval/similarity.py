@@ -18,7 +18,8 @@ def similarity_scores(
     """Semantic similarity and word IoU of one predicted name a region with the true one.
 
     Args:
-        predictions: region id -> text. A region without one, or with an empty one, scores 0 in both.
+        predictions: region id -> answer, read by `answered_name`. A region without one, or with an empty one, scores 0
+            in both.
         references: region id -> true name; "_" and ":" in it are spaces ("dog_collar", "car:wheel").
         encode: texts -> embeddings; `SentenceEncoder()` if None.
 
@@ -37,7 +38,7 @@ def similarity_scores(
     empty = [region_id for region_id, name in true.items() if not name]
     if empty:
         raise ValueError(f"region {empty[0]!r}: its true name {references[empty[0]]!r} has no word")
-    named = {region_id: plain_name(text) for region_id, text in predictions.items()}
+    named = {region_id: answered_name(text) for region_id, text in predictions.items()}
     named = {region_id: text for region_id, text in named.items() if text}
     cosines = dict(zip(named, _cosines(list(named.values()), [true[i] for i in named], encode), strict=True))
     items = {
@@ -72,6 +73,19 @@ def plain_name(text: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"name {text!r} is {type(text).__name__}; expected a text")
     return " ".join(text.lower().replace("_", " ").replace(":", " ").split())
+
+
+def answered_name(text: str) -> str:
+    """The name in an answer, by the rules of Osprey's evaluation: what stands behind a first ":" (before a second), with
+    "." and "," as spaces.
+
+    >>> answered_name("The category is: Dog collar.")
+    'dog collar'
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"name {text!r} is {type(text).__name__}; expected a text")
+    answer = text.split(":")[1] if ":" in text else text
+    return plain_name(answer.replace(".", " ").replace(",", " "))
 
 
 class SentenceEncoder:

@@ -136,7 +136,7 @@ DENSE_SETS = {"vg1.0": "Visual Genome 1.0", "vg1.2": "Visual Genome 1.2", "vgcoc
 SIMILARITY = (
     "Osprey's sample of 1,000 images, masks; the prompt is 'What is the category of <region>? Using only one word or "
     "phrase.'; cosine of all-MiniLM-L6-v2 embeddings, and words in common (lower-cased) by all words; _ and : are "
-    "blanks in the true names."
+    "blanks in the true names; of an answer what stands behind a colon counts, . and , are blanks."
 )
 DLC = (
     "DLC-Bench: 100 regions of 77 Objects365 images, masks, 'Describe the masked region in detail.'; a judge answers "

@@ -31,8 +31,8 @@ VERSIONS: dict[str, Callable[["Task", str], str]] = {
     "LVIS AP": lambda task, judge: f"{package('faster-coco-eval')}; federation 1",
     "dense detection mAP": lambda task, judge: "densecap 1, rules of the Python port",
     "dense mAP": lambda task, judge: f"densecap 1, rules of the Python port; {_meteor()}, no tokenizer",
-    "semantic similarity": lambda task, judge: f"similarity 1; {ENCODER}",
-    "word IoU": lambda task, judge: "similarity 1",
+    "semantic similarity": lambda task, judge: f"similarity 2; {ENCODER}",
+    "word IoU": lambda task, judge: "similarity 2",
     "choice ": lambda task, judge: f"choices 1; judge {judge}",
 }
 

@@ -115,7 +115,7 @@ def letters(texts):
 
 def test_names_are_compared_by_embedding_and_by_words():
     true = {"a": "Dog_collar", "b": "car:wheel", "c": "cup", "d": "lamp"}
-    predicted = {"a": "dog  collar", "b": "a Wheel", "c": "", "d": "palm"}
+    predicted = {"a": "It is: dog  collar.", "b": "a Wheel", "c": "Answer:", "d": "palm,"}
     corpus, items = similarity_scores(predicted, true, letters)
     assert items["a"] == pytest.approx({"semantic similarity": 1, "word IoU": 1})
     assert items["b"]["word IoU"] == pytest.approx(1 / 3)
