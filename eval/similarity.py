@@ -76,8 +76,8 @@ def plain_name(text: str) -> str:
 
 
 def answered_name(text: str) -> str:
-    """The name in an answer, by the rules of Osprey's evaluation: what stands behind a first ":" (before a second), with
-    "." and "," as spaces.
+    """The name in an answer, by the rules of Osprey's evaluation: what stands behind a first ":" (before a second); "."
+    and "," are spaces.
 
     >>> answered_name("The category is: Dog collar.")
     'dog collar'
