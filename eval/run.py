@@ -450,7 +450,8 @@ def _read(
     args: argparse.Namespace, path: str, task: Task, records: RegionRecords, everything: RegionRecords
 ) -> Predictions:
     """A predictions file; what is of the same records but beyond --limit is not looked at."""
-    known = args.annotations if args.id_key is None and "choices" not in task.metrics else None
+    own = task.annotations if task.annotations and Path(task.annotations).is_file() else None
+    known = (args.annotations or own) if args.id_key is None and "choices" not in task.metrics else None
     detected = task.boxes == "detected"
     found = read_any(path, everything, detected=detected, id_key=args.id_key, annotations=known)
     if found.how not in ("", "id"):

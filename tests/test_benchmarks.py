@@ -114,8 +114,7 @@ def test_lvis_boxes(tmp_path, monkeypatch):
     content = convert_and_score("data_prep.coco", ["--subset"], "lvis-boxes", named)
     assert content["scores"]["LVIS APf"] == pytest.approx(1) and content["scores"]["LVIS APr"] == 0
     numbers = [{"ann_id": 11, "category_id": 1, "score": 0.9}, {"ann_id": 12, "category_id": 2, "score": 0.8}]
-    marks = ("--annotations", "data/lvis/lvis_v1_val.json")
-    content = convert_and_score("data_prep.coco", ["--subset"], "lvis-boxes", numbers, *marks)
+    content = convert_and_score("data_prep.coco", ["--subset"], "lvis-boxes", numbers)
     assert content["scores"]["LVIS AP"] == pytest.approx(1) and content["regions"] == 2
 
 
