@@ -8,7 +8,7 @@ boxes are shown a line around the region (`overlay`) or the region alone (`crop`
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil, floor
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    GenerationMixin,
     GitProcessor,
     LogitsProcessor,
     LogitsProcessorList,
@@ -73,11 +74,8 @@ class Family:
     model_types: tuple[str, ...] = ()
     words: Callable[[Sequence[float], tuple[int, int], "Prompts"], str] | None = None
     show: Callable[[np.ndarray, Region, str], np.ndarray] | None = None
-    questions: Mapping[str, str] = None
+    questions: Mapping[str, str] = field(default_factory=lambda: QUESTIONS)
     own_format: bool = False
-
-    def __post_init__(self):
-        object.__setattr__(self, "questions", {**QUESTIONS, **(self.questions or {})})
 
 
 def thousandths(box: Sequence[float], image_hw: tuple[int, int]) -> list[int]:
@@ -216,7 +214,6 @@ def load(
     Raises ValueError when there is no model or processor, Transformers has no class for images and text of its type,
     the family is unknown or not of this model, or the prompt does not say where the region goes.
     """
-    source = model_folder(name)
     try:
         kind = _model_type(name, revision)
     except OSError as error:
@@ -231,13 +228,19 @@ def load(
     family = family or _family_of(name, kind)
     if family not in CAPTIONERS:
         raise ValueError(f"captioner {family!r}; known: {', '.join(CAPTIONERS)}")
-    row = CAPTIONERS[family]
-    if row.own_format and kind not in row.model_types:
+    if CAPTIONERS[family].own_format and kind not in CAPTIONERS[family].model_types:
         raise ValueError(
             f"model {name!r} is of type {kind!r} and does not know the boxes of {family}; --captioner overlay shows "
             "a red line around the region to any model"
         )
-    text = row.questions[question_kind(task)] if prompt is None else prompt
+    text = _prompt(name, kind, CAPTIONERS[family], question_kind(task), prompt)
+    processor = _processor(name, kind, revision)
+    model = _model(name, kind, check_dtype(dtype) or "auto", revision).to(pick_device(device)).eval()
+    return Captioner(model, processor, family, text, mark=task.prompt)
+
+
+def _prompt(name: str, kind: str, row: Family, wanted: str, prompt: str | None) -> str:
+    text = row.questions[wanted] if prompt is None else prompt
     if prompt is None and row.words is None and kind in CAPTION_ONLY:
         text = ""
     if text and kind in PAIRS:
@@ -247,14 +250,18 @@ def load(
     if row.words and PLACE not in text:
         raise ValueError(
             f"prompt {text!r} does not say where the region's coordinates go: write {PLACE} there, as in "
-            f"{row.questions['phrase']!r}"
+            f"{row.questions[wanted]!r}"
         )
+    return text
+
+
+def _processor(name: str, kind: str, revision: str | None) -> Any:
+    place = {"revision": revision, "trust_remote_code": False}
     try:
         if kind in PAIRS:
-            parts = (auto.from_pretrained(source, revision=revision) for auto in (AutoImageProcessor, AutoTokenizer))
-            processor = GitProcessor(*parts)  # which is nothing but the two
-        else:
-            processor = AutoProcessor.from_pretrained(source, revision=revision)
+            parts = (auto.from_pretrained(model_folder(name), **place) for auto in (AutoImageProcessor, AutoTokenizer))
+            return GitProcessor(*parts)  # which is nothing but the two
+        processor = AutoProcessor.from_pretrained(model_folder(name), **place)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         raise ValueError(
             f"model {name!r}: no processor that can be read ({first_line(error)}){_elsewhere(kind)}"
@@ -264,18 +271,22 @@ def load(
             f"model {name!r}: its processor ({type(processor).__name__}) has no {' and no '.join(missing)}; the folder "
             "needs what `processor.save_pretrained` writes, such as preprocessor_config.json and tokenizer.json"
         )
+    return processor
+
+
+def _model(name: str, kind: str, dtype: torch.dtype | str, revision: str | None) -> Any:
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
-            source, revision=revision, dtype=check_dtype(dtype) or "auto", output_loading_info=True
+            model_folder(name), revision=revision, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(f"model {name!r} cannot be loaded ({first_line(error)})" + _elsewhere(kind)) from error
+        raise ValueError(f"model {name!r} cannot be loaded ({first_line(error)}){_elsewhere(kind)}") from error
     if missing := sorted(map(str, info.get("missing_keys") or ())):
         raise ValueError(
             f"model {name!r}: its file lacks {len(missing)} weights, the first {missing[0]}; they would be random"
             + _elsewhere(kind)
         )
-    return Captioner(model.to(pick_device(device)).eval(), processor, family, text, mark=task.prompt)
+    return model
 
 
 def _model_type(name: str, revision: str | None) -> str:
@@ -326,8 +337,9 @@ class Batch:
 class Prompts:
     """Image and regions -> the model's inputs, see `dynrefer.data.dataset.SampleProcessor`.
 
-    processor: Transformers', of the model; text: the prompt; mark: "box" or "mask", what is drawn where the family
-    draws. The processor's chat template stands around the prompt where it has one (`text`).
+    processor: Transformers', of the model; text: the prompt, which the chat template is put around where there is one
+    (`self.text`); mark: "box" or "mask", what is drawn where the family draws; seq2seq: an encoder reads the prompt;
+    cut: the tokenizer's end token behind the prompt is taken off.
     """
 
     def __init__(
@@ -335,7 +347,7 @@ class Prompts:
     ):
         self.processor, self.family, self.mark, self.cut = processor, family, mark, cut
         self.template = None if family.own_format else self._template()
-        self.text = text and self._asked(text)
+        self.text = self._asked(text) if text or self.template else ""
         self._resized: dict[tuple[int, int], tuple[int, int]] = {}
         tokenizer = processor.tokenizer
         # what is generated must follow its prompt; an encoder counts positions from the left
@@ -461,22 +473,13 @@ class Captioner:
     """
 
     def __init__(self, model: Any, processor: Any, family: str, prompt: str, mark: str = "box"):
-        self.model, self.config = model, model.config
-        # some classes prepare what the image is to their language model, and hand `generate` on to it
-        handed_on = [getattr(model, part, None) for part in ("text_decoder", "text_model", "language_model")]
-        own = "generate" not in {
-            k for c in type(model).__mro__ if c.__module__ == type(model).__module__ for k in vars(c)
-        }
-        self.decoder = model if own else next((part for part in handed_on if part is not None), model)
-        row = CAPTIONERS[family]
-        self.processor = Prompts(
-            processor,
-            row,
-            prompt,
-            mark,
-            seq2seq=bool(getattr(self.decoder.config, "is_encoder_decoder", False)),
-            cut=own,
-        )
+        self.model, self.config, row = model, model.config, CAPTIONERS[family]
+        own = type(model).generate is GenerationMixin.generate
+        # others make of the image what their language model reads, and hand `generate` on to it
+        parts = [getattr(model, name, None) for name in ("text_decoder", "text_model", "language_model")]
+        self.decoder = model if own else next((part for part in parts if part is not None), model)
+        seq2seq = bool(getattr(self.decoder.config, "is_encoder_decoder", False))
+        self.processor = Prompts(processor, row, prompt, mark, seq2seq=seq2seq, cut=own and not seq2seq)
         decoding = self.decoder.generation_config
         if decoding.pad_token_id is None:
             decoding.pad_token_id = processor.tokenizer.pad_token_id
@@ -538,6 +541,8 @@ class Captioner:
             return []
         own = self.decoder.generation_config
         settings = {"max_new_tokens": own.max_new_tokens, **check_generation(generation)}
+        if fixed := [k for k in ("num_return_sequences", "return_dict_in_generate", "output_scores") if k in settings]:
+            raise ValueError(f"generation option {fixed[0]}: it is fixed here, one caption a region with its score")
         new = NewTokens(settings.pop("repetition_penalty", None) or own.repetition_penalty or 1.0)
         inputs = {
             k: v.to(self.model.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v
