@@ -21,8 +21,8 @@ def overlay(
 ) -> np.ndarray:
     """A copy of the image, uint8 (H, W, 3), with the region's box or the outline of its mask drawn on it.
 
-    The line lies around the region and hides at most one pixel of it at each side; where the region touches the edge
-    of the image it lies on the edge. With width 1 a box is drawn as lmms-eval and Pillow draw (x1, y1, x2, y2).
+    The line lies around the region and hides at most one pixel of it at each side; where it has no room, at the edge
+    of the image, it lies inside. With width 1 a box is drawn as lmms-eval and Pillow draw (x1, y1, x2, y2).
 
     Args:
         width: pixels; None = 1/200 of the image's longer side, at least 2. prompt: "box" or "mask", as of a `Task`.
@@ -64,7 +64,7 @@ def _box_line(box: Sequence[float], image_hw: tuple[int, int], width: int) -> np
 
 
 def _mask_line(mask: np.ndarray, width: int) -> np.ndarray:
-    """bool (H, W): the pixels around the mask, and those of the mask at the edge of the image."""
+    """bool (H, W): the pixels around the mask, and those of the mask in a frame as wide as the line."""
     grown = mask
     for axis in (0, 1):
         padding = [(0, 0), (0, 0)]

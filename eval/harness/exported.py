@@ -6,7 +6,7 @@ inside the harness opens it again. Records and images stay where they are.
 
 import json
 import os
-import warnings
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
@@ -127,10 +127,10 @@ class Exported:
         """{score name: fraction} of {region id: text}: what `python -m eval.run --predictions` says of the same. A
         region without an answer counts as wrong."""
         if missing := len(self.records) - len(answers):
-            warnings.warn(
+            print(
                 f"{self.name}: {missing} of {len(self.records)} regions have no answer and count as wrong; for a part "
                 "of the benchmark export it with --limit",
-                stacklevel=2,
+                file=sys.stderr,
             )
         results = {i: RegionResult(i, [], text) for i, text in answers.items()}
         return score(self.row, self.records, results, names=self.names).corpus
