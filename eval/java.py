@@ -180,9 +180,11 @@ class JavaProgram:
     def _death(self, timeout: float, line: str) -> str:
         code = self.process.wait()
         self.errors.seek(0)
+        said = [line.strip() for line in self.errors.read().decode(errors="replace").splitlines() if line.strip()]
+        cause = next((line for line in said if "Error" in line or "Exception" in line), said[-1] if said else "")
         return (
             f"{self.name} ended with code {code} before it answered (or was silent for {timeout:.0f} s and was "
-            f"stopped) at {line[:200]!r}; no score was computed. " + self.errors.read().decode(errors="replace")[-500:]
+            f"stopped) at {line[:200]!r}; no score was computed. {cause[:500]}".rstrip()
         )
 
     def end(self) -> None:

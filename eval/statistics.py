@@ -69,14 +69,20 @@ def samples(resamplings: Sequence[Resampling], groups: Sequence[Hashable], seed:
 
 def interval(values: np.ndarray, score: float) -> list[float] | None:
     """[low, high] between which LEVEL of the values lie, once these are moved so that their mean is the score: draws
-    of rankings are too good where few regions are right, since a right one that is drawn twice is found twice. Draws
-    without a value (nan) do not count; None without any."""
+    of rankings are too good where few regions are right, since a right one that is drawn twice is found twice. The
+    score is within it, and nothing below 0 or above 1 where no draw is. Draws without a value (nan) do not count; None
+    without any."""
     values = values[np.isfinite(values)]
     if not values.size:
         return None
-    values = values + (score - values.mean())
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return [float(low), float(high)]
+    low, high = _moved(values, score)
+    least, most = (0.0 if values.min() >= 0 else -np.inf), (1.0 if values.max() <= 1 else np.inf)
+    return [float(min(score, max(low, least))), float(max(score, min(high, most)))]
+
+
+def _moved(values: np.ndarray, score: float) -> tuple[float, float]:
+    low, high = np.quantile(values + (score - values.mean()), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
 def difference(a: np.ndarray, b: np.ndarray, score: float) -> dict[str, float | list[float]] | None:
@@ -88,7 +94,7 @@ def difference(a: np.ndarray, b: np.ndarray, score: float) -> dict[str, float | 
         return None
     moved = both + (score - both.mean())  # as in `interval`
     rarer = min(np.sum(moved <= 0), np.sum(moved >= 0))
-    return {"interval": interval(both, score), "p": float(min(1.0, 2 * (rarer + 1) / (both.size + 1)))}
+    return {"interval": list(_moved(both, score)), "p": float(min(1.0, 2 * (rarer + 1) / (both.size + 1)))}
 
 
 # --- scores on draws -------------------------------------------------------------------------------------------------

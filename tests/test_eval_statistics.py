@@ -100,6 +100,15 @@ def test_the_interval_of_a_ranking_with_rare_classes_holds_its_score():
     assert low < 1 / 60 < high
 
 
+def test_an_interval_holds_its_score_and_stays_where_scores_can_be():
+    one_bad_draw = np.array([1.0] * 99 + [0.0])
+    assert interval(one_bad_draw, 1.0) == [1.0, 1.0], "not 1.01, where the draws lie once they are moved"
+    assert interval(np.array([0.0, 0.0, 0.1, 0.4]), 0.05)[0] == 0.0
+    low, high = interval(np.array([1.5, 2.0, 2.5]), 2.2)
+    assert low < 2.2 < high and high > 2.5  # CIDEr
+    assert interval(np.array([np.nan]), 0.5) is None
+
+
 def test_ratios_are_precision_and_recall():
     labels = np.array([[1, 0], [1, 1], [0, 1]])
     scores = np.array([[0.9, 0.8], [0.9, 0.1], [0.0, 0.9]])
