@@ -8,7 +8,7 @@ boxes are shown a line around the region (`overlay`) or the region alone (`crop`
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import ceil, floor
 from typing import Any
 
@@ -38,11 +38,10 @@ from dynrefer.models.auto import check_dtype, first_line, model_folder, pick_dev
 from dynrefer.models.language import check_generation, log_probability
 
 from .overlay import overlay
-from .tasks import Task
+from .tasks import CATEGORY_QUESTION, Task, get_task
 
 PLACE = "{region}"  # in a prompt: where the text that stands for the region goes
 MAX_NEW_TOKENS = 64  # where neither the task nor the model says
-DETAILED = 100  # tasks that allow this many new tokens want a description in detail
 PAIRS = ("vision-encoder-decoder",)  # they come without a processor for both images and texts
 CAPTION_ONLY = ("blip", "git", "vision-encoder-decoder")  # they describe what they see and answer no questions
 ELSEWHERE = {  # model types of remote code: what has the same weights for Transformers
@@ -50,11 +49,6 @@ ELSEWHERE = {  # model types of remote code: what has the same weights for Trans
     "florence2": "florence-community/Florence-2-base, -large, -base-ft and -large-ft",
 }
 NO_DECODING = ("_from_model_config", "transformers_version", "use_cache", "output_attentions", "output_hidden_states")
-QUESTIONS = {
-    "phrase": "Provide a short description for {region}.",
-    "category": "What is the category of {region}? Answer with only one word or phrase.",
-    "detailed": "Describe {region} in detail.",
-}
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -66,16 +60,21 @@ class Family:
 
     convention: in words, for scores.json. model_types: of config.json, by which the family is found. words: (box,
     image_hw, prompts) -> the text that stands for the region in a prompt; boxes are xyxy pixels. show: (image, region,
-    "box" or "mask") -> the image that the model sees. questions: {kind of task: prompt}, see `question_kind`.
-    own_format: whether only a model of these types understands it.
+    task) -> the image that the model sees. ask: task -> prompt, with {region} where `words` go. own_format: whether
+    only a model of these types understands it.
     """
 
     convention: str
     model_types: tuple[str, ...] = ()
     words: Callable[[Sequence[float], tuple[int, int], "Prompts"], str] | None = None
-    show: Callable[[np.ndarray, Region, str], np.ndarray] | None = None
-    questions: Mapping[str, str] = field(default_factory=lambda: QUESTIONS)
+    show: Callable[[np.ndarray, Region, Task], np.ndarray] | None = None
+    ask: Callable[[Task], str] = lambda task: question(task, PLACE)
     own_format: bool = False
+
+
+def question(task: Task, place: str) -> str:
+    """The task's question, with `place` instead of "this region"."""
+    return re.sub(r"(this|the masked) region", place, task.question)
 
 
 def thousandths(box: Sequence[float], image_hw: tuple[int, int]) -> list[int]:
@@ -118,24 +117,19 @@ def kosmos2(box: Sequence[float], image_hw: tuple[int, int], prompts: "Prompts")
     return "<object>" + "".join(f"<patch_index_{index:04d}>" for index in corners) + "</object>"
 
 
-def crop(image: np.ndarray, region: Region, mark: str) -> np.ndarray:
+def crop(image: np.ndarray, region: Region, task: Task) -> np.ndarray:
     """The pixels that the box touches, at least one."""
     x1, y1 = (floor(c) for c in region.box[:2])
     x2, y2 = (ceil(c) for c in region.box[2:])
     return image[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]
 
 
-OUTLINED = "the region outlined in red"
 CAPTIONERS = {
     "florence2": Family(
         "<loc_N> tokens, 1,000 bins of the image's width and height",
         model_types=("florence2",),
         words=florence2,
-        questions={
-            "phrase": "<REGION_TO_DESCRIPTION>{region}",
-            "category": "<REGION_TO_CATEGORY>{region}",
-            "detailed": "<REGION_TO_DESCRIPTION>{region}",
-        },
+        ask=lambda task: f"<REGION_TO_{'CATEGORY' if task.question == CATEGORY_QUESTION else 'DESCRIPTION'}>{PLACE}",
         own_format=True,
     ),
     "qwen2-vl": Family(
@@ -162,27 +156,20 @@ CAPTIONERS = {
         "<patch_index_N> of the box's corners in a grid of 32 x 32",
         model_types=("kosmos-2",),
         words=kosmos2,
-        questions=dict.fromkeys(QUESTIONS, "<grounding><phrase> It</phrase>{region} is"),
+        ask=lambda task: f"<grounding><phrase> It</phrase>{PLACE} is",
         own_format=True,
     ),
     "overlay": Family(
         "a red line around the region on the image",
-        show=lambda image, region, mark: overlay(image, region, prompt=mark),
-        questions={kind: text.replace(PLACE, OUTLINED) for kind, text in QUESTIONS.items()},
+        show=lambda image, region, task: overlay(image, region, width=task.line_width, prompt=task.prompt),
+        ask=lambda task: task.question,
     ),
     "crop": Family(
         "the image is cut to the region's box",
         show=crop,
-        questions={kind: text.replace(PLACE, "this image") for kind, text in QUESTIONS.items()},
+        ask=lambda task: question(task, "this image"),
     ),
 }
-
-
-def question_kind(task: Task) -> str:
-    """What a task wants to hear of a region: a "phrase", its "category", or a "detailed" description."""
-    if "choices" in task.metrics or task.generation.get("max_new_tokens", 0) >= DETAILED:
-        return "detailed"
-    return "phrase" if {"captions", "densecap"} & set(task.metrics) else "category"
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -209,7 +196,7 @@ def load(
     """A model of others, to describe the regions of a task.
 
     name: a folder or hub id; family: a row of CAPTIONERS, by the model's type where None; prompt: instead of the
-    family's own question, with {region} where the region's coordinates go; the rest as of `dynrefer.load`.
+    task's question, with {region} where the region's coordinates go; the rest as of `dynrefer.load`.
 
     Raises ValueError when there is no model or processor, Transformers has no class for images and text of its type,
     the family is unknown or not of this model, or the prompt does not say where the region goes.
@@ -233,14 +220,14 @@ def load(
             f"model {name!r} is of type {kind!r} and does not know the boxes of {family}; --captioner overlay shows "
             "a red line around the region to any model"
         )
-    text = _prompt(name, kind, CAPTIONERS[family], question_kind(task), prompt)
+    text = _prompt(name, kind, CAPTIONERS[family], task, prompt)
     processor = _processor(name, kind, revision)
     model = _model(name, kind, check_dtype(dtype) or "auto", revision).to(pick_device(device)).eval()
-    return Captioner(model, processor, family, text, mark=task.prompt)
+    return Captioner(model, processor, family, text, task)
 
 
-def _prompt(name: str, kind: str, row: Family, wanted: str, prompt: str | None) -> str:
-    text = row.questions[wanted] if prompt is None else prompt
+def _prompt(name: str, kind: str, row: Family, task: Task, prompt: str | None) -> str:
+    text = row.ask(task) if prompt is None else prompt
     if prompt is None and row.words is None and kind in CAPTION_ONLY:
         text = ""
     if text and kind in PAIRS:
@@ -250,7 +237,7 @@ def _prompt(name: str, kind: str, row: Family, wanted: str, prompt: str | None) 
     if row.words and PLACE not in text:
         raise ValueError(
             f"prompt {text!r} does not say where the region's coordinates go: write {PLACE} there, as in "
-            f"{row.questions[wanted]!r}"
+            f"{row.ask(get_task('world'))!r}"
         )
     return text
 
@@ -338,14 +325,14 @@ class Prompts:
     """Image and regions -> the model's inputs, see `dynrefer.data.dataset.SampleProcessor`.
 
     processor: Transformers', of the model; text: the prompt, which the chat template is put around where there is one
-    (`self.text`); mark: "box" or "mask", what is drawn where the family draws; seq2seq: an encoder reads the prompt;
-    cut: the tokenizer's end token behind the prompt is taken off.
+    (`self.text`); task: says how a line is drawn; seq2seq: an encoder reads the prompt; cut: the tokenizer's end token
+    behind the prompt is taken off.
     """
 
     def __init__(
-        self, processor: Any, family: Family, text: str, mark: str, *, seq2seq: bool = False, cut: bool = False
+        self, processor: Any, family: Family, text: str, task: Task, *, seq2seq: bool = False, cut: bool = False
     ):
-        self.processor, self.family, self.mark, self.cut = processor, family, mark, cut
+        self.processor, self.family, self.task, self.cut = processor, family, task, cut
         self.template = None if family.own_format else self._template()
         self.text = self._asked(text) if text or self.template else ""
         self._resized: dict[tuple[int, int], tuple[int, int]] = {}
@@ -403,7 +390,7 @@ class Prompts:
             {
                 "id": region.id,
                 "box": list(region.box),
-                "image": Image.fromarray(self.family.show(image, region, self.mark)) if self.family.show else whole,
+                "image": Image.fromarray(self.family.show(image, region, self.task)) if self.family.show else whole,
                 "text": self.prompt(region),
             }
             for region in regions
@@ -472,14 +459,14 @@ class Captioner:
     captions are ranked by. There are no tags, attributes and categories.
     """
 
-    def __init__(self, model: Any, processor: Any, family: str, prompt: str, mark: str = "box"):
+    def __init__(self, model: Any, processor: Any, family: str, prompt: str, task: Task):
         self.model, self.config, row = model, model.config, CAPTIONERS[family]
         own = type(model).generate is GenerationMixin.generate
         # others make of the image what their language model reads, and hand `generate` on to it
         parts = [getattr(model, name, None) for name in ("text_decoder", "text_model", "language_model")]
         self.decoder = model if own else next((part for part in parts if part is not None), model)
         seq2seq = bool(getattr(self.decoder.config, "is_encoder_decoder", False))
-        self.processor = Prompts(processor, row, prompt, mark, seq2seq=seq2seq, cut=own and not seq2seq)
+        self.processor = Prompts(processor, row, prompt, task, seq2seq=seq2seq, cut=own and not seq2seq)
         decoding = self.decoder.generation_config
         if decoding.pad_token_id is None:
             decoding.pad_token_id = processor.tokenizer.pad_token_id
@@ -487,16 +474,12 @@ class Captioner:
         decoding.do_sample = False
         decoding.temperature = decoding.top_p = decoding.top_k = None
         decoding.max_new_tokens = decoding.max_new_tokens or MAX_NEW_TOKENS
-        end = decoding.eos_token_id
-        if self.config.model_type == "blip":
-            end = self.config.text_config.sep_token_id  # which its `generate` sets
-        self.end_ids = [] if end is None else end if isinstance(end, list) else [end]
         self.captioner_settings = {
             "family": family,
             "model_type": self.config.model_type,
             "revision": getattr(self.config, "_commit_hash", None),
             "convention": row.convention,
-            "mark": mark if family == "overlay" else "box",
+            "line": {"around": task.prompt, "width": task.line_width} if family == "overlay" else None,
             "prompt": prompt,
             "input": self.processor.text,
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -558,7 +541,11 @@ class Captioner:
         )
         beams = settings.get("num_beams") or own.num_beams or 1
         penalty = settings.get("length_penalty", own.length_penalty)
-        score = log_probability(self.decoder, output, self.end_ids, beams, 1.0 if penalty is None else penalty)
+        end = settings.get("eos_token_id", own.eos_token_id)
+        if self.config.model_type == "blip":
+            end = self.config.text_config.sep_token_id  # which its `generate` sets
+        ends = [] if end is None else end if isinstance(end, list) else [end]
+        score = log_probability(self.decoder, output, ends, beams, 1.0 if penalty is None else penalty)
         texts = self.processor.processor.tokenizer.batch_decode(
             output.sequences[:, new.start :], skip_special_tokens=True
         )

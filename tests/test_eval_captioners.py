@@ -10,7 +10,7 @@ from PIL import Image
 
 import eval.run as run
 from dynrefer.data.schema import Region, open_records, write_records
-from eval.captioners import CAPTIONERS, NewTokens, Prompts, clean, load, question_kind
+from eval.captioners import CAPTIONERS, NewTokens, Prompts, clean, load
 from eval.overlay import RED, overlay
 from eval.predict import predict
 from eval.tasks import TASKS, Task, get_task
@@ -129,7 +129,7 @@ def test_pixels_count_in_the_image_that_the_model_sees(captioners):
 def test_the_line_and_the_crop_are_of_the_region(captioners):
     processor = captioners("llava").processor.processor
     image, regions = small.picture(), [small.regions()[0], region((60, 30, 100, 80), (80, 100))]
-    drawn = Prompts(processor, CAPTIONERS["overlay"], "What?", "box").samples(image, regions, [], False)
+    drawn = Prompts(processor, CAPTIONERS["overlay"], "What?", TASK).samples(image, regions, [], False)
     for sample, one in zip(drawn, regions, strict=True):
         shown = np.asarray(sample["image"])
         np.testing.assert_array_equal(shown, overlay(image, one))
@@ -139,7 +139,7 @@ def test_the_line_and_the_crop_are_of_the_region(captioners):
         assert abs(columns.min() - x1) <= 2 and abs(columns.max() + 1 - x2) <= 2
         assert abs(rows.min() - y1) <= 2 and abs(rows.max() + 1 - y2) <= 2
         np.testing.assert_array_equal(shown[~line], image[~line])
-    crops = Prompts(processor, CAPTIONERS["crop"], "What?", "box").samples(
+    crops = Prompts(processor, CAPTIONERS["crop"], "What?", TASK).samples(
         image, [regions[1], region((10.2, 5.5, 10.4, 7.1), (80, 100))], [], False
     )
     np.testing.assert_array_equal(np.asarray(crops[0]["image"]), image[30:80, 60:100])
@@ -152,18 +152,25 @@ def test_tasks_with_masks_draw_the_masks(folder):
     triangle = region((0, 0, 100, 80), (80, 100), mask=[[20, 10, 60, 10, 40, 60]])
     (sample,) = captioner.processor.samples(small.picture(), [triangle], [], False)
     np.testing.assert_array_equal(np.asarray(sample["image"]), overlay(small.picture(), triangle, prompt="mask"))
-    assert captioner.captioner_settings["mark"] == "mask"
+    assert captioner.captioner_settings["line"] == {"around": "mask", "width": None}
     with pytest.raises(ValueError, match="region r has no mask"):
         captioner.processor.samples(small.picture(), [region((1, 1, 9, 9), (80, 100))], [], False)
 
 
 def test_the_question_is_what_the_task_wants(folder):
-    kinds = {name: question_kind(task) for name, task in TASKS.items()}
-    assert kinds["refcocog-a"] == kinds["world"] == kinds["densecap-vg1.2"] == "phrase"
-    assert kinds["lvis-similarity"] == kinds["coco-recognition-text"] == "category"
-    assert kinds["dlc-bench"] == kinds["ref-l4"] == "detailed"
-    florence = load(str(folder / "florence2"), get_task("lvis-similarity"), device="cpu")
-    assert florence.processor.prompt(region(WHOLE)).startswith("<REGION_TO_CATEGORY><loc_0>")
+    def asked(model, task, **options):
+        captioner = load(str(folder / model), get_task(task), device="cpu", **options)
+        return captioner.processor.prompt(region(WHOLE)), captioner.captioner_settings
+
+    assert asked("florence2", "lvis-similarity")[0].startswith("<REGION_TO_CATEGORY><loc_0>")
+    assert asked("florence2", "refcocog-a")[0].startswith("<REGION_TO_DESCRIPTION><loc_0>")
+    text = 'the region {"bbox_2d": [0, 0, 1000, 1000]}'
+    assert f"What is the category of {text}? Using only one word" in asked("qwen3-vl", "coco-recognition-text")[0]
+    assert f"Describe {text} in detail." in asked("qwen3-vl", "dlc-bench")[0]
+    assert "Describe this image in detail." in asked("llava", "ref-l4", family="crop")[0]
+    text, settings = asked("llava", "refcocog-d-val", family="overlay")
+    assert "Provide a short description for this region." in text  # lmms-eval's words, and its line
+    assert settings["line"] == {"around": "box", "width": 1}
     own = load(str(folder / "qwen3-vl"), TASK, prompt='Say what {region} {"is"}.', device="cpu")
     assert 'Say what the region {"bbox_2d": [0, 0, 1000, 1000]} {"is"}.' in own.processor.prompt(region(WHOLE))
 
@@ -209,6 +216,16 @@ def test_the_score_is_the_probability_of_the_text(captioners, monkeypatch, name,
     assert math.log(result.score) == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "blip"])  # which sets its own end
+def test_what_stands_behind_the_end_of_a_text_does_not_count(captioners, name):
+    captioner = captioners(name)
+    batch = captioner.processor.collate(samples(captioner))
+    first = captioner.predict(batch, generation={"max_new_tokens": 1})
+    ends = list(range(len(captioner.processor.processor.tokenizer)))  # whatever comes first ends the text
+    ended = captioner.predict(batch, generation={"max_new_tokens": 5, "eos_token_id": ends})
+    assert [result.score for result in ended] == pytest.approx([result.score for result in first], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("text", "caption"),
     [
@@ -242,11 +259,11 @@ def test_a_model_that_draws_its_texts_by_default_does_not_here(folder, tmp_path)
     others.save("llava", tmp_path)
     config = json.loads((tmp_path / "generation_config.json").read_text())
     (tmp_path / "generation_config.json").write_text(
-        json.dumps(config | {"do_sample": True, "temperature": 9.0, "top_k": 50, "max_new_tokens": 5})
+        json.dumps(config | {"do_sample": True, "temperature": 9.0, "top_k": 50, "max_new_tokens": 5, "num_beams": 3})
     )
     captioner = load(str(tmp_path), TASK, "overlay", device="cpu")
     batch = captioner.processor.collate(samples(captioner))
-    assert captioner.predict(batch) == captioner.predict(batch)
+    assert captioner.predict(batch) == captioner.predict(batch, generation={"num_beams": 3, "max_new_tokens": 5})
     assert captioner.captioner_settings["model_decoding"]["max_new_tokens"] == 5
     assert captioner.predict(batch, generation={"do_sample": True}) != captioner.predict(batch)
     with pytest.raises(ValueError, match="'num_beam' .* did you mean 'num_beams'"):
@@ -377,17 +394,17 @@ def test_folders_that_lack_something_say_what(folder, tmp_path, command):
 def test_a_model_without_a_chat_template_is_asked_plainly(tmp_path):
     others.save("llava", tmp_path, chat=False)
     captioner = load(str(tmp_path), TASK, "overlay", device="cpu")
-    assert captioner.processor.text == "<image>\nProvide a short description for the region outlined in red."
+    assert captioner.processor.text == "<image>\nProvide a short description for this region."
     assert len(captioner.predict(captioner.processor.collate(samples(captioner)))) == 4
 
 
 def test_a_chat_template_that_knows_no_images_has_the_image_in_its_text(folder):
     processor = load(str(folder / "llava"), TASK, "overlay", device="cpu").processor.processor
     processor.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
-    assert Prompts(processor, CAPTIONERS["overlay"], "What?", "box").text == "[user] <image>\nWhat?\n"
+    assert Prompts(processor, CAPTIONERS["overlay"], "What?", TASK).text == "[user] <image>\nWhat?\n"
     processor.chat_template = "Hello!"
     with pytest.raises(ValueError, match="does not take an image and the prompt 'What.' with its chat template"):
-        Prompts(processor, CAPTIONERS["overlay"], "What?", "box")
+        Prompts(processor, CAPTIONERS["overlay"], "What?", TASK)
 
 
 def test_models_that_only_caption_are_asked_nothing_unless_told(folder, captioners):
