@@ -87,7 +87,7 @@ def report(
     lead = f"<p>{text(notes)}</p>" if notes else ""
     page = PAGE.format(title=text(title), style=STYLE, lead=lead, facts=_facts(scores), body="\n".join(sections))
     with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # captions may hold half a character
     return Path(path)
 
 

@@ -163,6 +163,7 @@ def test_texts_of_models_and_people_are_text_and_not_markup(finished_run, data):
     results = results_of(list(records))
     results["test0cup"].caption = "<script>alert('x')</script> & \"more\""
     results["test0lamp"].tags = [{"name": "<b>", "score": 0.5}]
+    results["test0lamp"].caption = "half a character \ud83d"
     text = report(data / "r.html", title="<run>", scores=scores, records=records, results=results).read_text()
     Page(text)
     assert "<script" not in text and "&lt;script&gt;" in text and "&lt;b&gt;" in text and "&lt;run&gt;" in text
