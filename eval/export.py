@@ -80,19 +80,25 @@ def write_lmms_eval(benchmark: Exported, out: Path) -> Path:
 
 
 def write_vlmevalkit(benchmark: Exported, out: Path) -> Path:
-    """The table out/NAME.tsv, its pictures in out/images/NAME, EXPORT beside them. Pictures are PNG, one a region."""
+    """The table out/NAME.tsv, its pictures in out/images/NAME, EXPORT beside them. Pictures are PNG, one a region, or
+    one an image where nothing is drawn on them."""
     folder, table = out / "images" / benchmark.name, out / f"{benchmark.name}.tsv"
+    pictures: dict[str, str] = {}
+    drawn = [region.id if benchmark.show == "overlay" else region.image for region in benchmark.records]
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         benchmark.write(temporary)
-        for n, region in enumerate(tqdm(benchmark.records, desc="pictures", unit="region", disable=None)):
-            Image.fromarray(benchmark.picture(region.id)).save(temporary / f"{n}.png", compress_level=1)
+        for region, key in zip(tqdm(benchmark.records, desc="pictures", disable=None), drawn, strict=True):
+            if key not in pictures:
+                pictures[key] = f"{len(pictures)}.png"
+                Image.fromarray(benchmark.picture(region.id)).save(temporary / pictures[key], compress_level=1)
     with atomic_path(table) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\n")
         rows.writerow(["index", "region_id", "question", "answer", "image_path"])
-        for n, region in enumerate(benchmark.records):
+        for n, (region, key) in enumerate(zip(benchmark.records, drawn, strict=True)):
             answer = json.dumps(benchmark.references(region), ensure_ascii=False)
-            rows.writerow([n, region.id, benchmark.ask(region), answer, str((folder / f"{n}.png").absolute())])
+            path = str((folder / pictures[key]).absolute())
+            rows.writerow([n, region.id, benchmark.ask(region), answer, path])
     return table
 
 

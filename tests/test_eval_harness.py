@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 import types
@@ -216,6 +217,16 @@ def test_the_command_names_mistakes(tmp_path, capsys):
     assert "did you mean 'vg-v" in capsys.readouterr().err
 
 
+def test_the_documented_commands_are_accepted(monkeypatch):
+    lines = (Path(__file__).parents[1] / "docs" / "harnesses.md").read_text().splitlines()
+    commands = [shlex.split(line)[3:] for line in lines if line.startswith("python -m eval.export ")]
+    asked = []
+    monkeypatch.setattr("eval.export.export", asked.append)
+    assert commands and all(export(command) == 0 for command in commands)
+    for args in asked:
+        check_exportable(get_task(args.task))
+
+
 # --- VLMEvalKit ------------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +273,9 @@ def test_vlmevalkit_answers_are_read_as_they_were_given(tmp_path, kind):
     assert list(rows[0]) == ["index", "region_id", "question", "answer", "image_path"] and rows[3]["index"] == "3"
     shown = np.asarray(Image.open(rows[3]["image_path"]))
     assert (shown == (255, 0, 0)).all(-1).any() and json.loads(rows[3]["answer"]) == [SAID[3], f"{SAID[3]} here"]
+    assert len(list(folder.glob("*.png"))) == len(ODD)
+    boxes = exported_to(tmp_path / "boxes", data, "world", "vlmevalkit", "--show", "xyxy")
+    assert len(list(boxes.glob("*.png"))) == len(ODD) / 2  # images
     path = tmp_path / f"Model_dynrefer_world{kind}"
     write_answers(path, table, ODD)
     found = read_any(path, open_records(data)).results
