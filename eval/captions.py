@@ -85,9 +85,13 @@ def caption_scores(
     corpus, items = {}, {region_id: {} for region_id in ids}
     with ThreadPoolExecutor(1) as beside:  # METEOR computes in its own process
         meteor = beside.submit(_meteor, predicted, expected) if "meteor" in metrics else None
-        rows = {m: scorer(predicted, expected) for m, scorer in _SCORERS.items() if m in metrics and m != "meteor"}
-    if meteor:
-        rows["meteor"] = meteor.result()
+        try:
+            rows = {m: scorer(predicted, expected) for m, scorer in _SCORERS.items() if m in metrics and m != "meteor"}
+            if meteor:
+                rows["meteor"] = meteor.result()
+        except BaseException:  # also Ctrl-C: nobody waits for what METEOR still has to compute
+            METEOR.kill()
+            raise
     for metric in _SCORERS:
         for name, (score, scores) in rows.get(metric, {}).items():
             corpus[name] = float(score)

@@ -59,7 +59,8 @@ class Matches:
     images: ids, as the references list them; num_objects: (I,) merged ground-truth boxes of each; predicted: (I,) bool,
     the image has a prediction. Of each of N predictions: image (N,) its place in images; score (N,); iou (N,) with the
     object that it overlaps most; first (N,) bool, it is that object's surest; captions: its text; references: its
-    object's texts, none where it overlaps nothing. meteor: (N,), 0 until `score_captions`.
+    object's texts, none where it overlaps nothing. meteor: (N,), 0 until `score_captions`; ranking: (N,) places of all
+    images' predictions, surest first.
     """
 
     images: list
@@ -72,9 +73,11 @@ class Matches:
     captions: list[str]
     references: list[list[str]]
     meteor: np.ndarray = field(init=False)
+    ranking: np.ndarray = field(init=False)
 
     def __post_init__(self):
         self.meteor = np.zeros(len(self.score))
+        self.ranking = np.argsort(-self.score, kind="stable")  # (N,) places, surest first
 
 
 Items = Boxes | Sequence[Mapping]  # or [{"box": [x1, y1, x2, y2], "caption": text, "score": number}, ...]
@@ -185,19 +188,21 @@ def average_precisions(
     image_counts: (I,) how often each image counts (0 = left out; draws of a bootstrap); once each if None.
     """
     counts = np.ones(len(matches.images), int) if image_counts is None else np.asarray(image_counts)
-    order = np.argsort(-matches.score, kind="stable")
-    order = order[counts[matches.image[order]] > 0]
-    weights = counts[matches.image[order]]
+    weights = counts[matches.image[matches.ranking]]
+    order, weights = matches.ranking[weights > 0], weights[weights > 0]
     ranks = np.cumsum(weights)
     num_objects = int(counts @ matches.num_objects)
-    iou, first, meteor = matches.iou[order], matches.first[order], matches.meteor[order]
+    # Precision only falls from one right prediction to the next, so it is the right ones' that is looked at.
+    right = np.flatnonzero(matches.first[order] & (matches.iou[order] >= min(MIN_IOUS)))
+    weights, ranks = weights[right], ranks[right]
+    iou, meteor = matches.iou[order[right]], matches.meteor[order[right]]
 
     def precision(right: np.ndarray) -> float:
-        return _average_precision(np.cumsum(weights * right), ranks, num_objects, RULES[rules])
+        return _average_precision(np.cumsum(weights[right]), ranks[right], num_objects, RULES[rules])
 
     detection, parts = {}, {}
     for min_iou in MIN_IOUS:
-        found = first & (iou >= min_iou)
+        found = iou >= min_iou
         detection[f"iou_{min_iou}"] = precision(found)
         for min_meteor in MIN_METEORS:
             parts[f"iou_{min_iou}_meteor_{min_meteor}"] = precision(found & (meteor > min_meteor))
@@ -223,7 +228,8 @@ def merge_groups(boxes: np.ndarray) -> list[np.ndarray]:
 
 
 def _average_precision(right: np.ndarray, ranks: np.ndarray, num_objects: int, rules: Rules) -> float:
-    """Mean over recalls of the best precision at that recall or more; right, ranks: (N,) counts down the ranking."""
+    """Mean over recalls of the best precision at that recall or more; right, ranks: (N,) how many are right, and how
+    many there are, down to each right prediction."""
     if not right.size or not num_objects:
         return 0.0
     recall = right.astype(rules.dtype) / rules.dtype(num_objects)

@@ -187,6 +187,11 @@ class JavaProgram:
             f"stopped) at {line[:200]!r}; no score was computed. {cause[:500]}".rstrip()
         )
 
+    def kill(self) -> None:
+        """Kill the JVM, whoever asks it at the moment; that one gets an error."""
+        if process := self.process:
+            process.kill()
+
     def end(self) -> None:
         """End the JVM, if one runs, and free its memory."""
         with self.lock:
@@ -212,4 +217,5 @@ def java_in_use() -> str | None:
 def end_programs() -> None:
     """End all JVMs of this process; the next question starts another."""
     for program in JavaProgram.programs:
+        program.kill()
         program.end()

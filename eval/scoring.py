@@ -342,7 +342,7 @@ def _densecap(s: Scoring) -> None:
             "dense detection mAP": np.array([mean(detection) for detection, _ in draws]),
         }
 
-    s.scores.resamplings.append(Resampling(values_of, 70 * len(matches.score)))
+    s.scores.resamplings.append(Resampling(values_of, 30 * len(matches.score)))
     for name in ("dense mAP (released)", "dense detection mAP (released)"):
         s.scores.no_interval[name] = "see the score that counts all images"
 

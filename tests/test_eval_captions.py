@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import stat
 import sys
 from pathlib import Path
@@ -237,6 +238,20 @@ def test_a_meteor_that_is_killed_while_it_answers_names_the_caption(tmp_path, mo
     with pytest.raises(RuntimeError, match="at 'SCORE . a cup . caption 3'.*killed".replace(" . ", r" \|\|\| ")):
         meteor_scores([f"caption {n}" for n in range(9)], [["a cup"]] * 9, timeout=20)
     assert captions.METEOR.process is None, "its successor starts fresh"
+
+
+def test_what_stops_another_metric_stops_meteor_too(tmp_path, monkeypatch):
+    running = []
+
+    def interrupted(*_):
+        running.append(captions.METEOR.process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(java, "find_java", lambda: program(tmp_path / "java", "import time; time.sleep(60)"))
+    monkeypatch.setitem(captions._SCORERS, "rouge", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        caption_scores({"a": "a cup"}, {"a": ["a cup"]}, ["rouge", "meteor"], "lower")
+    assert running[0].returncode == -signal.SIGKILL and captions.METEOR.process is None
 
 
 def test_more_captions_than_pipes_hold_neither_block_nor_mix(tmp_path, monkeypatch):
