@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Keys of scores.json that are the same where numbers compare.
 PROTOCOL = ("task", "task_version", "prompt", "boxes", "score_source", "cleaning", "tokenizer", "split")
-PROTOCOL += ("data_sha256", "regions")
+PROTOCOL += ("data_sha256", "regions", "annotations_sha256", "word_lists")
 MAX_MARKS = 12  # that are printed of one file
 INTERVAL = "  95 % of draws"
 

@@ -16,6 +16,7 @@ their config.json, those of `eval/captioners.py`. The table of benchmarks is `ev
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import re
@@ -122,10 +123,14 @@ def report_scores(
     baselines: Mapping[str, Any] | None = None,
     results: Mapping[str, RegionResult] | None = None,
     seeds: Mapping[str, Scores] | None = None,
+    annotations: str | None = None,
 ) -> dict:
     """Everything that scores.json holds. results: the predictions that were scored, to count those that are missing or
-    empty. seeds: {name: scores} of one model's several predictions, of which `scores` is the mean (`mean_scores`)."""
+    empty. seeds: {name: scores} of one model's several predictions, of which `scores` is the mean (`mean_scores`).
+    annotations: as for `score`."""
     found = intervals(scores)
+    lists = {kind: task.word_list(kind, records.path) for kind in WORD_LISTS if kind in task.metrics}
+    beside = Path(annotations or task.annotations or "") if {"lvis", "choices"} & {*task.metrics} else Path()
     content = {
         "task": task.name,
         "task_version": task.version,
@@ -139,6 +144,8 @@ def report_scores(
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "data": str(records.path),
         "data_sha256": file_sha256(records.path),
+        "annotations_sha256": file_sha256(beside) if beside.is_file() else None,
+        "word_lists": {kind: _words_sha256(words) for kind, words in lists.items() if words},
         "split": task.split,
         "regions": len(records),
         "regions_of_task": task.num_regions,
@@ -390,6 +397,7 @@ def _run(args: argparse.Namespace) -> None:
         baselines=baselines,
         results=results,
         seeds=seeds if len(seeds) > 1 else None,
+        annotations=args.annotations,
     )
     _print(content, task, scores)
     if out:
@@ -511,6 +519,11 @@ def _train_records(task: Task, records: RegionRecords, paths: Sequence[str] | No
         )
         return None
     return [region for path in found for region in open_records(path)]
+
+
+def _words_sha256(words: Sequence[str | Mapping[str, Any]]) -> str:
+    names = [word["name"] if isinstance(word, Mapping) else word for word in words]
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
 def _unless_own(model: Any, kind: str, lists: Mapping[str, list | None]) -> list[str] | None:

@@ -69,6 +69,8 @@ def test_scores_of_one_protocol_stand_in_a_table_with_intervals(scored, capsys):
         ({"tokenizer": "ptb"}, "tokenizer 'ptb', not 'lower'"),
         ({"score_source": "one"}, "score_source 'one', not 'model'"),
         ({"regions": 9}, "regions 9, not 10"),
+        ({"annotations_sha256": "00"}, "annotations_sha256 '00', not None"),
+        ({"word_lists": {}}, "word_lists {}, not {'tags': '"),
         ({"settings": {"judge": "llama"}}, "judge 'llama', not None"),
         ({"metric_versions": {"ROUGE-L": "mine 2"}}, "ROUGE-L by mine 2, not pycocoevalcap"),
         ({"metric_versions": {}}, "CIDEr by what it does not say, not pycocoevalcap"),
