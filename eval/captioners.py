@@ -524,8 +524,6 @@ class Captioner:
             return []
         own = self.decoder.generation_config
         settings = {"max_new_tokens": own.max_new_tokens, **check_generation(generation)}
-        if fixed := [k for k in ("num_return_sequences", "return_dict_in_generate", "output_scores") if k in settings]:
-            raise ValueError(f"generation option {fixed[0]}: it is fixed here, one caption a region with its score")
         new = NewTokens(settings.pop("repetition_penalty", None) or own.repetition_penalty or 1.0)
         inputs = {
             k: v.to(self.model.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v

@@ -430,7 +430,7 @@ def test_an_encoder_reads_its_prompt_to_the_end_token(captioners):
 
 def test_one_caption_a_region(captioners):
     batch = captioners("llava").processor.collate(samples(captioners("llava")))
-    with pytest.raises(ValueError, match="num_return_sequences: it is fixed here"):
+    with pytest.raises(ValueError, match="num_return_sequences is fixed"):
         captioners("llava").predict(batch, generation={"num_return_sequences": 2, "num_beams": 2})
     with pytest.raises(ValueError, match="control words 'red'"):
         captioners("llava").predict(batch, control="red")

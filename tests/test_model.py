@@ -167,9 +167,11 @@ def test_custom_names_replace_the_lists(tiny):
     assert nothing.attributes == [] and nothing.category is None
 
 
-def test_unknown_generation_options_answer_with_the_nearest():
+def test_generation_options_that_are_unknown_or_fixed_are_errors():
     with pytest.raises(ValueError, match="did you mean 'num_beams'"):
         check_generation({"num_beam": 3})
+    with pytest.raises(ValueError, match="num_return_sequences is fixed: there is one caption a region"):
+        check_generation({"num_return_sequences": 2})
 
 
 def test_saved_models_load_bit_by_bit(tiny, tmp_path):

@@ -216,8 +216,11 @@ def language_kind(config: PreTrainedConfig) -> str:
     return "seq2seq" if config.is_encoder_decoder else "causal"
 
 
+FIXED_GENERATION = ("num_return_sequences", "return_dict_in_generate", "output_scores")
+
+
 def check_generation(settings: Mapping | None) -> dict:
-    """A user's generation options; ValueError with the nearest name for an unknown one."""
+    """A user's generation options; ValueError for one that is fixed, and with the nearest name for an unknown one."""
     from transformers import GenerationConfig
 
     known = GenerationConfig().to_dict()
@@ -228,4 +231,6 @@ def check_generation(settings: Mapping | None) -> dict:
                 f"generation option {name!r} is not one of transformers' GenerationConfig"
                 + (f"; did you mean {near[0]!r}?" if near else "")
             )
+        if name in FIXED_GENERATION:
+            raise ValueError(f"generation option {name} is fixed: there is one caption a region, with its score")
     return dict(settings or {})
