@@ -51,6 +51,9 @@ def caption_scores(
     Raises:
         ValueError: unknown metric or tokenizer, no references, a region without references, a prediction for an
             unknown region. RuntimeError: no Java, or a JVM that died, hung or answered nonsense.
+
+    >>> caption_scores({1: "A red cup."}, {1: ["a red cup"], 2: ["two dogs"]}, ["rouge"], "lower")
+    {'ROUGE-L': 0.5}
     """
     metrics = list(metrics)
     for metric in metrics:
