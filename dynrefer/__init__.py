@@ -14,7 +14,7 @@ import importlib
 
 from dynrefer.models.register import register_families
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _PUBLIC = {
     "load": "dynrefer.models.auto",
