@@ -210,8 +210,8 @@ def test_one_tokenizer_serves_all_calls_and_a_killed_one_is_started_again():
     process.wait()
     assert ptb_tokens(texts[:3]) == words[:3]
     assert captions.PTB.process.pid != process.pid
-    java.end_programs()
-    assert captions.PTB.process is None
+    captions.PTB.end()
+    assert captions.PTB.process is None and ptb_tokens(texts[:3]) == words[:3]
 
 
 def test_tokens_do_not_depend_on_what_was_tokenized_before():

@@ -12,6 +12,7 @@ import eval.run as run
 from dynrefer.data.schema import Region, RegionResult, open_records, write_records
 from eval import java, views
 from eval.baselines import commonest_captions, constant_caption, one_human, true_type_template
+from eval.captions import PTB
 from eval.predict import file_sha256, predict, read_predictions
 from eval.scoring import score
 from eval.tasks import TASKS, Task, get_task
@@ -356,7 +357,7 @@ def test_several_files_are_seeds_with_mean_and_deviation(tiny, capsys):
 
 def test_a_run_with_baselines_and_seeds_a_comparison_and_a_sweep_start_one_tokenizer(tiny, monkeypatch):
     data, _ = tiny
-    java.end_programs()
+    PTB.end()
     started, popen = [], java.subprocess.Popen
     monkeypatch.setattr(java.subprocess, "Popen", lambda *a, **k: (started.append(a[0]), popen(*a, **k))[1])
     task = Task(**{**vars(TASKS["tiny"]), "tokenizer": "ptb"})
