@@ -8,9 +8,11 @@ Ids of a benchmark are brought to ours by the ends of ours: 12345 is "refcocog-u
 regions is an error.
 """
 
+import gzip
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +64,7 @@ def read_any(
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"predictions {str(path)!r}: no such file; `python -m eval.run --model M --task T` writes it")
-    document = _read_json(annotations) if annotations else {}
+    document = _parse_json(annotations, _read_text(annotations)) if annotations else {}
     categories = {entry["id"]: entry["name"] for entry in document.get("categories", ())}
     entries = _entries(path)
     if detected:
@@ -91,16 +93,15 @@ def _entries(path: Path) -> list[tuple[str, dict]]:
     """(where, prediction) of a file of any form; {id: text} becomes {"id", "caption"}."""
     if path.suffix in TABLES:
         return _checked(path, [(f"{path}: row {number}", row) for number, row in read_table(path)])
-    with open(path, encoding="utf-8", errors="replace") as file:
-        first = file.read(1 << 16).lstrip("\ufeff \t\r\n")
-    if not first:
+    text = _read_text(path).strip()
+    if not text:
         raise ValueError(f"{path}: the file is empty")
     value = None
-    if path.suffix != ".jsonl" and first[0] in "[{":
+    if ".jsonl" not in path.suffixes and text[0] in "[{":
         try:
-            value = _read_json(path)
+            value = _parse_json(path, text)
         except ValueError as error:
-            if first[0] == "[" or "\n" not in first:  # otherwise perhaps JSON lines under another name
+            if text[0] == "[" or "\n" not in text:  # otherwise perhaps JSON lines under another name
                 raise ValueError(f"{path}: {error}") from error
     if isinstance(value, dict) and not value.keys() & {*ID_KEYS, *TEXT_KEYS}:
         lists = [key for key in LIST_KEYS if isinstance(value.get(key), list)]
@@ -129,7 +130,20 @@ def _checked(path: Path, entries: list[tuple[str, Any]]) -> list[tuple[str, dict
     return entries
 
 
-def _read_json(path: str | os.PathLike) -> Any:
+def _read_text(path: str | os.PathLike) -> str:
+    """A UTF-8 file, perhaps packed by gzip, without a byte order mark."""
+    content = Path(path).read_bytes()
+    try:
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged or cut off gzip ({error}); copy or download it again") from error
+
+
+def _parse_json(path: str | os.PathLike, text: str) -> Any:
     def refuse(name: str):
         raise ValueError(f"{path}: the number {name}; expected finite numbers")
 
@@ -141,7 +155,10 @@ def _read_json(path: str | os.PathLike) -> Any:
             raise ValueError(f"{path}: {twice!r} stands twice in one object; there is one prediction a region")
         return found
 
-    return json.loads(Path(path).read_text(encoding="utf-8-sig"), parse_constant=refuse, object_pairs_hook=unique)
+    try:
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 # --- one prediction --------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Prediction files as other projects write them."""
 
+import gzip
 import json
 
 import pytest
@@ -117,6 +118,23 @@ def test_bad_lines_are_named(tmp_path):
         read_any(path, ITEMS)
     with pytest.raises(ValueError, match="no such file"):
         read_any(tmp_path / "none.json", ITEMS)
+
+
+def test_packed_files_are_read_and_other_encodings_named(tmp_path):
+    texts = json.dumps({str(n): t for n, t in enumerate(TEXTS)})
+    path = tmp_path / "dam.json.gz"
+    path.write_bytes(gzip.compress(texts.encode()))
+    assert [result.caption for result in read_any(path, ITEMS).results.values()] == TEXTS
+    path.write_bytes(gzip.compress(texts.encode())[:-12])
+    with pytest.raises(ValueError, match="dam.json.gz: damaged or cut off gzip"):
+        read_any(path, ITEMS)
+    path = tmp_path / "dam.json"
+    path.write_text(texts, encoding="utf-16")
+    with pytest.raises(ValueError, match="dam.json: not UTF-8 text at byte 0; save it as UTF-8"):
+        read_any(path, ITEMS)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="dam.json: nested too deeply"):
+        read_any(path, ITEMS)
 
 
 def test_captions_keep_tabs_quotes_and_other_alphabets(tmp_path):
