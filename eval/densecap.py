@@ -57,16 +57,17 @@ class Matches:
     """Predictions of all images, surest first within an image, and what they were matched to.
 
     images: ids, as the references list them; num_objects: (I,) merged ground-truth boxes of each; predicted: (I,) bool,
-    the image has a prediction. Of each of N predictions: image (N,) its place in images; score (N,); iou (N,) with the
-    object that it overlaps most; first (N,) bool, it is that object's surest; captions: its text; references: its
-    object's texts, none where it overlaps nothing. meteor: (N,), 0 until `score_captions`; ranking: (N,) places of all
-    images' predictions, surest first.
+    the image has a prediction. Of each of N predictions: image (N,) its place in images; place (N,) among the image's
+    predictions as they were given; score (N,); iou (N,) with the object that it overlaps most; first (N,) bool, it is
+    that object's surest; captions: its text; references: its object's texts, none where it overlaps nothing. meteor:
+    (N,), 0 until `score_captions`; ranking: (N,) places of all images' predictions, surest first.
     """
 
     images: list
     num_objects: np.ndarray
     predicted: np.ndarray
     image: np.ndarray
+    place: np.ndarray
     score: np.ndarray
     iou: np.ndarray
     first: np.ndarray
@@ -133,7 +134,7 @@ def match(
             f"{len(unknown)} images with predictions have no ground truth, the first is {unknown[0]!r}; "
             "score a predictions file with the data it was made from"
         )
-    columns = {name: [] for name in ("image", "score", "iou", "first", "captions", "references")}
+    columns = {name: [] for name in ("image", "place", "score", "iou", "first", "captions", "references")}
     num_objects, predicted = [], []
     for n, (image_id, truth) in enumerate(references.items()):
         truth = _boxes(truth, f"ground truth of image {image_id}")
@@ -158,6 +159,7 @@ def match(
         touching = np.flatnonzero(ious > 0)
         first[touching[np.unique(best[touching], return_index=True)[1]]] = True
         columns["image"].append(np.full(len(boxes), n))
+        columns["place"].append(order)
         columns["score"].append(scores[order])
         columns["iou"].append(ious)
         columns["first"].append(first)
@@ -167,7 +169,7 @@ def match(
         ]
     if not sum(num_objects):
         raise ValueError("no ground-truth boxes: there is nothing to score predictions against")
-    for name, dtype in (("image", int), ("score", float), ("iou", float), ("first", bool)):
+    for name, dtype in (("image", int), ("place", int), ("score", float), ("iou", float), ("first", bool)):
         columns[name] = np.concatenate([*columns[name], np.zeros(0)]).astype(dtype)
     return Matches(list(references), np.array(num_objects), np.array(predicted), **columns)
 

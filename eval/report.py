@@ -27,9 +27,16 @@ from .run import ITEMS, PREDICTIONS, SCORES, default_out
 from .tasks import TASKS
 from .views import best_settings, fixed_scale, lone_scale
 
-HEADLINES = ("CIDEr", "METEOR", "tag mAP", "attribute mAP", "category accuracy")
+HEADLINES = ("CIDEr", "METEOR", "dense mAP", "LVIS AP", "semantic similarity", "word IoU", "choice score", "tag mAP")
+HEADLINES += ("attribute mAP", "category accuracy", "COCO mAP")
 VIEW_SCORES = ("CIDEr", "tag mAP", "attribute mAP", "category accuracy")
-RANKING = ("CIDEr", "ROUGE-L", "METEOR", "category accuracy")  # the first that regions have orders best and worst
+RANKING = (
+    "CIDEr",
+    "ROUGE-L",
+    "METEOR",
+    "dense METEOR",
+    "category accuracy",
+)  # the first that regions have orders best and worst
 MAX_SIZE_CHARTS = 4
 PICTURE_PIXELS = 420  # longer side of an embedded picture
 PICTURE_ASPECT = 4 / 3  # of the frame that a card's picture is fitted into, as in STYLE

@@ -328,6 +328,16 @@ def _densecap(s: Scoring) -> None:
     }
     s.scores.parts["densecap"] = detection | parts
     s.scores.regions["densecap"] = len(s.regions)
+    if given:  # of regions whose object has a surer caption there is none
+        ids: dict[str, list[str]] = {}
+        for i in s.results:
+            ids.setdefault(given[i].image, []).append(i)
+        for region in s.regions:
+            if region.id not in s.results:
+                s.scores.items[region.id]["dense METEOR"] = 0.0
+        for n in np.flatnonzero(matches.first):
+            region_id = ids[matches.images[matches.image[n]]][matches.place[n]]
+            s.scores.items[region_id]["dense METEOR"] = float(matches.meteor[n])
     if statistics.unit_of(s.scores.groups) == "regions":
         few = f"fewer than {statistics.MIN_GROUPS} images, and it is a score of images"
         s.scores.no_interval |= dict.fromkeys(s.scores.corpus, few)

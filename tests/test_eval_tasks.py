@@ -151,6 +151,11 @@ def test_dense_captions_of_given_and_of_detected_boxes():
     scores = score(get_task("densecap-vg1.2-detected"), regions, half, images=images)
     assert scores.corpus["dense mAP"] == pytest.approx(0.5, abs=0.02)
     assert scores.corpus["dense mAP (released)"] == pytest.approx(1)
+    assert not any(scores.items.values())  # there are no predictions of regions
+    wrong = said(regions[:12], lambda n: f"A {COLOURS[n % 3 if n else 1]} cup.", score=lambda n: n)
+    items = score(get_task("densecap-vg1.2"), regions, wrong).items
+    right, missing = items[regions[1].id]["dense METEOR"], items[regions[20].id]["dense METEOR"]
+    assert 0 == missing < items[regions[0].id]["dense METEOR"] < right == pytest.approx(1)
     with pytest.raises(ValueError, match="predictions bring their own boxes"):
         score(get_task("densecap-vg1.2-detected"), regions, half)
     with pytest.raises(ValueError, match="the first for 'other.jpg'"):
