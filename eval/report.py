@@ -201,7 +201,12 @@ def _published(scores: Mapping[str, Any]) -> str:
     head = "".join(f"<th>{text(name)}</th>" for name in names)
     lead = "As others report them, with the place where they were read; they were not measured here."
     whole = scores.get("regions_of_task")
-    if whole not in (None, scores["regions"]):
+    if whole is None:
+        lead += (
+            f" <b>They compare with this model's if {text(scores['data'])} ({scores['regions']:,} regions) is the whole "
+            "benchmark, whose number of regions nobody has published.</b>"
+        )
+    elif whole != scores["regions"]:
         lead += (
             f" <b>This model was scored on {scores['regions']:,} of the benchmark's {whole:,} regions, so its numbers "
             "do not compare.</b>"

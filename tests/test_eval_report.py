@@ -202,6 +202,7 @@ def test_published_numbers_stand_beside_scores_of_their_protocol_only(finished_r
     text = report_run(finished_run, "tiny").read_text(encoding="utf-8")
     section = text[text.index("Published numbers") :].split("</section>")[0]
     assert "9.876" in section and "their &lt;paper&gt;" in section and "do not compare" not in section
+    assert "test.jsonl (10 regions) is the whole benchmark, whose number" in section
     assert section.count("–</td>") == 3  # no SPICE here or of theirs, no CIDEr of others
 
     scores_json = finished_run / "predictions/tiny/scores.json"
