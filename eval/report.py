@@ -203,8 +203,8 @@ def _published(scores: Mapping[str, Any]) -> str:
     whole = scores.get("regions_of_task")
     if whole is None:
         lead += (
-            f" <b>They compare with this model's if {text(scores['data'])} ({scores['regions']:,} regions) is the whole "
-            "benchmark, whose number of regions nobody has published.</b>"
+            f" <b>They compare with this model's if {text(scores['data'])} ({scores['regions']:,} regions) is the "
+            "whole benchmark, whose number of regions nobody has published.</b>"
         )
     elif whole != scores["regions"]:
         lead += (
