@@ -25,8 +25,8 @@ from dynrefer.commands import run_command
 from dynrefer.data.schema import atomic_path
 
 from .harness.exported import SHOW, Exported, check_exportable
+from .options import open_task
 from .predict import file_sha256
-from .run import open_task
 from .tasks import TASKS
 
 LMMS_EVAL_FILES = Path(__file__).parent / "harness" / "lmms_eval_tasks"

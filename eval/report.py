@@ -21,9 +21,9 @@ from dynrefer.commands import run_command
 from dynrefer.data.schema import Region, RegionRecords, RegionResult, atomic_path, open_records
 from dynrefer.pages import outline, picture_uri, text
 
+from .evaluate import ITEMS, PREDICTIONS, SCORES, default_out
 from .plots import averaged, bins_chart, by_size, calibration, chart
 from .predict import read_predictions
-from .run import ITEMS, PREDICTIONS, SCORES, default_out
 from .tasks import TASKS
 from .views import best_settings, fixed_scale, lone_scale
 

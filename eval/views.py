@@ -20,10 +20,10 @@ import numpy as np
 from dynrefer.commands import run_command
 from dynrefer.data.schema import RegionRecords, atomic_path
 from dynrefer.processes import is_main, launched
-from dynrefer.views import choose_scales
 
 from .compare import table
-from .run import arguments, default_out, evaluate, load_model, open_task, write_json
+from .evaluate import default_out, evaluate, write_json
+from .options import arguments, load_model, open_task
 from .tasks import Task
 
 STRATEGIES = ("phash", "joint", "task", "random")
@@ -81,6 +81,8 @@ def sweep(
 
     Raises ValueError for an unknown setting, or one that the model's number of views does not fit.
     """
+    from dynrefer.views import choose_scales  # and with it torch, which nothing else here needs
+
     settings = list(settings or view_settings(model.processor.num_views))
     for setting in settings:  # not after the settings before it were measured
         choose_scales(setting, np.zeros((1, 1, 3), np.uint8), np.zeros((0, 4)), model.processor.num_views, ())

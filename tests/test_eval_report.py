@@ -16,9 +16,9 @@ import eval.report as report_module
 import eval.run as run_module
 import eval.views as views_module
 from dynrefer.data.schema import Region, RegionRecords, RegionResult, open_records
+from eval.evaluate import baseline_scores, evaluate, report_scores, write_json
 from eval.plots import MAX_POINTS, by_size, calibration, ticks
 from eval.report import read_log, report, report_run
-from eval.run import baseline_scores, evaluate, report_scores, write_json
 from eval.tasks import TASKS, Published
 from eval.views import best_settings, fixed_scale, plot, sweep, view_settings
 

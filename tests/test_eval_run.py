@@ -1,6 +1,8 @@
 """Prediction files, scores, baselines and the command, with a model that knows some answers."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -437,3 +439,8 @@ def test_results_do_not_depend_on_workers(data):
     two = predict(Model(), records, data / "2.jsonl", batch_size=3, num_workers=2)
     assert none == two and len({r.score for r in two.values()}) == 10
     assert np.array_equal((data / "0.jsonl").read_bytes(), (data / "2.jsonl").read_bytes())
+
+
+def test_scoring_a_file_needs_no_torch():
+    code = "import sys, eval.run; assert not {'torch', 'transformers', 'matplotlib'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)

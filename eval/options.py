@@ -1,0 +1,66 @@
+"""What the commands of this package ask for alike: a task, its records, a model."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dynrefer.data.schema import RegionRecords, open_records
+
+from .tasks import TASKS, Task, get_task
+
+
+def arguments(prog: str, description: str) -> argparse.ArgumentParser:
+    """The options that the commands of this package share."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--task", required=True, help=f"one of {', '.join(TASKS)}")
+    parser.add_argument("--data", help="records; the task's own where not given")
+    parser.add_argument("--out", help="folder to write into")
+    parser.add_argument("--limit", type=int, help="only the first N regions")
+    parser.add_argument("--batch-size", type=int, default=64, help="regions that go through the model together")
+    parser.add_argument("--num-workers", type=int, default=2, help="processes that prepare views; 0 = none")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--dtype", help="such as bfloat16; as it was saved if not given")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--overwrite", action="store_true", help="predict anew what was predicted already")
+    return parser
+
+
+def open_task(args: argparse.Namespace) -> tuple[Task, RegionRecords, RegionRecords]:
+    """(task, records to score, all records of the file) of the shared options."""
+    task = get_task(args.task)
+    data = args.data or task.data
+    if not Path(data).exists():
+        raise ValueError(f"task {task.name}: no records at {data!r}; name them with --data FILE, data_prep writes them")
+    everything = open_records(data, None if args.data else task.split)
+    if args.limit is None:
+        return task, everything, everything
+    if args.limit < 1:
+        raise ValueError(f"--limit {args.limit}: expected at least 1 region")
+    return task, everything.subset(range(min(args.limit, len(everything)))), everything
+
+
+def load_model(args: argparse.Namespace) -> Any:
+    """One of our models, or a `Captioner`."""
+    import dynrefer
+
+    from .captioners import is_captioner, load
+
+    place = {"device": args.device, "dtype": args.dtype, "revision": args.revision}
+    family, prompt = getattr(args, "captioner", None), getattr(args, "prompt", None)
+    if family or prompt is not None or is_captioner(args.model, args.revision):
+        return load(args.model, get_task(args.task), family, prompt, **place)
+    return dynrefer.load(args.model, **place)
+
+
+def key_values(pairs: Sequence[str]) -> dict[str, Any]:
+    """["num_beams=5"] -> {"num_beams": 5}."""
+    from dynrefer.config import parse_value
+
+    values = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{pair!r} is no setting; write KEY=VALUE, for instance num_beams=5")
+        values[key] = parse_value(value)
+    return values
