@@ -111,7 +111,7 @@ def lvis_ap(
     true_by = _by_category(references)
     rows, names = [], [name for name in frequencies if name in true_by]
     for name in names:  # one at a time: all pairs of 20,000 images and 1,203 categories would not fit into memory
-        truth = {i: true_by[name].get(i, replace(references[i], boxes=[], categories=[])) for i in judged[name]}
+        truth = {i: true_by[name].get(i) or _chosen(references[i], []) for i in judged[name]}
         found = {i: found_by[name][i] for i in judged[name] if i in found_by.get(name, ())}
         rows.append(_precision(found, truth, [name], LVIS_MAX_DETECTIONS, federated=True)[:, :, 0, 0, -1])
     precision = np.stack(rows, 2)  # (T, R, K)

@@ -140,6 +140,72 @@ def test_lvis_ap_is_coco_map_where_every_category_is_marked_in_every_image():
     assert federated["LVIS AP"] == pytest.approx(coco_map(predictions, references, NAMES)["COCO mAP"], abs=1e-9)
 
 
+def lvis_by_hand(predictions, references, frequencies):
+    """LVIS's rules, one category and threshold at a time."""
+
+    def overlap(a, b, crowd):
+        w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+        shared = max(w, 0) * max(h, 0)
+        areas = [(x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)]
+        return shared / (areas[0] if crowd else sum(areas) - shared)
+
+    def precision(name, least):
+        ranked, objects = [], 0
+        for image_id, truth in references.items():
+            if name not in {*truth.categories, *truth.negative}:
+                continue
+            crowds = truth.crowds if truth.crowds is not None else [False] * len(truth.categories)
+            wanted = [
+                (box, crowd) for box, n, crowd in zip(truth.boxes, truth.categories, crowds, strict=True) if n == name
+            ]
+            objects += sum(not crowd for _, crowd in wanted)
+            found, taken = predictions.get(image_id, Objects([], [], [])), set()
+            surest = np.argsort(-np.array(found.scores), kind="stable")[:300]
+            for k in (k for k in surest if found.categories[k] == name):
+                fits = {j: overlap(found.boxes[k], box, crowd) for j, (box, crowd) in enumerate(wanted)}
+                fits = {j: iou for j, iou in fits.items() if iou >= least and j not in taken}
+                fits = {j: iou for j, iou in fits.items() if not wanted[j][1]} or fits  # objects before crowds
+                best = max(reversed(fits), key=fits.get) if fits else None
+                if best is None and name in truth.not_exhaustive:
+                    continue
+                if best is not None and wanted[best][1]:
+                    continue  # a crowd
+                taken.add(best)
+                ranked.append((found.scores[k], best is not None))
+        if not objects:
+            return None
+        ranked.sort(key=lambda pair: -pair[0])
+        right = np.cumsum([is_right for _, is_right in ranked])
+        best = np.maximum.accumulate((right / np.arange(1, len(ranked) + 1))[::-1])[::-1]
+        places = np.searchsorted(right / objects, np.linspace(0, 1, 101))
+        return np.append(best, 0)[places].mean()
+
+    parts = {n: [precision(n, least) for least in np.linspace(0.5, 0.95, 10)] for n in frequencies}
+    parts = {n: np.array(values) for n, values in parts.items() if values[0] is not None}
+    groups = {"LVIS AP": [*parts.values()], "LVIS AP50": [values[0] for values in parts.values()]}
+    groups["LVIS AP75"] = [values[5] for values in parts.values()]
+    for letter, group in (("r", "APr"), ("c", "APc"), ("f", "APf")):
+        groups[f"LVIS {group}"] = [values for n, values in parts.items() if frequencies[n] == letter]
+    return {name: float(np.mean(values)) for name, values in groups.items() if values}
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_lvis_ap_of_images_with_all_marks_is_that_of_a_plain_count(crowded):
+    for seed in range(4):
+        predictions, references = random_images(seed, 20)
+        generator = np.random.default_rng(seed)
+        for objects in references.values():
+            objects.crowds = objects.crowds if crowded else None
+            objects.areas = generator.uniform(10, 20_000, len(objects.categories))
+            absent = [name for name in NAMES if name not in objects.categories]
+            objects.negative = [name for name in absent if generator.random() < 0.7]
+            objects.not_exhaustive = [name for name in NAMES if generator.random() < 0.3]
+        assert any(objects.negative for objects in references.values())
+        result = lvis_ap(predictions, references, FREQUENCIES)
+        assert 0.05 < result["LVIS AP"] < 0.9
+        assert result == pytest.approx(lvis_by_hand(predictions, references, FREQUENCIES), abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("found", "message"),
     [
