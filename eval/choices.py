@@ -121,17 +121,22 @@ def judge_captions(
     region beside the caption; None = nothing.
 
     A region without a caption, or with an empty one, is not asked about and has no answers. Whatever the judge raises
-    goes through: a judge that does not answer gives no score.
+    goes through: a judge that does not answer gives no score. RuntimeError where none of its answers names a choice.
     """
     unknown = [region_id for region_id in captions if region_id not in questions]
     if unknown:
         raise ValueError(f"{len(unknown)} captions are for unknown regions, the first for {unknown[0]!r}")
-    answers = {}
+    answers, said = {}, ""
     for region_id, asked in questions.items():
         if captions.get(region_id, "").strip():
             seen = () if pictures is None else (pictures(region_id),)
-            texts = [prompt(question, captions[region_id], shown=bool(seen)) for question in asked]
-            answers[region_id] = [read_choice(judge(t, *seen), q) for t, q in zip(texts, asked, strict=True)]
+            answers[region_id] = []
+            for question in asked:
+                said = judge(prompt(question, captions[region_id], shown=bool(seen)), *seen)
+                answers[region_id].append(read_choice(said, question))
+    places = [place for chosen in answers.values() for place in chosen]
+    if places and all(place is None for place in places):
+        raise RuntimeError(f"none of the judge's {len(places)} answers names a choice, the last is {said[:200]!r}")
     return answers
 
 
@@ -222,8 +227,10 @@ class HTTPJudge:
         address = f"{self.url.rstrip('/')}/chat/completions"
         request = urllib.request.Request(address, json.dumps(message).encode(), headers)
         try:
-            answer = json.loads(self._ask(request))
-            return str(answer["choices"][0]["message"]["content"])
+            answer = json.loads(self._ask(request))["choices"][0]["message"]["content"]
+            if not isinstance(answer, str):  # a model that thinks may have used up its tokens
+                raise ValueError(f"message content {answer!r} (max_tokens {self.max_tokens}); expected a text")
+            return answer
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise RuntimeError(f"the judge {self.model!r} at {address} gave no answer: {error!r}") from error
 

@@ -21,6 +21,7 @@ from dynrefer.commands import run_command
 from dynrefer.data.schema import Region, RegionRecords, RegionResult, atomic_path, open_records
 from dynrefer.pages import outline, picture_uri, text
 
+from .densecap import MIN_IOUS, MIN_METEORS
 from .evaluate import ITEMS, PREDICTIONS, SCORES, default_out
 from .plots import averaged, bins_chart, by_size, calibration, chart
 from .predict import read_predictions
@@ -40,6 +41,7 @@ RANKING = (
 MAX_SIZE_CHARTS = 4
 PICTURE_PIXELS = 420  # longer side of an embedded picture
 PICTURE_ASPECT = 4 / 3  # of the frame that a card's picture is fitted into, as in STYLE
+MAX_LETTERS = 600  # of a caption on a card
 MAX_ATTRIBUTES = 5  # predicted ones shown on a card
 
 
@@ -77,7 +79,7 @@ def report(
     samples = [ids[n * len(ids) // num_samples] for n in range(num_samples)] if len(ids) > num_samples else ids
     sections = [
         _headlines(scores["scores"]),
-        _section("Scores", _score_table(scores, views), _left_out(scores)),
+        _section("Scores", _score_table(scores, views), _parts(scores), _left_out(scores)),
         _published(scores),
         _section("Training", _training(log)) if log else "",
         _section("Which view serves which task", _views(views)) if views else "",
@@ -141,13 +143,34 @@ def _score_table(scores: Mapping[str, Any], views: Mapping[str, Any] | None) -> 
         cells = _own(scores, name, highest) + "".join(_cell(value, highest) for value in values[1:])
         body += f"<tr><th>{text(name)}</th>{cells}</tr>"
     head = "".join(f"<th>{text(name)}</th>" for name in columns)
-    kinds = {n.partition("/")[2]: v for n, v in scores["scores"].items() if n.startswith("attribute mAP/")}
-    by_kind = ""
-    if kinds:
-        cells = "".join(f"<span><b>{value:.2f}</b> {text(kind)}</span>" for kind, value in kinds.items())
-        by_kind = f'<p class="kinds">Attribute mAP by kind: {cells}</p>'
+    kinds: dict[str, dict[str, float]] = {}
+    for name, value in scores["scores"].items():
+        whole, slash, kind = name.partition("/")
+        if slash:
+            kinds.setdefault(whole, {})[kind] = value
+    by_kind = "".join(_numbers(f"{whole} by kind", values) for whole, values in kinds.items())
     table = f'<div class="wide"><table class="scores"><tr><th></th>{head}</tr>{body}</table></div>'
     return _intervals_lead(scores) + table + by_kind
+
+
+def _numbers(title: str, values: Mapping[str, float]) -> str:
+    cells = "".join(f"<span><b>{value:.2f}</b> {text(name)}</span>" for name, value in values.items())
+    return f'<p class="kinds">{text(title)}: {cells}</p>'
+
+
+def _parts(scores: Mapping[str, Any]) -> str:
+    """What scores are the mean of: the cells of dense captioning as a table, others in a line."""
+    parts = dict(scores.get("parts", {}))
+    dense, grid = parts.pop("densecap", {}), ""
+    if dense:
+        rows = {"boxes alone": [dense[f"iou_{iou}"] for iou in MIN_IOUS]}
+        rows |= {f"METEOR above {m}": [dense[f"iou_{iou}_meteor_{m}"] for iou in MIN_IOUS] for m in MIN_METEORS}
+        head = "".join(f"<th>IoU {iou}</th>" for iou in MIN_IOUS)
+        body = "".join(
+            f"<tr><th>{name}</th>{''.join(f'<td>{value:.3f}</td>' for value in row)}</tr>" for name, row in rows.items()
+        )
+        grid = f'<div class="wide"><table><tr><th>average precision</th>{head}</tr>{body}</table></div>'
+    return grid + "".join(_numbers(metric, values) for metric, values in parts.items())
 
 
 def _intervals_lead(scores: Mapping[str, Any]) -> str:
@@ -211,6 +234,8 @@ def _published(scores: Mapping[str, Any]) -> str:
             f" <b>This model was scored on {scores['regions']:,} of the benchmark's {whole:,} regions, so its numbers "
             "do not compare.</b>"
         )
+    if (judge := scores["settings"].get("judge")) is not None:
+        lead += f" <b>The judge here was {text(judge)}; numbers of other judges do not compare.</b>"
     table = f'<table class="scores"><tr><th></th>{head}<th class=source>source</th></tr>{body}</table>'
     return _section("Published numbers of the same protocol", f'<div class="wide">{table}</div>', lead=lead)
 
@@ -286,12 +311,12 @@ def _finding(rows: Mapping[str, Mapping[str, float]], scale_of: Callable = fixed
         if name in VIEW_SCORES or name.startswith("attribute mAP/"):
             high, low = fixed[setting].get(name, 0.0), min(row[name] for row in fixed.values() if name in row)
             short = name.removeprefix("attribute mAP/")
-            if high - low < least * high:
+            if high - low <= least * high:
                 flat.append(short)
             else:
                 scales.setdefault(scale_of(setting), []).append(f"{short} ({high:.3g}, lowest {low:.3g})")
     found = [f"Best at t = {scale:g}: {', '.join(names)}." for scale, names in sorted(scales.items())]
-    return " ".join(found + [f"Changes by less than {100 * least:g} %: {', '.join(flat)}."] * bool(flat))
+    return " ".join(found + [f"Changes by {100 * least:g} % at most: {', '.join(flat)}."] * bool(flat))
 
 
 def _sizes(records: RegionRecords, items: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:
@@ -344,15 +369,35 @@ def _details(scores: Mapping[str, Any]) -> str:
     rows = {
         "Protocol": scores["protocol"],
         "Task version": scores["task_version"],
-        "Tokenizer of captions": scores["tokenizer"],
+        "Tokenizer of captions": scores["tokenizer"] if "captions" in scores["regions_scored"] else "",
         "Data": f"{scores['data']} (sha256 {scores['data_sha256'][:16]}…)",
         "Regions scored": ", ".join(f"{count:,} {metric}" for metric, count in scores["regions_scored"].items()),
-        "Settings": json.dumps(scores["settings"], ensure_ascii=False),
+        "Settings": ", ".join(_settings(scores["settings"])),
+        "Computed by": "; ".join(_computed(scores.get("metric_versions", {}))),
         "Versions": ", ".join(f"{name} {number}" for name, number in scores["versions"].items() if number),
         "Written": scores["date"],
     }
-    cells = "".join(f"<tr><th>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in rows.items())
+    cells = "".join(f"<tr><th>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in rows.items() if value)
     return f'<table class="details">{cells}</table>'
+
+
+def _settings(settings: Mapping[str, Any], within: str = "") -> list[str]:
+    """ "generation.num_beams 2", ... of what is set."""
+    found = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found += _settings(value, f"{within}{name}.")
+        elif value not in (None, "", []):
+            found.append(f"{within}{name} {value}")
+    return found
+
+
+def _computed(versions: Mapping[str, str]) -> list[str]:
+    """ "METEOR, ...: what computed them"."""
+    names: dict[str, list[str]] = {}
+    for name, version in versions.items():
+        names.setdefault(version, []).append(name)
+    return [f"{', '.join(of)}: {version}" for version, of in names.items()]
 
 
 LEGEND = (
@@ -374,6 +419,7 @@ class _Cards:
     ):
         self.records, self.results, self.items, self.tag_threshold = records, results, items, tag_threshold
         self.place = {region.id: index for index, region in enumerate(records)}
+        self.sure = any(result.score for result in results.values())  # else the predictions came without scores
 
     def grid(self, ids: Sequence[str]) -> str:
         return f'<div class="cards">{"".join(map(self.card, ids))}</div>'
@@ -383,16 +429,17 @@ class _Cards:
         result = self.results.get(region_id)
         said = '<p class="said none">no prediction</p>'
         if result is not None:
-            said = f'<p class="said">{text(result.caption) or "<i>nothing</i>"}</p>'
+            answer = result.caption or (result.category["name"] if result.category else "")
+            said = f'<p class="said">{_cut(answer) or "<i>nothing</i>"}</p>'
         values = {
             name: value
             for name, value in self.items.get(region_id, {}).items()
             if not name.startswith("BLEU") and name != "category accuracy"  # which its chip shows
         }
-        if result is not None:
+        if result is not None and self.sure:
             values["confidence"] = result.score
         numbers = "".join(f"<span>{text(name)} <b>{value:.2f}</b></span>" for name, value in values.items())
-        references = "".join(f"<li>{text(caption)}</li>" for caption in region.captions)
+        references = "".join(f"<li>{_cut(caption)}</li>" for caption in region.captions)
         return (
             f'<article>{self.picture(region, result)}<div class="words">{said}<p class="numbers">{numbers}</p>'
             f"{f'<ul>{references}</ul>' if references else ''}{_chips(region, result, self.tag_threshold)}"
@@ -415,6 +462,10 @@ class _Cards:
             f'<div class="picture"><div style="aspect-ratio:{width}/{height};{fit}:100%">'
             f"{shown}{''.join(boxes)}</div></div>"
         )
+
+
+def _cut(caption: str) -> str:
+    return text(caption if len(caption) <= MAX_LETTERS else f"{caption[:MAX_LETTERS]}… ({len(caption):,} letters)")
 
 
 def _picture_uri(path: Path) -> str | None:

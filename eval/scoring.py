@@ -437,7 +437,10 @@ def _choices(s: Scoring) -> None:
     questions = {region.id: questions[region.id] for region in s.regions}
     captions = {i: result.caption for i, result in s.results.items()}
     pictures = _shown_regions(s) if s.task.judge_sees == "region" else None
-    corpus, items = choice_scores(judge_captions(captions, questions, s.judge, pictures), questions)
+    answers = judge_captions(captions, questions, s.judge, pictures)
+    places = [place for chosen in answers.values() for place in chosen]
+    s.scores.parts["choices"] = {"answers that name no choice": sum(p is None for p in places) / max(1, len(places))}
+    corpus, items = choice_scores(answers, questions)
     s.scores.corpus |= corpus
     s.scores.regions["choices"] = len(questions)
     for region_id, values in items.items():

@@ -242,6 +242,11 @@ def test_a_judge_reads_the_description_alone_and_answers_with_a_letter():
     assert asked[0].endswith("A dark dog.\n\nQuestion: Its colour?\nA. brown\nB. dark\nC. not said\nD. white")
 
 
+def test_a_judge_that_names_no_choice_gives_no_score():
+    with pytest.raises(RuntimeError, match="none of the judge's 1 answers names a choice, the last is 'zzz'"):
+        judge_captions({"a": "A dog"}, {"a": [DETAIL]}, lambda text: "zzz")
+
+
 @pytest.mark.parametrize(
     ("answer", "place"),
     [
@@ -281,7 +286,8 @@ def test_a_judge_behind_http():
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             seen.append((self.path, body["model"], body["temperature"], self.headers["Authorization"]))
-            answer = {"choices": [{"message": {"content": "A"}}]} if body["model"] != "other" else {"error": "no"}
+            said = None if body["model"] == "silent" else "A"
+            answer = {"choices": [{"message": {"content": said}}]} if body["model"] != "other" else {"error": "no"}
             self.send_response(429 if body["model"] == "busy" and len(seen) % 3 else 200)
             self.end_headers()
             self.wfile.write(json.dumps(answer).encode())
@@ -296,6 +302,8 @@ def test_a_judge_behind_http():
         assert seen == [("/v1/chat/completions", "judge", 0, "Bearer secret")]
         with pytest.raises(RuntimeError, match="the judge 'other' at http.* gave no answer"):
             HTTPJudge(url, "other")("Which?")
+        with pytest.raises(RuntimeError, match="the judge 'silent' .* message content None"):
+            HTTPJudge(url, "silent")("Which?")
         seen.clear()
         assert HTTPJudge(url, "busy", wait=0)("Which?") == "A" and len(seen) == 3
         with pytest.raises(RuntimeError, match="gave no answer: .*429"):

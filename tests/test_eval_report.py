@@ -16,6 +16,7 @@ import eval.report as report_module
 import eval.run as run_module
 import eval.views as views_module
 from dynrefer.data.schema import Region, RegionRecords, RegionResult, open_records
+from eval.densecap import MIN_IOUS, MIN_METEORS
 from eval.evaluate import baseline_scores, evaluate, report_scores, write_json
 from eval.plots import MAX_POINTS, by_size, calibration, ticks
 from eval.report import read_log, report, report_run
@@ -224,6 +225,23 @@ def test_a_page_of_another_task_shows_its_own_scores(finished_run, data):  # noq
     assert "word IoU <b>0.90</b>" in text and "Calibration" not in text
     text = report(data / "r.html", scores=scores | {"boxes": "detected"}, **options).read_text(encoding="utf-8")
     assert "<article>" not in text and "0.625" in text
+
+
+def test_parts_settings_and_long_captions_are_readable(finished_run, data):  # noqa: F811
+    scores = json.loads((finished_run / "predictions/tiny/scores.json").read_text())
+    cells = {f"iou_{iou}": 0.875 for iou in MIN_IOUS}
+    cells |= {f"iou_{iou}_meteor_{m}": iou * m for iou in MIN_IOUS for m in MIN_METEORS}
+    scores |= {"scores": {"choice score": 0.5, "choice score/positive": 0.25}, "intervals": {}, "no_interval": {}}
+    scores |= {"parts": {"densecap": cells, "choices": {"answers that name no choice": 0.125}}, "regions_scored": {}}
+    scores |= {"settings": {"generation": {"num_beams": 2}, "control": None, "judge": "a judge"}}
+    records = open_records(data / "test.jsonl")
+    results = {r.id: RegionResult(r.id, [], "cup " * 30_000, category=None) for r in records}
+    text = report(data / "r.html", title="t", scores=scores, records=records, results=results).read_text()
+    assert text.count("<td>0.875</td>") == len(MIN_IOUS) and "<td>0.175</td>" in text  # 0.7 x 0.25
+    assert "<b>0.25</b> positive" in text and "<b>0.12</b> answers that name no choice" in text
+    assert "<td>generation.num_beams 2, judge a judge</td>" in text and "Tokenizer of captions" not in text
+    assert "… (120,000 letters)" in text and len(text) < 200_000
+    assert "confidence" not in text  # the predictions came without scores
 
 
 def test_scores_by_size_are_drawn_between_the_edges_of_the_bins(finished_run, data):  # noqa: F811
