@@ -302,7 +302,7 @@ def test_a_judge_behind_http():
         assert seen == [("/v1/chat/completions", "judge", 0, "Bearer secret")]
         with pytest.raises(RuntimeError, match="the judge 'other' at http.* gave no answer"):
             HTTPJudge(url, "other")("Which?")
-        with pytest.raises(RuntimeError, match="the judge 'silent' .* message content None"):
+        with pytest.raises(RuntimeError, match="the judge 'silent' .*message content None"):
             HTTPJudge(url, "silent")("Which?")
         seen.clear()
         assert HTTPJudge(url, "busy", wait=0)("Which?") == "A" and len(seen) == 3
