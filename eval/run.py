@@ -32,6 +32,7 @@ from .choices import HTTPJudge
 from .compare import table
 from .evaluate import (
     ITEMS,
+    PREDICTIONS,
     SCORES,
     baseline_scores,
     default_out,
@@ -158,6 +159,8 @@ def _run(args: argparse.Namespace) -> None:
     if args.judge:
         settings["judge"] = args.judge_model
     baselines = baseline_scores(task, records, train) if args.baselines else {}
+    if not baselines:
+        _computed(task, scores, f"; the predictions are kept in {out / PREDICTIONS}" if args.model else "")
     content = report_scores(
         task,
         records,
@@ -200,6 +203,14 @@ def _print(content: dict, task: Task, scores: Scores) -> None:
         print(f"not the benchmark's data: sha256 {content['data_sha256']}, expected {task.sha256}")
 
 
+def _computed(task: Task, scores: Scores, kept: str = "") -> None:
+    """ValueError with the reasons where there is no score at all."""
+    if not scores.corpus:
+        reasons = [f"{metric}: {why}" for metric, why in scores.left_out.items()]
+        why = ". ".join(reasons) or "Baselines need reference captions, and --train-data or several a region"
+        raise ValueError(f"task {task.name}: no score was computed{kept}. {why}")
+
+
 def _compare(args: argparse.Namespace, task: Task, records: RegionRecords, everything: RegionRecords) -> None:
     sha256 = file_sha256(records.path)
     marks = [m for path in args.compare for m in compare.other_protocol(path, task, sha256, Path(path).parent / SCORES)]
@@ -209,6 +220,8 @@ def _compare(args: argparse.Namespace, task: Task, records: RegionRecords, every
             "same and marks them"
         )
     a, b = (_score(args, task, records, _read(args, path, task, records, everything)) for path in args.compare)
+    _computed(task, a)
+    _computed(task, b)
     rows = compare.paired(a, b)
     first, second = args.compare
     print(f"{task.name}, {len(records)} regions of {records.path}")

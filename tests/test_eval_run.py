@@ -342,6 +342,26 @@ def test_scores_come_with_what_they_depend_on(tiny, capsys):
     assert f"{low:.3f}-{high:.3f}" in out and "4 empty captions count as wrong" in out
 
 
+def test_a_run_without_any_score_says_why_and_a_metric_that_is_left_out_is_printed(tiny, capsys):
+    data, _ = tiny
+    records = open_records(data / "test.jsonl")
+    path = predictions_of(data / "theirs.json", records, lambda n, r: r.captions[0])
+    assert run.main(["--predictions", path, "--task", "tiny"]) == 0
+    assert "not computed: attributes: no prediction has attributes" in capsys.readouterr().out
+    bare = [Region(r.id, r.image, r.image_hw, r.box) for r in records]
+    write_records(data / "bare.jsonl", bare)
+    path = predictions_of(data / "others.json", records, lambda n, r: r.captions[1])
+    for options in (["--predictions", path], ["--compare", path, path], ["--model", "m", "--num-workers", "0"]):
+        options += ["--task", "tiny", "--data", str(data / "bare.jsonl"), "--out", str(data / "none")]
+        assert run.main(options) == 2
+        said = capsys.readouterr()
+        assert "captions: no region has a reference caption. tags: no region has a tag" in said.err
+        assert ("kept in" in said.err) == ("--model" in options)
+        assert not (data / "none/scores.json").exists() and not said.out
+    assert run.main(["--task", "tiny", "--data", str(data / "bare.jsonl"), "--baselines"]) == 2
+    assert "Baselines need reference captions" in capsys.readouterr().err
+
+
 def test_several_files_are_seeds_with_mean_and_deviation(tiny, capsys):
     data, _ = tiny
     records = open_records(data / "test.jsonl")
