@@ -16,10 +16,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 POINTS = {"positive": {1.0, 0.5, 0.0, -1.0}, "negative": {1.0, 0.0, -1.0}, "recognition": {1.0, 0.5, 0.0, -1.0}}
 NAMES = {"positive": "choice score/positive", "negative": "choice score/negative"}
@@ -126,17 +128,22 @@ def judge_captions(
     unknown = [region_id for region_id in captions if region_id not in questions]
     if unknown:
         raise ValueError(f"{len(unknown)} captions are for unknown regions, the first for {unknown[0]!r}")
-    answers, said = {}, ""
-    for region_id, asked in questions.items():
-        if captions.get(region_id, "").strip():
-            seen = () if pictures is None else (pictures(region_id),)
-            answers[region_id] = []
-            for question in asked:
-                said = judge(prompt(question, captions[region_id], shown=bool(seen)), *seen)
-                answers[region_id].append(read_choice(said, question))
+    described = [region_id for region_id in questions if captions.get(region_id, "").strip()]
+
+    def ask(region_id: str) -> list[str]:
+        seen = () if pictures is None else (pictures(region_id),)
+        return [judge(prompt(q, captions[region_id], shown=bool(seen)), *seen) for q in questions[region_id]]
+
+    pool = ThreadPoolExecutor(getattr(judge, "parallel", 1))
+    try:
+        said = dict(zip(described, tqdm(pool.map(ask, described), "judge", len(described), disable=None), strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)  # an error ends the run, not the questions that are still to be asked
+    answers = {i: [read_choice(a, q) for a, q in zip(said[i], questions[i], strict=True)] for i in described}
     places = [place for chosen in answers.values() for place in chosen]
     if places and all(place is None for place in places):
-        raise RuntimeError(f"none of the judge's {len(places)} answers names a choice, the last is {said[:200]!r}")
+        first = next(answer for texts in said.values() for answer in texts)
+        raise RuntimeError(f"none of the judge's {len(places)} answers names a choice, the first is {first[:200]!r}")
     return answers
 
 
@@ -203,7 +210,8 @@ class HTTPJudge:
 
     url: up to and with "/v1"; model: the name under which it is served; key: sent as bearer token if given. Decoding is
     greedy. A server that is busy (429, 5xx) is asked `attempts` times, after `wait`, twice, four times as many seconds.
-    RuntimeError where it does not answer with a message within `timeout` seconds.
+    `parallel` regions are asked about at a time. RuntimeError where it does not answer with a message within `timeout`
+    seconds.
     """
 
     url: str
@@ -212,6 +220,7 @@ class HTTPJudge:
     timeout: float = 120.0
     max_tokens: int = 300
     attempts: int = 6
+    parallel: int = 8
     wait: float = 1.0
 
     def __call__(self, text: str, pictures: Sequence[np.ndarray] = ()) -> str:

@@ -242,8 +242,23 @@ def test_a_judge_reads_the_description_alone_and_answers_with_a_letter():
     assert asked[0].endswith("A dark dog.\n\nQuestion: Its colour?\nA. brown\nB. dark\nC. not said\nD. white")
 
 
+def test_a_judge_is_asked_about_several_regions_at_a_time():
+    class Judge:
+        parallel = 2
+
+        def __init__(self):
+            self.both = threading.Barrier(2, timeout=20)
+
+        def __call__(self, text):
+            self.both.wait()  # until another question has come
+            return "A" if "brown" in text.partition("Question")[0] else "B"
+
+    captions = {"a": "A brown dog", "b": "A dark dog"}
+    assert judge_captions(captions, {"a": [DETAIL] * 2, "b": [DETAIL] * 2}, Judge()) == {"a": [0, 0], "b": [1, 1]}
+
+
 def test_a_judge_that_names_no_choice_gives_no_score():
-    with pytest.raises(RuntimeError, match="none of the judge's 1 answers names a choice, the last is 'zzz'"):
+    with pytest.raises(RuntimeError, match="none of the judge's 1 answers names a choice, the first is 'zzz'"):
         judge_captions({"a": "A dog"}, {"a": [DETAIL]}, lambda text: "zzz")
 
 
