@@ -346,7 +346,7 @@ def test_a_run_without_any_score_says_why_and_a_metric_that_is_left_out_is_print
     data, _ = tiny
     records = open_records(data / "test.jsonl")
     path = predictions_of(data / "theirs.json", records, lambda n, r: r.captions[0])
-    assert run.main(["--predictions", path, "--task", "tiny"]) == 0
+    assert run.main(["--predictions", path, "--task", "tiny", "--out", str(data / "o")]) == 0
     assert "not computed: attributes: no prediction has attributes" in capsys.readouterr().out
     bare = [Region(r.id, r.image, r.image_hw, r.box) for r in records]
     write_records(data / "bare.jsonl", bare)
