@@ -70,8 +70,7 @@ def paired(a: "Scores", b: "Scores", seed: int = 0) -> dict[str, dict[str, Any]]
         if name in b.corpus:
             rows[name] = {"a": a.corpus[name], "b": b.corpus[name], "difference": a.corpus[name] - b.corpus[name]}
             if name in of_a and name in of_b:
-                draws = min(len(of_a[name]), len(of_b[name]))
-                rows[name] |= difference(of_a[name][:draws], of_b[name][:draws], rows[name]["difference"]) or {}
+                rows[name] |= difference(of_a[name], of_b[name], rows[name]["difference"]) or {}
     return rows
 
 
@@ -161,8 +160,8 @@ def _run(args: argparse.Namespace) -> None:
     )
     for path, content in files.items():
         print(f"{names[path]}: {', '.join(_facts(content))}")
-    if (whole := first.get("regions_of_task")) not in (None, first["regions"]):
-        print(f"not the whole benchmark: {first['regions']} of {whole} regions")
+        for deviation in content.get("deviations", ()):
+            print(f"{names[path]}: not the benchmark: {deviation}")
     for path, reasons in marks.items():
         print(f"* DIFFERENT PROTOCOLS: {names[path]}: {'; '.join(map(_short, reasons[:MAX_MARKS]))}")
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ def report_scores(
     found = intervals(scores)
     lists = {kind: task.word_list(kind, records.path) for kind in WORD_LISTS if kind in task.metrics}
     beside = Path(annotations or task.annotations or "") if {"lvis", "choices"} & {*task.metrics} else Path()
+    sha256 = file_sha256(records.path)
     content = {
         "task": task.name,
         "task_version": task.version,
@@ -124,12 +126,13 @@ def report_scores(
         "model": model,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "data": str(records.path),
-        "data_sha256": file_sha256(records.path),
+        "data_sha256": sha256,
         "annotations_sha256": file_sha256(beside) if beside.is_file() else None,
         "word_lists": {kind: _words_sha256(words) for kind, words in lists.items() if words},
-        "split": task.split,
+        "split": ", ".join(sorted({region.split for region in records} - {""})) or None,
         "regions": len(records),
         "regions_of_task": task.num_regions,
+        "deviations": task.deviations(records, sha256),
         "regions_scored": scores.regions,
         "left_out": scores.left_out,
         "settings": dict(settings),
@@ -175,7 +178,7 @@ def mean_scores(seeds: Sequence[Scores]) -> Scores:
             each = [part.values(counts) for part in parts]
             return {name: np.mean([one[name] for one in each], 0) for name in each[0]}
 
-        return statistics.Resampling(values, sum(part.work for part in parts), parts[0].approximate)
+        return replace(parts[0], values=values, work=sum(part.work for part in parts))
 
     return Scores(
         corpus=mean([one.corpus for one in seeds]),

@@ -197,10 +197,8 @@ def _print(content: dict, task: Task, scores: Scores) -> None:
     if empty := content.get("empty_captions"):
         if "captions" in task.metrics:
             print(f"{empty} empty captions count as wrong")
-    if task.num_regions not in (None, content["regions"]):
-        print(f"not the whole benchmark: {content['regions']} of {task.num_regions} regions")
-    if task.sha256 not in (None, content["data_sha256"]):
-        print(f"not the benchmark's data: sha256 {content['data_sha256']}, expected {task.sha256}")
+    for deviation in content["deviations"]:
+        print(f"not the benchmark: {deviation}")
 
 
 def _computed(task: Task, scores: Scores, kept: str = "") -> None:
@@ -226,6 +224,8 @@ def _compare(args: argparse.Namespace, task: Task, records: RegionRecords, every
     first, second = args.compare
     print(f"{task.name}, {len(records)} regions of {records.path}")
     print(compare.paired_table(rows, first, second))
+    for deviation in task.deviations(records, sha256):
+        print(f"not the benchmark: {deviation}")
     for mark in marks:
         print(f"DIFFERENT PROTOCOLS: {mark}")
     if args.out:

@@ -5,11 +5,13 @@ threshold. A number is comparable only under the same task, version and data.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dynrefer.data.schema import Region
 from dynrefer.vocabulary import read_words
 
 from .attributes import attribute_entries
@@ -101,6 +103,27 @@ class Task:
             if path.is_file():
                 return attribute_entries(path) if kind == "attributes" else read_words(path)
         return None
+
+    def deviations(self, regions: Sequence[Region], data_sha256: str) -> list[str]:
+        """How scoring these regions differs from the benchmark, a short sentence each; [] where nothing is known."""
+        found = []
+        if self.num_regions is not None and len(regions) < self.num_regions:
+            found.append(f"{len(regions):,} of the benchmark's {self.num_regions:,} regions")
+        elif self.num_regions is not None and len(regions) > self.num_regions:
+            found.append(f"{len(regions):,} regions, more than the {self.num_regions:,} that the benchmark has")
+        splits = Counter(region.split for region in regions)
+        if self.split is not None:
+            others = {split: number for split, number in splits.items() if split != self.split}
+            found += [
+                f"{number:,} regions " + (f"of split {split!r}" if split else "of no split") + f", not {self.split!r}"
+                for split, number in sorted(others.items())
+            ]
+        several = sum(len(region.captions) > 1 for region in regions) if self.references == "1" else 0
+        if several:
+            found.append(f"{several:,} regions have several references, the benchmark has 1 each")
+        if self.sha256 not in (None, data_sha256):
+            found.append(f"records of sha256 {data_sha256}, not the published {self.sha256}")
+        return found
 
     def train_path(self, data: str | Path | None = None) -> Path | None:
         """The training records beside the data, or None where there are none."""

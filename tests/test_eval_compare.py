@@ -97,6 +97,15 @@ def test_other_models_and_decoding_are_shown_and_not_refused(scored, capsys):
     assert "better: num_beams=5, mean of 2 seeds, 2020-01-01" in capsys.readouterr().out
 
 
+def test_scores_that_are_not_the_benchmark_s_are_marked(scored, capsys):
+    path = compare.Path(scored["better"]) / "scores.json"
+    path.write_text(json.dumps(written(scored["better"]) | {"deviations": ["10 of the benchmark's 12 regions"]}))
+    capsys.readouterr()
+    assert compare.main([scored["good"], scored["better"]]) == 0
+    out = capsys.readouterr().out
+    assert "better: not the benchmark: 10 of the benchmark's 12 regions" in out and "good: not" not in out
+
+
 def test_a_part_of_the_regions_is_another_protocol(scored, capsys):
     assert compare.main([scored["good"], scored["few"]]) == 2
     assert "regions 4, not 10" in capsys.readouterr().err

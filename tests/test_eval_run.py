@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -360,6 +361,35 @@ def test_a_run_without_any_score_says_why_and_a_metric_that_is_left_out_is_print
         assert not (data / "none/scores.json").exists() and not said.out
     assert run.main(["--task", "tiny", "--data", str(data / "bare.jsonl"), "--baselines"]) == 2
     assert "Baselines need reference captions" in capsys.readouterr().err
+
+
+def test_how_a_run_differs_from_the_benchmark_is_said(tiny, monkeypatch, capsys):
+    data, _ = tiny
+    path = predictions_of(data / "p.json", open_records(data / "test.jsonl"), lambda n, r: r.captions[0])
+    options = ["--predictions", path, "--task", "tiny", "--out", str(data / "o")]
+
+    def deviations(*more, **changes):
+        monkeypatch.setitem(TASKS, "tiny", Task(**{**vars(TASK), "data": str(data / "test.jsonl"), **changes}))
+        capsys.readouterr()
+        assert run.main([*options, *more]) == 0
+        found = json.loads((data / "o/scores.json").read_text())["deviations"]
+        assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("not the benchmark: ")] == [
+            f"not the benchmark: {deviation}" for deviation in found
+        ]
+        return found
+
+    assert deviations() == deviations(num_regions=10, split="test") == []
+    assert deviations("--limit", "4", num_regions=4896) == ["4 of the benchmark's 4,896 regions"]
+    assert deviations(num_regions=9) == ["10 regions, more than the 9 that the benchmark has"]
+    assert deviations(references="1") == ["10 regions have several references, the benchmark has 1 each"]
+    same = ["--data", str(data / "test.jsonl")]
+    assert deviations(*same, split="val") == ["10 regions of split 'test', not 'val'"]
+    assert json.loads((data / "o/scores.json").read_text())["split"] == "test"
+    mixed = regions_of("test", ["red", "green", "blue", "blue", "red"])
+    write_records(data / "mixed.jsonl", [replace(r, split="") for r in mixed[:3]] + mixed[3:])
+    monkeypatch.chdir(data)
+    said = deviations("--data", "mixed.jsonl", split="test", sha256="0" * 64)
+    assert said[0] == "3 regions of no split, not 'test'" and said[1].startswith("records of sha256 ")
 
 
 def test_several_files_are_seeds_with_mean_and_deviation(tiny, capsys):
