@@ -155,8 +155,14 @@ def intervals(scores: Scores, seed: int = 0) -> dict[str, list[float]]:
 
 def without_interval(scores: Scores, found: Mapping[str, Any]) -> dict[str, str]:
     """{score name: why it has no interval}."""
+    unit = statistics.unit_of(scores.groups)
+    reasons = {}
+    for resampling in scores.resamplings:
+        if (number := statistics.number_drawn(resampling, scores.groups)) < statistics.MIN_NUMBER:
+            names = resampling.values(np.ones((1, len(scores.groups))))
+            reasons |= dict.fromkeys(names, f"only {number} of the {unit} counts, and an interval needs two")
     return {
-        name: scores.no_interval.get(name, "computing it on draws takes too long")
+        name: scores.no_interval.get(name) or reasons.get(name, "computing it on draws takes too long")
         for name in scores.corpus
         if name not in found
     }
@@ -508,7 +514,7 @@ METRICS: dict[str, Callable[[Scoring], None]] = {
 
 def _of_some(resampling: Resampling, places: np.ndarray) -> Resampling:
     """A resampling of some of the regions, (M,) places among all, as one of all."""
-    return replace(resampling, values=lambda counts: resampling.values(counts[:, places]))
+    return replace(resampling, values=lambda counts: resampling.values(counts[:, places]), places=places)
 
 
 def _table(regions: Sequence[Region], results: Mapping[str, RegionResult], kind: str, words: Sequence[str]):

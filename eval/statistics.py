@@ -2,8 +2,12 @@
 
 A draw takes as many images as there are, some twice and some not at all, each with all its regions: regions of one
 image are not independent of each other. (Of fewer than MIN_GROUPS images, regions are drawn one by one.) Scores are
-computed anew on 1,000 draws; 95 % of them lie in the interval, which is moved to lie around the score. Draws follow
-from a seed: two models are scored on the same ones, so their difference is paired.
+computed anew on 1,000 draws. Draws follow from a seed: two models are scored on the same ones, so their difference is
+paired.
+
+The interval are quantiles of the draws; few images vary less on draws than they should, so that the levels of the
+quantiles lie further out for them ("expanded percentiles": Hesterberg, What Teachers Should Know About the Bootstrap,
+2015). The p-value of a difference is the same in reverse: an interval of level 1 - p would end at 0.
 
 A score on a draw is a function of counts (D, N), how often each of N regions is in each of D draws: see `means`,
 `bleu`, `rankings`, `ratios`.
@@ -12,11 +16,15 @@ A score on a draw is a function of counts (D, N), how often each of N regions is
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
 DRAWS, MIN_DRAWS, MIN_GROUPS = 1000, 200, 10
+MIN_NUMBER = 2  # images, or regions, that an interval needs
 LEVEL = 0.95
+TIE = 1e-12  # a smaller difference, relative to the scores, is none
 WORK = 4e9  # operations that the draws of one metric may take, some seconds; fewer draws where it is not enough
 CHUNK = 4_000_000  # counts held at a time
 
@@ -24,11 +32,12 @@ CHUNK = 4_000_000  # counts held at a time
 @dataclass(frozen=True)
 class Resampling:
     """Scores on draws. values: counts (D, N) -> {score name: (D,)}; work: rough operations a draw; approximate: what
-    keeps it from being the score computed anew, "" where it is."""
+    keeps it from being the score computed anew, "" where it is; places: (M,) of the regions that count, None: all."""
 
     values: Callable[[np.ndarray], dict[str, np.ndarray]]
     work: float
     approximate: str = ""
+    places: np.ndarray | None = None
 
     @property
     def draws(self) -> int:
@@ -37,12 +46,17 @@ class Resampling:
         return draws if draws >= MIN_DRAWS else 0
 
 
+class Draws(NamedTuple):
+    """A score on draws: (D,) values, and the number of images (or regions) that count and are drawn."""
+
+    values: np.ndarray
+    number: int
+
+
 def draw_counts(groups: Sequence[Hashable], draws: int, seed: int = 0) -> Iterator[np.ndarray]:
     """How often each of N regions is drawn, (D, N) float arrays that make up all draws; groups: (N,) what is drawn
     together, the image of every region. The first draws are the same for any number of draws."""
-    _, places = np.unique(np.asarray(groups), return_inverse=True)
-    if unit_of(groups) == "regions":
-        places = np.arange(len(groups))
+    places = _units(groups)
     number = int(places.max()) + 1
     rng = np.random.default_rng(seed)
     size = max(1, CHUNK // len(places))
@@ -57,44 +71,85 @@ def unit_of(groups: Sequence[Hashable]) -> str:
     return "images" if len(set(groups)) >= MIN_GROUPS else "regions"
 
 
-def samples(resamplings: Sequence[Resampling], groups: Sequence[Hashable], seed: int = 0) -> dict[str, np.ndarray]:
-    """{score name: (D,) its values on the draws}; scores whose draws are not affordable are left out."""
-    found: dict[str, np.ndarray] = {}
+def _units(groups: Sequence[Hashable]) -> np.ndarray:
+    """(N,) the number of the image, or of the region where regions are drawn."""
+    if unit_of(groups) == "regions":
+        return np.arange(len(groups))
+    return np.unique(np.asarray(groups), return_inverse=True)[1]
+
+
+def number_drawn(resampling: Resampling, groups: Sequence[Hashable]) -> int:
+    """How many images (or regions, see `unit_of`) have a region that counts."""
+    units = _units(groups)
+    return len(np.unique(units if resampling.places is None else units[resampling.places]))
+
+
+def samples(resamplings: Sequence[Resampling], groups: Sequence[Hashable], seed: int = 0) -> dict[str, Draws]:
+    """{score name: its values on the draws}; left out are scores whose draws are not affordable, and those of one image
+    (or region), which is the same on every draw."""
+    found: dict[str, Draws] = {}
     for resampling in resamplings:
-        parts = [resampling.values(counts) for counts in draw_counts(groups, resampling.draws, seed)]
-        for name in parts[0] if parts else ():
-            found[name] = np.concatenate([part[name] for part in parts])
+        if (number := number_drawn(resampling, groups)) >= MIN_NUMBER:
+            parts = [resampling.values(counts) for counts in draw_counts(groups, resampling.draws, seed)]
+            for name in parts[0] if parts else ():
+                found[name] = Draws(np.concatenate([part[name] for part in parts]), number)
     return found
 
 
-def interval(values: np.ndarray, score: float) -> list[float] | None:
-    """[low, high] between which LEVEL of the values lie, once these are moved so that their mean is the score: draws
-    of rankings are too good where few regions are right, since a right one that is drawn twice is found twice. The
-    score is within it, and nothing below 0 or above 1 where no draw is. Draws without a value (nan) do not count; None
-    without any."""
-    values = values[np.isfinite(values)]
+def interval(draws: Draws, score: float) -> list[float] | None:
+    """[low, high], the quantiles of the draws once these are moved so that their mean is the score: draws of rankings
+    are too good where few regions are right, since a right one that is drawn twice is found twice. The score is within
+    it, and nothing below 0 or above 1 where no draw is. Draws without a value (nan) do not count; None without any."""
+    values = draws.values[np.isfinite(draws.values)]
     if not values.size:
         return None
-    low, high = _moved(values, score)
+    low, high = _quantiles(values + (score - values.mean()), draws.number)
     least, most = (0.0 if values.min() >= 0 else -np.inf), (1.0 if values.max() <= 1 else np.inf)
     return [float(min(score, max(low, least))), float(max(score, min(high, most)))]
 
 
-def _moved(values: np.ndarray, score: float) -> tuple[float, float]:
-    low, high = np.quantile(values + (score - values.mean()), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def difference(a: Draws, b: Draws, score: float) -> dict[str, float | list[float]] | None:
+    """Interval and two-sided p-value of a difference of scores, from the same draws of both: {"interval": [low, high],
+    "p"}, None without a draw that has both.
+
+    p comes from the share of draws on the rarer side of 0. A draw without a difference is on both sides, and so is one
+    draw more than there are: p is at least 2 / (D + 1).
+    """
+    draws = min(len(a.values), len(b.values))  # of a score that takes long in one of them there are fewer
+    of_a, of_b = a.values[:draws], b.values[:draws]
+    values, scale = of_a - of_b, np.maximum(np.abs(of_a), np.abs(of_b))
+    values = np.where(np.abs(values) <= TIE * scale, 0.0, values)  # sums in another order
+    values, number = values[np.isfinite(values)], min(a.number, b.number)
+    if not values.size:
+        return None
+    low, high = _quantiles(values, number)
+    rarer = min(np.sum(values <= 0), np.sum(values >= 0))
+    share = (rarer + 1) / (values.size + 1)
+    p = 2 * _narrowed(share, number) if share < 0.5 else 1.0
+    return {"interval": [min(low, score), max(high, score)], "p": p}
+
+
+def _quantiles(values: np.ndarray, number: int) -> tuple[float, float]:
+    """What lies between LEVEL of draws of so many images, as expanded percentiles."""
+    share = _expanded((1 - LEVEL) / 2, number)
+    low, high = np.quantile(values, [share, 1 - share])
     return float(low), float(high)
 
 
-def difference(a: np.ndarray, b: np.ndarray, score: float) -> dict[str, float | list[float]] | None:
-    """Interval and two-sided p-value of a difference of scores, from the same draws (D,) of both: {"interval": [low,
-    high], "p"}, None without a draw that has both. p is twice the share of draws on the rarer side of 0, at least
-    2 / (D + 1)."""
-    both = (a - b)[np.isfinite(a - b)]
-    if not both.size:
-        return None
-    moved = both + (score - both.mean())  # as in `interval`
-    rarer = min(np.sum(moved <= 0), np.sum(moved >= 0))
-    return {"interval": list(_moved(both, score)), "p": float(min(1.0, 2 * (rarer + 1) / (both.size + 1)))}
+def _expanded(share: float, number: int) -> float:
+    """The share of draws of `number` images that lies outside of where `share` should: by Student's t for the normal
+    distribution (Wallace, Bounds on Normal Approximations to Student's t, 1959), and n / (n - 1) for the variance."""
+    free = number - 1
+    normal = NormalDist().inv_cdf(share) * (8 * free + 3) / (8 * free + 1)
+    students = np.sqrt(free * np.expm1(normal**2 / free))
+    return NormalDist().cdf(-students * np.sqrt(number / free))
+
+
+def _narrowed(share: float, number: int) -> float:
+    """The share whose `_expanded` is this."""
+    free = number - 1
+    students = NormalDist().inv_cdf(share) * np.sqrt(free / number)
+    return NormalDist().cdf(-np.sqrt(free * np.log1p(students**2 / free)) * (8 * free + 1) / (8 * free + 3))
 
 
 # --- scores on draws -------------------------------------------------------------------------------------------------
@@ -105,12 +160,13 @@ def means(values: Mapping[str, np.ndarray], approximate: str = "") -> Resampling
     names = list(values)
     table = np.stack([np.asarray(values[name], np.float64) for name in names], 1)  # (N, K)
     counted = ~np.isnan(table)
+    places = np.flatnonzero(counted.any(1))
     table, counted = np.where(counted, table, 0.0), counted.astype(np.float64)
 
     def values_of(counts: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(names, _ratio(counts @ table, counts @ counted).T, strict=True))
 
-    return Resampling(values_of, 4 * table.size, approximate)
+    return Resampling(values_of, 4 * table.size, approximate, places)
 
 
 def ratios(parts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Resampling:
@@ -143,7 +199,7 @@ def rankings(
         filled = np.where(present, table, 0.0)
         return {name: _ratio(filled[:, list(ks)].sum(1), present[:, list(ks)].sum(1)) for name, ks in names.items()}
 
-    return Resampling(values_of, 10 * labels.size + num_regions)
+    return Resampling(values_of, 10 * labels.size + num_regions, places=places)
 
 
 def _average_precisions(counts: np.ndarray, order: np.ndarray, right: np.ndarray, last: np.ndarray) -> np.ndarray:
@@ -157,7 +213,8 @@ def _average_precisions(counts: np.ndarray, order: np.ndarray, right: np.ndarray
 
 
 def bleu(predicted: Sequence[str], expected: Sequence[Sequence[str]]) -> Resampling:
-    """BLEU-1..4 of tokenized texts, the corpus score of pycocoevalcap (closest reference length) on every draw."""
+    """BLEU-1..4 of tokenized texts, the corpus score of pycocoevalcap (closest reference length) on every draw; 0 where
+    no n-gram is right, which pycocoevalcap writes as some 1e-5 that depend on how many there are."""
     sums = np.array([_bleu_counts(text, texts) for text, texts in zip(predicted, expected, strict=True)], np.float64)
 
     def values_of(counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -166,7 +223,7 @@ def bleu(predicted: Sequence[str], expected: Sequence[Sequence[str]]) -> Resampl
         logs = np.cumsum(np.log((right + 1e-15) / (guessed + 1e-9)), 1) / np.arange(1, 5)
         ratio = (total[:, 8] + 1e-15) / (total[:, 9] + 1e-9)
         short = np.where(ratio < 1, 1 - 1 / ratio, 0.0)
-        return {f"BLEU-{n + 1}": np.exp(logs[:, n] + short) for n in range(4)}
+        return {f"BLEU-{n + 1}": np.where(right[:, n] > 0, np.exp(logs[:, n] + short), 0.0) for n in range(4)}
 
     return Resampling(values_of, 4 * sums.size)
 
