@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from dynrefer.commands import run_command
 
+from .evaluate import SCORES, scores_beside
+from .predict import file_sha256
 from .statistics import difference, samples
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ INTERVAL = "  95 % of draws"
 def read_scores(path: str | Path) -> dict[str, Any]:
     """Content of a scores.json, or of the one in a folder; ValueError where there is none."""
     path = Path(path)
-    file = path / "scores.json" if path.is_dir() else path
+    file = path / SCORES if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"no scores at {str(file)!r}; `python -m eval.run` writes scores.json")
     try:
@@ -74,17 +76,20 @@ def paired(a: "Scores", b: "Scores", seed: int = 0) -> dict[str, dict[str, Any]]
     return rows
 
 
-def other_protocol(path: str, task: "Task", data_sha256: str, scores_path: Path) -> list[str]:
-    """What speaks against scoring a predictions file under this task, from the scores that stand beside it."""
-    if not scores_path.is_file():
-        return []
-    before: Mapping[str, Any] = json.loads(scores_path.read_text(encoding="utf-8"))
+def other_protocol(path: str, task: "Task", data_sha256: str) -> list[str]:
+    """What speaks against scoring a predictions file under this task: how the scores of this very file that stand
+    beside it were computed, if none were as they would be now."""
     now = {"task": task.name, "task_version": task.version, "data_sha256": data_sha256}
-    return [
-        f"{path} was scored with {name} {before[name]!r}, not {value!r}"
-        for name, value in now.items()
-        if before.get(name, value) != value
-    ]
+    sha256, marks = file_sha256(path) if Path(path).is_file() else None, []
+    for scores_path in scores_beside(path):
+        try:
+            before = read_scores(scores_path)
+        except ValueError:  # of another program
+            continue
+        if sha256 in [of.get("sha256") for of in before.get("predictions", ())]:
+            found = {name: before.get(name) for name, value in now.items() if before.get(name) != value}
+            marks.append([f"{path} was scored with {name} {old!r}, not {now[name]!r}" for name, old in found.items()])
+    return min(marks, key=len, default=[])
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

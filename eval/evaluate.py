@@ -1,6 +1,7 @@
 """A model and records -> scores, and everything that stands beside them in scores.json."""
 
 import datetime
+import glob
 import hashlib
 import json
 import os
@@ -103,13 +104,13 @@ def report_scores(
     model: str,
     settings: Mapping[str, Any],
     baselines: Mapping[str, Any] | None = None,
-    results: Mapping[str, RegionResult] | None = None,
+    predictions: Mapping[str, Mapping[str, RegionResult]] | None = None,
     seeds: Mapping[str, Scores] | None = None,
     annotations: str | None = None,
 ) -> dict:
-    """Everything that scores.json holds. results: the predictions that were scored, to count those that are missing or
-    empty. seeds: {name: scores} of one model's several predictions, of which `scores` is the mean (`mean_scores`).
-    annotations: as for `score`."""
+    """Everything that scores.json holds. predictions: {file: what it holds} of what was scored, to name it and to count
+    what is missing or empty. seeds: {file: scores} of one model's several predictions, of which `scores` is the mean
+    (`mean_scores`). annotations: as for `score`."""
     found = intervals(scores)
     lists = {kind: task.word_list(kind, records.path) for kind in WORD_LISTS if kind in task.metrics}
     beside = Path(annotations or task.annotations or "") if {"lvis", "choices"} & {*task.metrics} else Path()
@@ -152,14 +153,28 @@ def report_scores(
         | {name: package_version(name) for name in PACKAGES}
         | {"java": java_in_use()},
     }
-    if results is not None and task.boxes == "given":
-        content["regions_without_prediction"] = sum(region.id not in results for region in records)
-        content["empty_captions"] = sum(not result.caption.strip() for result in results.values())
+    if predictions:
+        content["predictions"] = [
+            {"path": path, "sha256": file_sha256(path)} | _gaps(task, records, results)
+            for path, results in predictions.items()
+        ]
+        for gap in _gaps(task, records, {}):
+            content[gap] = sum(file[gap] for file in content["predictions"])
     if seeds:
         content["seeds"] = {name: one.corpus for name, one in seeds.items()}
         values = {name: [one.corpus[name] for one in seeds.values()] for name in scores.corpus}
         content["deviation"] = {name: float(np.std(each, ddof=1)) for name, each in values.items()}
     return content
+
+
+def _gaps(task: Task, records: RegionRecords, results: Mapping[str, RegionResult]) -> dict[str, int]:
+    """What predictions of given boxes lack."""
+    if task.boxes != "given":
+        return {}
+    return {
+        "regions_without_prediction": sum(region.id not in results for region in records),
+        "empty_captions": sum(not result.caption.strip() for result in results.values()),
+    }
 
 
 def mean_scores(seeds: Sequence[Scores]) -> Scores:
@@ -197,6 +212,23 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     """The file appears whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def predictions_out(paths: Sequence[str], task: str) -> Path:
+    """Where scores of prediction files go: beside a predictions.jsonl, whose folder is its own, and into
+    FOLDER/NAME-TASK for other files; several are named by the first."""
+    first = Path(paths[0])
+    if len(paths) == 1 and first.name == PREDICTIONS:
+        return first.parent
+    more = f"-and-{len(paths) - 1}-more" if len(paths) > 1 else ""
+    return first.parent / f"{first.name.removesuffix('.json')}{more}-{task}"
+
+
+def scores_beside(path: str | os.PathLike) -> list[Path]:
+    """All files of scores where `predictions_out` puts those of a predictions file."""
+    file = Path(path)
+    own = sorted(file.parent.glob(f"{glob.escape(file.name.removesuffix('.json'))}-*/{SCORES}"))
+    return [p for p in (file.parent / SCORES, *own) if p.is_file()]
 
 
 def default_out(

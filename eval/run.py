@@ -9,9 +9,10 @@
     python -m eval.run --compare ours/predictions.jsonl theirs.json --task refcocog-a
     python -m eval.compare ours/scores.json theirs/scores.json
 
-Writes predictions.jsonl (a killed run goes on with it) and scores.json into --out. --predictions reads the files of
-other models too, see `eval/formats.py`; several are one model with several seeds. --model takes ours and, told by
-their config.json, those of `eval/captioners.py`. The table of benchmarks is `eval/tasks.py`.
+Writes predictions.jsonl (a killed run goes on with it) and scores.json into --out; scores of FOLDER/theirs.json go
+into FOLDER/theirs-TASK/. --predictions reads the files of other models too, see `eval/formats.py`; several are one
+model with several seeds. --model takes ours and, told by their config.json, those of `eval/captioners.py`. The table of
+benchmarks is `eval/tasks.py`.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from .evaluate import (
     default_out,
     evaluate,
     mean_scores,
+    predictions_out,
     report_scores,
     write_json,
 )
@@ -60,7 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--prompt", metavar="TEXT", help="what it is asked; {region} is where the coordinates go")
     parser.add_argument(
-        "--predictions", nargs="+", metavar="FILE", help="score this file, no model is loaded; several: one a seed"
+        "--predictions",
+        nargs="+",
+        metavar="FILE",
+        help="score this file, no model is loaded; several: one a seed. Scores of F/predictions.jsonl go into F, those "
+        "of F/theirs.json into F/theirs-TASK, unless --out names a folder",
     )
     parser.add_argument("--model-name", help="what the predictions are of; the file's name if not given")
     parser.add_argument("--id-key", help="the key of a predictions file that names a region, where several could")
@@ -109,15 +115,18 @@ def _run(args: argparse.Namespace) -> None:
     generation = key_values(args.settings)
     train = _train_records(task, records, args.train_data) if args.baselines else None
     settings: dict[str, Any] = {}
-    results, seeds = None, {}
+    predicted, seeds = {}, {}
     if args.predictions:
+        _all_different(args.predictions)
         for path in args.predictions:
             predictions = _read(args, path, task, records, everything)
-            seeds[path] = _score(args, task, records, predictions)
-        results = predictions.results if len(seeds) == 1 else None
+            predicted[path], seeds[path] = predictions.results, _score(args, task, records, predictions)
         scores = mean_scores(list(seeds.values()))
         settings = {"generation": None} | _settings_of(args.predictions[0])
-        name, out = args.model_name or args.predictions[0], Path(args.out or Path(args.predictions[0]).parent)
+        name, out = (
+            args.model_name or args.predictions[0],
+            Path(args.out or predictions_out(args.predictions, task.name)),
+        )
     elif args.model:
         if task.boxes == "detected":
             raise ValueError(f"task {task.name} needs boxes of a detector: score a file of them with --predictions")
@@ -154,6 +163,7 @@ def _run(args: argparse.Namespace) -> None:
         )
         if not is_main():
             return
+        predicted = {str(out / PREDICTIONS): results}
     else:
         name, out, scores = "no model", args.out and Path(args.out), Scores()
     if args.judge:
@@ -168,7 +178,7 @@ def _run(args: argparse.Namespace) -> None:
         model=name,
         settings=settings,
         baselines=baselines,
-        results=results,
+        predictions=predicted,
         seeds=seeds if len(seeds) > 1 else None,
         annotations=args.annotations,
     )
@@ -179,7 +189,7 @@ def _run(args: argparse.Namespace) -> None:
         print(f"-> {out / SCORES}")
     if args.report:
         notes = f"Captions, tags and their calibration are those of {args.predictions[-1]}." if len(seeds) > 1 else ""
-        shown = predictions.results if args.predictions else results
+        shown = list(predicted.values())[-1]
         print(f"-> {report_of(args.report, args.model, content, records, shown, scores.items, notes=notes)}")
 
 
@@ -192,11 +202,12 @@ def _print(content: dict, task: Task, scores: Scores) -> None:
     if "seeds" in content:
         each = ", ".join(f"{name} {value:.3f}" for name, value in content["deviation"].items() if "/" not in name)
         print(f"mean of {len(content['seeds'])} seeds; standard deviation: {each}")
-    if missing := content.get("regions_without_prediction"):
-        print(f"{missing} regions without a prediction count as wrong")
-    if empty := content.get("empty_captions"):
-        if "captions" in task.metrics:
-            print(f"{empty} empty captions count as wrong")
+    for file in content.get("predictions", ()):
+        of = f"{file['path']}: " if "seeds" in content else ""
+        if missing := file.get("regions_without_prediction"):
+            print(f"{of}{missing} regions without a prediction count as wrong")
+        if (empty := file.get("empty_captions")) and "captions" in task.metrics:
+            print(f"{of}{empty} empty captions count as wrong")
     for deviation in content["deviations"]:
         print(f"not the benchmark: {deviation}")
 
@@ -211,7 +222,7 @@ def _computed(task: Task, scores: Scores, kept: str = "") -> None:
 
 def _compare(args: argparse.Namespace, task: Task, records: RegionRecords, everything: RegionRecords) -> None:
     sha256 = file_sha256(records.path)
-    marks = [m for path in args.compare for m in compare.other_protocol(path, task, sha256, Path(path).parent / SCORES)]
+    marks = [mark for path in args.compare for mark in compare.other_protocol(path, task, sha256)]
     if marks and not args.different_protocols:
         raise ValueError(
             f"{'; '.join(marks)}: numbers of different protocols do not compare; --different-protocols does it all the "
@@ -270,6 +281,16 @@ def _judge(args: argparse.Namespace) -> HTTPJudge | None:
     if bool(args.judge) != bool(args.judge_model):
         raise ValueError("a judge needs --judge URL and --judge-model NAME: its name is part of the score")
     return HTTPJudge(args.judge, args.judge_model, os.environ.get("JUDGE_KEY")) if args.judge else None
+
+
+def _all_different(paths: Sequence[str]) -> None:
+    first: dict[str, str] = {}
+    for path in paths:
+        if Path(path).is_file():  # else reading it says so
+            sha256 = file_sha256(path)
+            if sha256 in first:
+                raise ValueError(f"{path} holds what {first[sha256]} holds; several files are seeds, each with its own")
+            first[sha256] = path
 
 
 def _settings_of(path: str) -> dict[str, Any]:

@@ -436,18 +436,65 @@ def test_two_files_are_compared_on_the_same_draws(tiny, capsys):
     assert "A - B" in capsys.readouterr().out
 
 
-def test_scores_of_different_protocols_are_refused_or_marked(tiny, capsys):
+def test_scores_of_different_protocols_are_refused_or_marked(tiny, monkeypatch, capsys):
     data, _ = tiny
     records = open_records(data / "test.jsonl")
-    (data / "a").mkdir()
-    a = predictions_of(data / "a/a.json", records, lambda n, r: r.captions[0])
-    (data / "a/scores.json").write_text(json.dumps({"task": "world", "task_version": 1}))
-    options = ["--task", "tiny", "--out", str(data / "o"), "--compare", a, a]
-    assert run.main(options) == 2
-    assert "a.json was scored with task 'world', not 'tiny'" in capsys.readouterr().err
-    assert run.main([*options, "--different-protocols"]) == 0
+    a = predictions_of(data / "a.json", records, lambda n, r: r.captions[0])
+    b = predictions_of(data / "b.json", records, lambda n, r: r.captions[1])
+    monkeypatch.setitem(TASKS, "other", replace(TASKS["tiny"], name="other"))
+    assert run.main(["--predictions", a, "--task", "other"]) == 0
+    for name in ("", "b-tiny/"):  # of other predictions, and of another program
+        (data / name).mkdir(exist_ok=True)
+    (data / "scores.json").write_text(
+        (data / "a-other/scores.json").read_text().replace(file_sha256(a), file_sha256(data / "train.jsonl"))
+    )
+    (data / "b-tiny/scores.json").write_text('{"a": 1}')
+    options = ["--task", "tiny", "--out", str(data / "o"), "--compare"]
+    assert run.main([*options, b, a]) == 2
+    said = capsys.readouterr().err
+    assert "a.json was scored with task 'other', not 'tiny'" in said and "b.json was" not in said
+    assert run.main([*options, a, a, "--different-protocols"]) == 0
     assert "DIFFERENT PROTOCOLS: " in capsys.readouterr().out
     assert len(json.loads((data / "o/compare.json").read_text())["different_protocols"]) == 2
+    assert run.main(["--predictions", a, "--task", "tiny"]) == 0
+    assert run.main([*options, a, b]) == 0, "scored under this task as well"
+
+
+def test_scores_say_which_predictions_they_are_of_and_none_replace_those_of_others(tiny, capsys):
+    data, _ = tiny
+    records = open_records(data / "test.jsonl")
+    a, b = (predictions_of(data / f"{k}.json", records, lambda n, r, k=k: r.captions[k]) for k in (0, 1))
+    for paths, folder in (([a], "0-tiny"), ([b], "1-tiny"), ([a, b], "0-and-1-more-tiny")):
+        assert run.main(["--task", "tiny", "--predictions", *paths]) == 0
+        assert f"-> {data / folder}/scores.json" in capsys.readouterr().out
+        found = json.loads((data / folder / "scores.json").read_text())["predictions"]
+        assert [(of["path"], of["sha256"]) for of in found] == [(path, file_sha256(path)) for path in paths]
+    model = ["--model", "m", "--task", "tiny", "--out", str(data / "out"), "--num-workers", "0"]
+    assert run.main(model) == 0
+    own = json.loads((data / "out/scores.json").read_text())
+    assert own["predictions"][0]["sha256"] == file_sha256(data / "out/predictions.jsonl")
+    assert run.main(["--task", "tiny", "--predictions", str(data / "out/predictions.jsonl")]) == 0
+    again = json.loads((data / "out/scores.json").read_text())
+    assert again["model"] != own["model"] and again["scores"] == own["scores"], "its folder is its own"
+
+
+def test_seeds_say_what_each_lacks_and_are_different_files(tiny, capsys):
+    data, _ = tiny
+    records = open_records(data / "test.jsonl")
+    paths = [predictions_of(data / f"{k}.json", list(records)[k:], lambda n, r: r.captions[0]) for k in (0, 3)]
+    paths.append(predictions_of(data / "empty.json", records, lambda n, r: "" if n < 2 else r.captions[0]))
+    options = ["--task", "tiny", "--out", str(data / "o"), "--predictions", *paths]
+    assert run.main(options) == 0
+    written = json.loads((data / "o/scores.json").read_text())
+    assert [of["regions_without_prediction"] for of in written["predictions"]] == [0, 3, 0]
+    assert (written["regions_without_prediction"], written["empty_captions"]) == (3, 2)
+    out = capsys.readouterr().out
+    assert f"{paths[1]}: 3 regions without a prediction count as wrong" in out
+    assert f"{paths[2]}: 2 empty captions count as wrong" in out
+    (data / "copy.json").write_text((data / "0.json").read_text())
+    for twice in (paths[0], str(data / "copy.json")):
+        assert run.main([*options, twice]) == 2
+        assert f"{twice} holds what {paths[0]} holds" in capsys.readouterr().err
 
 
 def test_limit_takes_the_first_regions_and_a_longer_run_goes_on(tiny):
