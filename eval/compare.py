@@ -80,6 +80,8 @@ def other_protocol(path: str, task: "Task", data_sha256: str) -> list[str]:
     """What speaks against scoring a predictions file under this task: how the scores of this very file that stand
     beside it were computed, if none were as they would be now."""
     now = {"task": task.name, "task_version": task.version, "data_sha256": data_sha256}
+    if "tags" in task.metrics:
+        now["tag_threshold"] = task.tag_threshold
     sha256, marks = file_sha256(path) if Path(path).is_file() else None, []
     for scores_path in scores_beside(path):
         try:
@@ -87,6 +89,7 @@ def other_protocol(path: str, task: "Task", data_sha256: str) -> list[str]:
         except ValueError:  # of another program
             continue
         if sha256 in [of.get("sha256") for of in before.get("predictions", ())]:
+            before |= {"tag_threshold": before.get("settings", {}).get("tag_threshold")}
             found = {name: before.get(name) for name, value in now.items() if before.get(name) != value}
             marks.append([f"{path} was scored with {name} {old!r}, not {now[name]!r}" for name, old in found.items()])
     return min(marks, key=len, default=[])

@@ -123,10 +123,8 @@ def _run(args: argparse.Namespace) -> None:
             predicted[path], seeds[path] = predictions.results, _score(args, task, records, predictions)
         scores = mean_scores(list(seeds.values()))
         settings = {"generation": None} | _settings_of(args.predictions[0])
-        name, out = (
-            args.model_name or args.predictions[0],
-            Path(args.out or predictions_out(args.predictions, task.name)),
-        )
+        name = args.model_name or args.predictions[0]
+        out = Path(args.out or predictions_out(args.predictions, task.name))
     elif args.model:
         if task.boxes == "detected":
             raise ValueError(f"task {task.name} needs boxes of a detector: score a file of them with --predictions")
@@ -168,6 +166,10 @@ def _run(args: argparse.Namespace) -> None:
         name, out, scores = "no model", args.out and Path(args.out), Scores()
     if args.judge:
         settings["judge"] = args.judge_model
+    if "tags" in task.metrics:
+        if settings.get("tag_threshold") not in (None, task.tag_threshold):  # that a file's control words lie above
+            settings["control_threshold"] = settings["tag_threshold"]
+        settings["tag_threshold"] = task.tag_threshold
     baselines = baseline_scores(task, records, train) if args.baselines else {}
     if not baselines:
         _computed(task, scores, f"; the predictions are kept in {out / PREDICTIONS}" if args.model else "")

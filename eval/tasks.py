@@ -91,6 +91,8 @@ class Task:
         for name, allowed in rules.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"task {self.name}: {name} {getattr(self, name)!r}; one of {', '.join(allowed)}")
+        if not 0 < self.tag_threshold < 1:
+            raise ValueError(f"task {self.name}: tag_threshold {self.tag_threshold}; a probability above 0 and below 1")
         for name, allowed in (("metrics", METRICS), ("caption_metrics", CAPTION_METRICS)):
             if unknown := [value for value in getattr(self, name) if value not in allowed]:
                 raise ValueError(f"task {self.name}: unknown {name} {unknown[0]!r}; known: {', '.join(allowed)}")

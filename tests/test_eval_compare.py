@@ -22,6 +22,10 @@ def test_every_score_tells_what_computed_it():
     assert "pycocoevalcap 1." in versions["BLEU-4"] and "CIDEr-D" in versions["CIDEr"]
     assert meteor in versions["dense mAP (released)"] and tokenizer not in versions["dense mAP (released)"]
     assert versions["attribute mAP"] == "attributes 1" and "attribute mAP/head" not in versions
+    assert metric_versions(["tag F1", "tag mAP"], get_task("world")) == {
+        "tag F1": "tags 1, threshold 0.9",
+        "tag mAP": "tags 1",
+    }
     assert metric_versions(["choice score"], get_task("dlc-bench"), "llama") == {
         "choice score": "choices 1; judge llama"
     }

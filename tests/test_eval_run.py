@@ -13,7 +13,7 @@ from torch import nn
 
 import eval.run as run
 from dynrefer.data.schema import Region, RegionResult, open_records, write_records
-from eval import java, views
+from eval import compare, java, views
 from eval.baselines import commonest_captions, constant_caption, one_human, true_type_template
 from eval.captions import PTB
 from eval.predict import file_sha256, predict, read_predictions
@@ -476,6 +476,42 @@ def test_scores_say_which_predictions_they_are_of_and_none_replace_those_of_othe
     assert run.main(["--task", "tiny", "--predictions", str(data / "out/predictions.jsonl")]) == 0
     again = json.loads((data / "out/scores.json").read_text())
     assert again["model"] != own["model"] and again["scores"] == own["scores"], "its folder is its own"
+
+
+def test_the_threshold_that_tags_were_scored_with_is_part_of_their_scores(tiny, capsys):
+    data, _ = tiny
+    options = ["--task", "tiny", "--num-workers", "0"]
+    assert run.main([*options, "--model", "m", "--out", str(data / "m")]) == 0
+    theirs = data / "theirs.jsonl"
+    theirs.write_bytes((data / "m/predictions.jsonl").read_bytes())
+    own = ["--predictions", str(data / "m/predictions.jsonl"), "--out", str(data / "own"), "--tag-threshold", "0.85"]
+    other = ["--predictions", str(theirs), "--out", str(data / "other")]
+    assert run.main([*options, *own]) == run.main([*options, *other]) == 0
+    found = {k: json.loads((data / k / "scores.json").read_text()) for k in ("m", "own", "other")}
+    assert {k: content["settings"]["tag_threshold"] for k, content in found.items()} == {
+        "m": 0.7,
+        "own": 0.85,
+        "other": 0.7,
+    }
+    assert (
+        found["own"]["settings"]["control_threshold"] == 0.7 and "control_threshold" not in found["other"]["settings"]
+    )
+    versions = found["own"]["metric_versions"]
+    assert versions["tag recall"] == "tags 1, threshold 0.85" and versions["tag mAP"] == "tags 1"
+    capsys.readouterr()
+    assert compare.main([str(data / "m"), str(data / "other")]) == 0
+    assert compare.main([str(data / "m"), str(data / "own")]) == 2
+    assert "tag recall by tags 1, threshold 0.85, not tags 1, threshold 0.7" in capsys.readouterr().err
+    both = ["--compare", str(data / "m/predictions.jsonl"), str(theirs)]
+    assert run.main([*options, *both]) == 0
+    assert run.main([*options, *both, "--tag-threshold", "0.85"]) == 2
+    assert "m/predictions.jsonl was scored with tag_threshold 0.7, not 0.85" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("threshold", ["nan", "7", "0", "1"])
+def test_a_tag_threshold_is_a_probability(tiny, capsys, threshold):
+    assert run.main(["--task", "tiny", "--baselines", "--tag-threshold", threshold]) == 2
+    assert f"tag_threshold {float(threshold)}; a probability above 0 and below 1" in capsys.readouterr().err
 
 
 def test_seeds_say_what_each_lacks_and_are_different_files(tiny, capsys):
