@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 
 # layout of the four numbers, then the unit they count in; no suffix means pixels
 BOX_FORMATS = tuple(f"{layout}{unit}" for unit in ("", "-unit", "-1000") for layout in ("xyxy", "xywh", "cxcywh"))
+DENSECAP_LONGER_SIDE = 720.0  # of the scaled images whose pixels DenseCap's evaluation, and so GRiT's results, count
 _FULL_SIZE = {"unit": 1.0, "1000": 1000.0}  # the number that stands for the image's whole width or height
 
 
@@ -43,6 +44,20 @@ def to_xyxy(boxes: ArrayLike, box_format: str, image_hw: tuple[int, int]) -> np.
         centre, size = boxes[:, :2].copy(), boxes[:, 2:].copy()
         boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
     return boxes
+
+
+def share_beyond(boxes: np.ndarray, image_hws: np.ndarray, longer_side: float | None = None) -> float:
+    """Share of boxes whose right or lower edge lies more than a pixel beyond their image: it tells what they count.
+
+    boxes: (N, 4) xyxy; image_hws: (N, 2) of their images; longer_side: to which the images are scaled, None = they are
+    as they are. 0 for no boxes.
+    """
+    if not len(boxes):
+        return 0.0
+    limits = np.asarray(image_hws, np.float64)[:, ::-1]
+    if longer_side:
+        limits = limits * (longer_side / limits.max(axis=1, keepdims=True))
+    return float((np.asarray(boxes)[:, 2:] > limits + 1).any(axis=1).mean())
 
 
 def check_boxes(boxes: ArrayLike, image_hw: tuple[int, int], ids: Sequence[str] | None = None) -> np.ndarray:

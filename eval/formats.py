@@ -5,30 +5,36 @@ or boxes with scores); one object {annotation id: text}, as DAM writes; lists an
 Ref-L4, PixelRefer, LLaVA ({"question_id", "text"}) and the samples that lmms-eval logs ({"doc_id", "filtered_resps"});
 tables of answers, as VLMEvalKit writes them (`eval/tables.py`).
 Ids of a benchmark are brought to ours by the ends of ours: 12345 is "refcocog-umd-val-12345". What fits none or several
-regions is an error.
+regions is an error, and so are several texts of one prediction that differ: one of them may be the reference.
 """
 
 import gzip
 import json
-import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dynrefer.data.schema import Region, RegionResult, read_jsonl
+import numpy as np
+
+from dynrefer.boxes import DENSECAP_LONGER_SIDE, share_beyond
+from dynrefer.data.schema import Region, RegionResult, is_number, read_jsonl
 
 from .tables import TABLES, read_table
 
 ID_KEYS = ("region_id", "ann_id", "annotation_id", "ref_id", "question_id", "id", "image_id", "doc_id")
 TEXT_KEYS = ("pred", "prediction", "pred_caption", "response", "output", "outputs", "generated_text", "caption", "text")
-TEXT_KEYS += ("answer", "description", "filtered_resps")
+TEXT_KEYS += ("answer", "description", "filtered_resps", "object_descriptions")
+GRIT_TEXT = "object_descriptions"  # GRiT's alone, whose boxes are scaled
+VLMEVALKIT = frozenset(("index", "question", "prediction"))  # a row of its tables; what it calls answer is the true one
 NO_ANSWER = "Failed to obtain answer"  # what VLMEvalKit writes in the place of one
 LIST_KEYS = ("annotations", "results", "predictions")  # of an object that holds a list and not {id: text}
 QUERY = "query"  # beside the regions of {id: text}: what the model was asked
 OWN_KEYS = frozenset(RegionResult.__dataclass_fields__)
+NAMING = frozenset(("categories", "recognition", "lvis", "similarity"))  # metrics that read a prediction's category
+RANKING = {"densecap": False, "recognition": True, "lvis": True}  # metric -> whether the category's score ranks
 
 
 @dataclass
@@ -47,34 +53,44 @@ def read_any(
     *,
     detected: bool = False,
     id_key: str | None = None,
+    text_key: str | None = None,
     annotations: str | os.PathLike | None = None,
+    metrics: Collection[str] | None = None,
 ) -> Predictions:
     """The predictions of a file for these regions.
 
     Args:
-        detected: predictions are boxes of images, [{"image_id", "bbox" (xywh) or "box" (xyxy), "score", ...}].
-        id_key: the key that names a region, where a file has several that would fit.
+        detected: predictions are boxes of images, [{"image_id", "bbox" (xywh) or "box" (xyxy), "score", ...}]. Those of
+            GRiT's own file, which has `object_descriptions`, are brought from DenseCap's scale to pixels.
+        id_key, text_key: the key that names a region, and the one that holds its text, where a file has several that
+            would fit.
         annotations: the benchmark's COCO JSON: an `image_id` is the image of its one annotation there, and a
             `category_id` a category of it.
+        metrics: what is scored (`Task.metrics`): a `category_id` is not looked at where no category is, and where
+            predictions are ranked all or none of them have a score. None = a category is; scores may be missing.
 
     Raises:
-        ValueError: no such file, not JSON, a form that is not known, a prediction without text, a second one for a
-            region, an id that fits no region or several, a score that is not finite.
+        ValueError: no such file, not JSON, a form that is not known, a prediction without text or with several that
+            differ, a second one for a region, an id that fits no region or several, a value of another type, a score
+            that is not finite, a box that ends before it begins.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"predictions {str(path)!r}: no such file; `python -m eval.run --model M --task T` writes it")
-    document = _parse_json(annotations, _read_text(annotations)) if annotations else {}
-    categories = {entry["id"]: entry["name"] for entry in document.get("categories", ())}
+    document = _document(annotations) if annotations else {}
     entries = _entries(path)
+    _check_scores(path, entries, metrics or ())
+    read = _Reader(_text_keys(path, entries, text_key), _category_names(document, annotations))
+    read.named = metrics is None or bool(NAMING & set(metrics))
     if detected:
-        return _detections(path, entries, regions, categories)
+        return _detections(path, entries, regions, read)
     if all(_is_own(entry) for _, entry in entries):
         results = [RegionResult.from_dict(entry, where) for where, entry in entries]
-        if id_key not in (None, "id"):
-            raise ValueError(f"{path}: its predictions have no {id_key!r}")
+        for key, own in ((id_key, "id"), (text_key, "caption")):
+            if key not in (None, own):
+                raise ValueError(f"{path}: its predictions have no {key!r}")
     else:
-        results = [_result(entry, where, categories) for where, entry in entries]
+        results = [read.result(entry, where) for where, entry in entries]
     ids, how = _region_ids(path, entries, regions, id_key, document)
     found: dict[str, RegionResult] = {}
     for region_id, result in zip(ids, results, strict=True):
@@ -164,45 +180,106 @@ def _parse_json(path: str | os.PathLike, text: str) -> Any:
 # --- one prediction --------------------------------------------------------------------------------------------------
 
 
-def _result(entry: Mapping[str, Any], where: str, categories: Mapping[Any, str]) -> RegionResult:
-    category = _category(entry, where, categories)
-    key = next((key for key in TEXT_KEYS if entry.get(key) is not None), None)
-    if key is None and category is None and not entry.get("attributes") and not entry.get("tags"):
-        raise ValueError(
-            f"{where}: no text in it, only {', '.join(map(str, entry))}; expected one of {', '.join(TEXT_KEYS)}"
+@dataclass
+class _Reader:
+    """How a prediction of this file is read. text_keys: which may hold its text; categories: id -> name; named: whether
+    a category is scored."""
+
+    text_keys: Sequence[str]
+    categories: Mapping[Any, str]
+    named: bool = True
+
+    def result(self, entry: Mapping[str, Any], where: str) -> RegionResult:
+        category = self._category(entry, where)
+        text = self._text(entry, where)
+        if text is None and category is None and not entry.get("attributes") and not entry.get("tags"):
+            keys = ", ".join(map(str, entry))
+            raise ValueError(f"{where}: no text in it, only {keys}; expected one of {', '.join(self.text_keys)}")
+        if text is None or text.startswith(NO_ANSWER):
+            text = ""
+        values = {name: entry[name] for name in ("tags", "attributes") if isinstance(entry.get(name), list)}
+        return RegionResult.from_dict(
+            {"id": "", "caption": text, "score": _score(entry, where), "category": category, **values}, where
         )
-    text = entry[key] if key else ""
-    if isinstance(text, list) and len(text) == 1:
-        text = text[0]
-    if not isinstance(text, str):
-        raise ValueError(f"{where}: {key} is {str(text)[:80]!r}; expected one text")
-    if text.startswith(NO_ANSWER):
-        text = ""
-    values = {name: entry[name] for name in ("tags", "attributes") if isinstance(entry.get(name), list)}
-    return RegionResult.from_dict(
-        {"id": "", "caption": text, "score": _score(entry, where), "category": category, **values}, where
-    )
 
-
-def _category(entry: Mapping[str, Any], where: str, categories: Mapping[Any, str]) -> dict | None:
-    name = entry.get("category", entry.get("category_name"))
-    if isinstance(name, dict):
-        return name
-    if name is None and "category_id" in entry:
-        name = categories.get(entry["category_id"])
-        if name is None:
+    def _text(self, entry: Mapping[str, Any], where: str) -> str | None:
+        found: dict[str, str] = {}
+        for key in self.text_keys:
+            text = entry.get(key)
+            if isinstance(text, list) and len(text) == 1:
+                text = text[0]
+            if text is None:
+                continue
+            if not isinstance(text, str):
+                raise ValueError(f"{where}: {key} is {str(text)[:80]!r}; expected one text")
+            found[key] = text
+        if len(set(found.values())) > 1:
+            said = " and ".join(f"{key} {text[:60]!r}" for key, text in found.items())
             raise ValueError(
-                f"{where}: category_id {entry['category_id']!r} has no name; name the benchmark's COCO JSON with "
-                "--annotations"
+                f"{where}: {said} differ, and one of them may be the reference; choose the prediction with "
+                "--text-key KEY"
             )
-    return None if name is None else {"name": str(name), "score": _score(entry, where, 1.0)}
+        return next(iter(found.values()), None)
+
+    def _category(self, entry: Mapping[str, Any], where: str) -> dict | None:
+        name = entry.get("category", entry.get("category_name"))
+        if isinstance(name, dict):
+            return name
+        if name is None and self.named and "category_id" in entry:
+            number = entry["category_id"]
+            name = self.categories.get(number) if isinstance(number, int | str) else None
+            if name is None:
+                raise ValueError(
+                    f"{where}: category_id {number!r} has no name; name the benchmark's COCO JSON with --annotations"
+                )
+        if name is None:
+            return None
+        if not isinstance(name, str):
+            raise ValueError(f"{where}: category {str(name)[:80]!r}; expected a name")
+        return {"name": name, "score": _score(entry, where, 1.0)}
 
 
 def _score(entry: Mapping[str, Any], where: str, otherwise: float = 0.0) -> float:
     score = entry.get("score", otherwise)
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        raise ValueError(f"{where}: score {score!r}; expected a finite number")
+    if not is_number(score):
+        raise ValueError(f"{where}: score {repr(score)[:80]}; expected a finite number")
     return float(score)
+
+
+def _text_keys(path: Path, entries: list[tuple[str, dict]], chosen: str | None) -> Sequence[str]:
+    if chosen is None:
+        theirs = entries[0][1].keys() >= VLMEVALKIT
+        return [key for key in TEXT_KEYS if key != "answer"] if theirs else TEXT_KEYS
+    if not any(chosen in entry for _, entry in entries):
+        raise ValueError(f"{path}: its predictions have no {chosen!r}, only {', '.join(map(str, entries[0][1]))}")
+    return [chosen]
+
+
+def _check_scores(path: Path, entries: list[tuple[str, dict]], metrics: Collection[str]) -> None:
+    """ValueError where predictions are ranked by scores that only some of them have."""
+    for metric in RANKING.keys() & set(metrics):
+        scored = [
+            "score" in entry or (RANKING[metric] and isinstance(entry.get("category"), dict)) for _, entry in entries
+        ]
+        if any(scored) and not all(scored):
+            raise ValueError(
+                f"{entries[scored.index(False)][0]}: no score, which {sum(scored)} of the {len(scored)} predictions "
+                "have; they are ranked by it, so all of them have one or none"
+            )
+
+
+def _document(path: str | os.PathLike) -> dict:
+    document = _parse_json(path, _read_text(path))
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: a {type(document).__name__}; expected the benchmark's COCO JSON, an object")
+    return document
+
+
+def _category_names(document: dict, path: str | os.PathLike | None) -> dict[Any, str]:
+    try:
+        return {entry["id"]: entry["name"] for entry in document.get("categories") or ()}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: categories without id and name; expected the benchmark's COCO JSON") from error
 
 
 # --- whose prediction ------------------------------------------------------------------------------------------------
@@ -319,11 +396,9 @@ def _by_annotation(document: dict, names: _Names) -> Callable[[Any], str | None]
     return lambda value: regions.known.get(str(value), "")
 
 
-def _detections(
-    path: Path, entries: list[tuple[str, dict]], regions: Sequence[Region], categories: Mapping[Any, str]
-) -> Predictions:
-    images = _Names()
-    for image in {region.image for region in regions}:
+def _detections(path: Path, entries: list[tuple[str, dict]], regions: Sequence[Region], read: _Reader) -> Predictions:
+    images, sizes = _Names(), {region.image: region.image_hw for region in regions}
+    for image in sizes:
         for name in _image_names(image):
             images.add(name, image)
     results, of_image = {}, {}
@@ -332,15 +407,51 @@ def _detections(
         image = images.known.get(str(name), "")
         if not image:
             problem = "fits several images" if image is None else "is no image"
-            raise ValueError(f"{where}: image {name!r} {problem} of the records; score it with the data it is of")
-        box = entry.get("box", entry.get("bbox"))
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(x, int | float) for x in box):
-            raise ValueError(f"{where}: box {box!r}; expected `bbox` [x, y, width, height] or `box` [x1, y1, x2, y2]")
-        if "box" not in entry:
-            box = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+            raise ValueError(
+                f"{where}: image {name!r} {problem} of the records; score it with the data it is of, or, where its "
+                "predictions are of the records of a detector's boxes, name those with --boxes"
+            )
+        box = _box(entry, where)
         if "score" not in entry:
             raise ValueError(f"{where}: no score; detections are ranked by their scores")
-        result = _result(entry, where, categories)
-        result.id, result.box = str(number), [float(x) for x in box]
+        result = read.result(entry, where)
+        result.id, result.box = str(number), box
         results[result.id], of_image[result.id] = result, image
-    return Predictions(results, of_image, "image_id")
+    how = "image"
+    if any(GRIT_TEXT in entry for _, entry in entries):
+        hws = np.array([sizes[image] for image in of_image.values()])
+        how = f"image; GRiT's boxes, {_to_pixels(list(results.values()), hws)}"
+    return Predictions(results, of_image, how)
+
+
+def _box(entry: Mapping[str, Any], where: str) -> list[float]:
+    """xyxy."""
+    key = "box" if "box" in entry else "bbox"
+    box = entry.get(key)
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+        raise ValueError(
+            f"{where}: box {str(box)[:80]}; expected `bbox` [x, y, width, height] or `box` [x1, y1, x2, y2], four "
+            "finite numbers"
+        )
+    x1, y1, x2, y2 = map(float, box)
+    if key == "bbox":
+        if x2 < 0 or y2 < 0:
+            raise ValueError(f"{where}: bbox {box} is [x, y, width, height]; expected a width and height of 0 or more")
+        return [x1, y1, x1 + x2, y1 + y2]
+    if x2 < x1 or y2 < y1:
+        raise ValueError(f"{where}: box {box} is [x1, y1, x2, y2]; expected x1 <= x2 and y1 <= y2")
+    return [x1, y1, x2, y2]
+
+
+def _to_pixels(results: Sequence[RegionResult], image_hws: np.ndarray) -> str:
+    """GRiT writes boxes of images scaled to DenseCap's longer side, forks of it pixels: whether boxes leave their
+    images tells. Scales them in place; how, for people."""
+    boxes = np.array([result.box for result in results])
+    beyond, beyond_scaled = (share_beyond(boxes, image_hws, side) for side in (None, DENSECAP_LONGER_SIDE))
+    smaller = image_hws.max() < DENSECAP_LONGER_SIDE  # then boxes that are scaled leave the image
+    if beyond_scaled > beyond or (smaller and beyond <= 0.02):
+        return "which count pixels"
+    scales = image_hws.max(axis=1, keepdims=True) / DENSECAP_LONGER_SIDE
+    for result, box in zip(results, boxes * scales, strict=True):
+        result.box = box.tolist()
+    return f"of images scaled to a longer side of {DENSECAP_LONGER_SIDE:.0f}"

@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model-name", help="what the predictions are of; the file's name if not given")
     parser.add_argument("--id-key", help="the key of a predictions file that names a region, where several could")
+    parser.add_argument("--text-key", help="the key of a predictions file that holds the text, where several could")
     parser.add_argument(
         "--annotations", metavar="FILE", help="the benchmark's own JSON: images of ids, LVIS's marks, ..."
     )
@@ -255,7 +256,8 @@ def _read(
     own = task.annotations if task.annotations and Path(task.annotations).is_file() else None
     known = (args.annotations or own) if args.id_key is None and "choices" not in task.metrics else None
     detected = task.boxes == "detected"
-    found = read_any(path, everything, detected=detected, id_key=args.id_key, annotations=known)
+    keys = {"id_key": args.id_key, "text_key": args.text_key}
+    found = read_any(path, everything, detected=detected, **keys, annotations=known, metrics=task.metrics)
     if found.how not in ("", "id"):
         print(f"{path}: regions by {found.how}", file=sys.stderr)
     if args.limit is not None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dynrefer.boxes import BOX_FORMATS, box_area, box_iou, check_boxes, check_image_hw, to_xyxy
+from dynrefer.boxes import BOX_FORMATS, box_area, box_iou, check_boxes, check_image_hw, share_beyond, to_xyxy
 
 HW = (100, 200)  # height, width
 
@@ -104,3 +104,11 @@ def test_iou_and_area_by_hand():
     assert box_iou(a, []).shape == (1, 0)
     assert box_iou([[1, 1, 1, 1]], [[1, 1, 1, 1]]).tolist() == [[0]]
     assert box_area(b).tolist() == [100, 100, 100, 4]
+
+
+def test_boxes_beyond_their_images_tell_what_they_count():
+    boxes = np.array([[0, 0, 200, 100], [0, 0, 201.5, 100], [0, 0, 10, 10], [0, 0, 10, 300]])
+    hws = np.array([(100, 200)] * 4)
+    assert share_beyond(boxes, hws) == 0.5
+    assert share_beyond(boxes, hws, 720) == 0 and share_beyond(boxes, hws, 100) == 0.75
+    assert share_beyond(boxes[:0], hws[:0]) == 0

@@ -142,6 +142,95 @@ def test_captions_keep_tabs_quotes_and_other_alphabets(tmp_path):
     assert read_any(write(tmp_path, {"0": text}), ITEMS).results["refcocog-umd-val-e0"].caption == text
 
 
+def test_several_texts_of_a_prediction_are_not_chosen_between(tmp_path):
+    path = write(tmp_path, [{"id": n, "caption": f"truth {n}", "answer": text} for n, text in enumerate(TEXTS)])
+    with pytest.raises(ValueError, match="prediction 0: caption 'truth 0' and answer 'a cup' differ.*--text-key KEY"):
+        read_any(path, ITEMS)
+    found = read_any(path, ITEMS, text_key="answer").results
+    assert [result.caption for result in found.values()] == TEXTS
+    with pytest.raises(ValueError, match="have no 'output', only id, caption, answer"):
+        read_any(path, ITEMS, text_key="output")
+    path = write(tmp_path, {"0": {"outputs": ["a cup"], "text": "a cup"}})
+    assert read_any(path, ITEMS).results["refcocog-umd-val-e0"].caption == "a cup"
+    own = write(tmp_path, lines([{"id": ITEMS[0].id, "caption": "a"}]), "p.jsonl")
+    assert len(read_any(own, ITEMS, text_key="caption").results) == 1
+    with pytest.raises(ValueError, match="have no 'answer'"):
+        read_any(own, ITEMS, text_key="answer")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"category": {"name": "cup", "score": "0.5"}},
+        {"category": {"name": "cup", "score": None}},
+        {"category": {"name": ["cup"], "score": 1}},
+        {"category": {"name": "cup"}},
+        {"category": ["cup"], "caption": "a cup"},
+        {"category": ["cup"], "text": "a cup"},
+        {"category_id": [1], "text": "a cup"},
+        {"category_id": 1, "text": "a cup"},
+        {"tags": [{"name": "cup", "score": "x"}]},
+        {"tags": [{"name": "cup", "score": True}], "text": "a cup"},
+        {"attributes": ["cup"]},
+        {"box": ["a", 1, 2, 3]},
+        {"box": [1, 2, 3]},
+        {"scales": [None]},
+        {"score": True, "caption": "a cup"},
+        {"score": 10**400, "text": "a cup"},
+        {"caption": 5},
+    ],
+)
+def test_values_of_another_type_are_named_by_line(tmp_path, entry):
+    path = write(tmp_path, lines([{"id": ITEMS[0].id, "caption": "a"}, {"id": ITEMS[1].id} | entry]), "p.jsonl")
+    with pytest.raises(ValueError, match="p.jsonl:2: "):
+        read_any(path, ITEMS)
+
+
+@pytest.mark.parametrize("document", [[], {"categories": [1]}, {"categories": [{"id": 1}]}, {"categories": 5}])
+def test_annotations_of_another_form_are_named(tmp_path, document):
+    names = write(tmp_path, document, "names.json")
+    with pytest.raises(ValueError, match="names.json: .*expected the benchmark's COCO JSON"):
+        read_any(write(tmp_path, {"0": "a"}), ITEMS, annotations=names)
+
+
+def test_where_scores_rank_all_have_one_or_none(tmp_path):
+    entries = [{"id": n, "caption": text, "score": -3.0} for n, text in enumerate(TEXTS)]
+    del entries[1]["score"]
+    path = write(tmp_path, entries)
+    with pytest.raises(ValueError, match="prediction 1: no score, which 2 of the 3 predictions have; they are ranked"):
+        read_any(path, ITEMS, metrics=("densecap",))
+    assert read_any(path, ITEMS, metrics=("captions",)).results  # nothing is ranked
+    named = write(tmp_path, [{"id": 0, "category": "cup", "score": 0.5}, {"id": 1, "category": "cup"}])
+    with pytest.raises(ValueError, match="prediction 1: no score"):
+        read_any(named, ITEMS, metrics=("categories", "recognition"))
+    own = [{"id": region.id, "category": {"name": "cup", "score": 1.0}} for region in ITEMS]
+    assert read_any(write(tmp_path, lines(own), "p.jsonl"), ITEMS, metrics=("recognition",)).results
+
+
+def test_a_category_id_needs_a_name_where_it_is_scored(tmp_path):
+    path = write(tmp_path, [{"image_id": 0, "category_id": 1, "caption": "a cup"}])
+    assert read_any(path, ITEMS, metrics=("captions",)).results["refcocog-umd-val-e0"].category is None
+    with pytest.raises(ValueError, match="category_id 1 has no name"):
+        read_any(path, ITEMS, metrics=("recognition",))
+
+
+GRIT = {"category_id": 1, "score": 0.5, "object_descriptions": "a cup", "logit": 0.1}
+
+
+def test_grits_own_file_is_brought_to_pixels(tmp_path):
+    regions = [Region(str(n), f"VG_100K/{n}.jpg", (100, 200), (0, 0, 4, 4)) for n in (7, 8)]
+    scale = 720 / 200
+    scaled = [[36.0, 18.0, 36.0, 36.0], [18.0, 18.0, 199 * scale - 18, 99 * scale - 18]]
+    path = write(tmp_path, [GRIT | {"image_id": n, "bbox": box} for n, box in zip((7, 8), scaled, strict=True)])
+    found = read_any(path, regions, detected=True, metrics=("densecap",))
+    assert found.results["0"].box == pytest.approx([10, 5, 20, 15])
+    assert found.results["1"].box == pytest.approx([5, 5, 199, 99]) and found.results["1"].caption == "a cup"
+    assert "720" in found.how and found.results["0"].score == 0.5
+    pixels = [GRIT | {"image_id": n, "bbox": [10, 10, 60, 50]} for n in (7, 8)]
+    found = read_any(write(tmp_path, pixels), regions, detected=True, metrics=("densecap",))
+    assert found.results["0"].box == [10, 10, 70, 60] and "pixels" in found.how
+
+
 def test_detections_are_boxes_of_images(tmp_path):
     entries = [
         {"image_id": 581857, "bbox": [1, 2, 3, 4], "score": 0.5, "caption": "a cup"},
@@ -157,6 +246,10 @@ def test_detections_are_boxes_of_images(tmp_path):
     for change, message in (
         ({"image_id": 3}, "image 3 is no image"),
         ({"bbox": [1, 2, 3]}, r"box \[1, 2, 3\]"),
+        ({"bbox": [1, 2, -3, 4]}, r"bbox \[1, 2, -3, 4\] is .*width and height of 0 or more"),
+        ({"box": [5, 2, 3, 4]}, r"box \[5, 2, 3, 4\] is .*expected x1 <= x2"),
+        ({"bbox": [True, 2, 3, 4]}, "four finite numbers"),
+        ({"bbox": ["1", 2, 3, 4]}, "four finite numbers"),
         ({"score": None}, "score None"),
     ):
         with pytest.raises(ValueError, match=message):

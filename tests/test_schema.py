@@ -439,6 +439,14 @@ def test_results_go_through_json_unchanged():
         ({"id": "a", "score": "high"}, "score 'high'"),
         ({"id": "a", "tags": ["cup"]}, "tags 'cup'"),
         ({"id": "a", "category": "cup"}, "category 'cup'"),
+        ({"id": "a", "category": {"name": "cup", "score": "0.5"}}, "category .*a finite number"),
+        ({"id": "a", "category": {"name": ["cup"], "score": 0.5}}, "category .*a text"),
+        ({"id": "a", "tags": [{"name": "cup", "score": "x"}]}, "tags .*a finite number"),
+        ({"id": "a", "attributes": [{"name": "wet", "score": float("nan")}]}, "attributes .*a finite number"),
+        ({"id": "a", "box": ["a", 1, 2, 3]}, "box .*four finite numbers"),
+        ({"id": "a", "box": [0, 1, 2]}, "box .*four finite numbers"),
+        ({"id": "a", "scales": [True]}, "scales .*finite numbers"),
+        ({"id": "a", "score": 10**400}, "a finite number"),
     ],
 )
 def test_bad_predictions_name_their_line(line, rule):

@@ -7,6 +7,7 @@ file is memory-mapped, and one that `save_arrow` wrote opens without a look at i
 import gzip
 import hashlib
 import json
+import math
 import mmap
 import os
 import secrets
@@ -136,11 +137,24 @@ class Region:
         return None if self.mask is None else to_mask(self.mask, self.image_hw)
 
 
+RESULT_TYPES = {"box": list, "caption": str, "tags": list, "attributes": list, "scales": list}
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number: True and False are none, nor is an integer that no float holds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 @dataclass
 class RegionResult:
     """What a model says about one region. box: xyxy pixels; score: exp of the caption's summed log probabilities;
     tags, attributes: [{"name", "score"}], best first (attributes: all that were scored); category: {"name", "score"}
-    or None; scales: the views' scales."""
+    or None; scales: the views' scales. All numbers are finite."""
 
     id: str
     box: list[float]
@@ -163,19 +177,27 @@ class RegionResult:
         known = cls.__dataclass_fields__
         if unknown := d.keys() - known.keys():
             raise ValueError(f"{where}: unknown key {sorted(map(str, unknown))}; a prediction has {list(known)}")
-        types = {"box": list, "caption": str, "tags": list, "attributes": list, "scales": list}
-        for key, kind in types.items():
+        for key, kind in RESULT_TYPES.items():
             if key in d and not isinstance(d[key], kind):
                 raise ValueError(f"{where}: {key} {d[key]!r} of {d['id']}: expected {kind.__name__}")
-        if isinstance(score := d.get("score", 0.0), bool) or not isinstance(score, (int, float)):
-            raise ValueError(f"{where}: score {score!r} of {d['id']}: expected a number")
+        if not is_number(score := d.get("score", 0.0)):
+            raise ValueError(f"{where}: score {score!r} of {d['id']}: expected a finite number")
+        for key in ("box", "scales"):
+            values = d.get(key, [])
+            if not all(map(is_number, values)) or (key == "box" and len(values) not in (0, 4)):
+                rule = "four finite numbers" if key == "box" else "finite numbers"
+                raise ValueError(f"{where}: {key} {values!r} of {d['id']}: expected {rule}")
         category = d.get("category")
         for key, values in (
             *((k, d.get(k, [])) for k in ("tags", "attributes")),
-            ("category", [category] if category else []),
+            ("category", [] if category is None else [category]),
         ):
-            if bad := [v for v in values if not isinstance(v, dict) or not {"name", "score"} <= v.keys()]:
-                raise ValueError(f"{where}: {key} {bad[0]!r} of {d['id']}: expected " + '{"name": ..., "score": ...}')
+            for value in values:
+                if not (
+                    isinstance(value, dict) and isinstance(value.get("name"), str) and is_number(value.get("score"))
+                ):
+                    rule = '{"name": a text, "score": a finite number}'
+                    raise ValueError(f"{where}: {key} {value!r} of {d['id']}: expected {rule}")
         return cls(**{"box": [], **d})
 
 
