@@ -311,9 +311,14 @@ def _densecap(s: Scoring) -> None:
     truth: dict[str, Boxes] = {}
     found: dict[str, Boxes] = {}
     for region in s.regions:
+        if not region.captions:
+            raise ValueError(
+                f"region {region.id!r} has no caption, and dense captions are scored against one of every region; "
+                "records of a detector's boxes are no ground truth: name them with --boxes"
+            )
         boxes = truth.setdefault(region.image, Boxes([], []))
         boxes.boxes.append(region.box)
-        boxes.captions.append(region.captions[0] if region.captions else "")
+        boxes.captions.append(region.captions[0])
     given = {region.id: region for region in s.regions} if s.task.boxes == "given" else {}
     unsure = all(result.score == 0 for result in s.results.values())  # no scores: all alike
     for i, result in s.results.items():

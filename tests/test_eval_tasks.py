@@ -162,6 +162,15 @@ def test_dense_captions_of_given_and_of_detected_boxes():
         score(get_task("densecap-vg1.2-detected"), regions, half, images=images | {"set-test-0": "other.jpg"})
 
 
+def test_dense_captions_need_a_caption_of_every_region():
+    regions = regions_of(4, captions=lambda n: ("a cup",) if n else ())
+    results = said(regions, lambda n: "a cup")
+    images = {region.id: region.image for region in regions}
+    for task in ("densecap-vg1.2", "densecap-vg1.2-detected"):
+        with pytest.raises(ValueError, match="region 'set-test-0' has no caption"):
+            score(get_task(task), regions, results, images=images)
+
+
 def test_lvis_needs_its_marks(tmp_path):
     regions = regions_of(20, category=lambda n: ("cup", "dog")[n % 2])
     document = {
