@@ -1,18 +1,45 @@
 """What all commands share: a mistake in input or settings is one line and exit status 2, not a traceback."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
 
+INTERRUPTED = 130  # as a shell says of a command that Ctrl-C has ended
+NEXT_STEP = {  # of the operating system's errors
+    errno.ENOSPC: "make room, or write somewhere else",
+    errno.EDQUOT: "make room, or write somewhere else",
+    errno.EFBIG: "raise the limit (`ulimit -f`), or write somewhere else",
+    errno.EROFS: "write somewhere else",
+    errno.EACCES: "change who may read and write there, or choose another path",
+    errno.EPERM: "change who may read and write there, or choose another path",
+    errno.EEXIST: "a file stands where a folder is needed; choose another path",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another path",
+    errno.EISDIR: "it is a folder; name a file",
+    errno.ENOENT: "check the path",
+    errno.ENAMETOOLONG: "choose a shorter path",
+}
 
-def run_command(name: str, command: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
-    """The exit status of a command: its own (None = 0), or 2 after a mistake, which is printed in a line
-    (DYNREFER_DEBUG=1 shows where it came from)."""
+
+def message(error: BaseException) -> str:
+    """What a command says of an error; of the operating system's: the file, what is wrong and the next step."""
+    if isinstance(error, OSError) and error.errno in NEXT_STEP:
+        file = "" if error.filename is None else f"{error.filename}: "
+        return f"{file}{error.strerror}; {NEXT_STEP[error.errno]}"
+    return str(error)
+
+
+def run_command(
+    name: str, command: Callable[[argparse.Namespace], int | None], args: argparse.Namespace, stopped: str = "stopped"
+) -> int:
+    """The exit status of a command: its own (None = 0), 2 after a mistake, or 130 after Ctrl-C. Both are printed in a
+    line (DYNREFER_DEBUG=1 shows where they came from); `stopped`: what is said after Ctrl-C."""
     try:
         return command(args) or 0
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
+    except (KeyboardInterrupt, ValueError, RuntimeError, OSError, ImportError) as error:
         if os.environ.get("DYNREFER_DEBUG"):
             raise
-        print(f"{name}: error: {error}", file=sys.stderr)
-        return 2
+        interrupted = isinstance(error, KeyboardInterrupt)
+        print(f"{name}: {stopped if interrupted else f'error: {message(error)}'}", file=sys.stderr)
+        return INTERRUPTED if interrupted else 2

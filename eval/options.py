@@ -9,6 +9,8 @@ from dynrefer.data.schema import RegionRecords, open_records
 
 from .tasks import TASKS, Task, get_task
 
+STOPPED = "stopped; the same command goes on (without --overwrite)"  # what a model has predicted is kept
+
 
 def arguments(prog: str, description: str) -> argparse.ArgumentParser:
     """The options that the commands of this package share."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dynrefer.data.schema import RegionRecords, RegionResult, atomic_path, read_jsonl
+from dynrefer.data.schema import RegionRecords, RegionResult, atomic_path, naming, read_jsonl
 from dynrefer.models.fingerprint import model_fingerprint
 from dynrefer.processes import Processes
 
@@ -106,6 +106,7 @@ def predict(
         known = sum(region.id in done for region in records) if done else 0
         with (
             _view_strategy(model.processor, view_strategy),
+            naming(parts[processes.rank]),
             open(parts[processes.rank], "a", encoding="utf-8") as file,
             _progress(len(records), known, parts, progress and processes.rank == 0) as update,
         ):

@@ -44,7 +44,7 @@ from .evaluate import (
     write_json,
 )
 from .formats import Predictions, read_any
-from .options import arguments, key_values, load_model, open_task
+from .options import STOPPED, arguments, key_values, load_model, open_task
 from .predict import file_sha256
 from .report import report_of
 from .scoring import Scores, score
@@ -93,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--report", metavar="FILE", help="also write a page with the scores, charts and pictures")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="text generation, for instance num_beams=5")
-    return run_command("eval.run", launched()(_run), parser.parse_intermixed_args(argv))
+    args = parser.parse_intermixed_args(argv)
+    return run_command("eval.run", launched()(_run), args, STOPPED if args.model else "stopped")
 
 
 def _run(args: argparse.Namespace) -> None:

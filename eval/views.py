@@ -23,7 +23,7 @@ from dynrefer.processes import is_main, launched
 
 from .compare import table
 from .evaluate import default_out, evaluate, write_json
-from .options import arguments, load_model, open_task
+from .options import STOPPED, arguments, load_model, open_task
 from .tasks import Task
 
 STRATEGIES = ("phash", "joint", "task", "random")
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments("python -m eval.views", "Measures a benchmark for a list of view settings.")
     parser.add_argument("--model", required=True, help="run folder, model folder or hub id")
     parser.add_argument("--settings", nargs="+", metavar="S", help="such as phash fixed:0,0.3; all when not given")
-    return run_command("eval.views", launched()(_run), parser.parse_args(argv))
+    return run_command("eval.views", launched()(_run), parser.parse_args(argv), STOPPED)
 
 
 def _run(args: argparse.Namespace) -> None:

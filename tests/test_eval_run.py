@@ -203,6 +203,22 @@ def test_a_score_that_is_not_finite_stops_the_run(data):
         predict(Broken(), open_records(data / "test.jsonl"), data / "p.jsonl", num_workers=0, batch_size=1)
 
 
+def test_a_full_disk_is_named_with_the_file_and_the_run_goes_on(data):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    records = open_records(data / "test.jsonl")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2500, limits[1]))
+        with pytest.raises(OSError) as error:
+            predict(Model(), records, data / "p.jsonl", batch_size=3, num_workers=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "p.jsonl.part-" in error.value.filename
+    model = Model()
+    assert len(predict(model, records, data / "p.jsonl", batch_size=3, num_workers=0)) == 10
+    assert 0 < len(model.calls) < 4, "what was written whole is kept"
+
+
 # --- scores --------------------------------------------------------------------------------------------------------
 
 

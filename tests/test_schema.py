@@ -1,3 +1,4 @@
+import errno
 import gzip
 import json
 import os
@@ -400,6 +401,36 @@ def test_a_folder_is_replaced_whole(tmp_path):
         temporary.mkdir()
         raise RuntimeError
     assert len(open_records(tmp_path / "arrow")) == 2 and [p.name for p in tmp_path.iterdir()] == ["arrow"]
+
+
+def test_a_device_or_socket_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/full")
+    for name in ("pipe", "link"):
+        before = os.lstat(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} is no file but a device, pipe or socket"):
+            write_records(tmp_path / name, regions(2))
+        assert os.lstat(tmp_path / name) == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_error_of_writing_names_the_file_that_was_to_appear(tmp_path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5, limits[1]))
+        with pytest.raises(OSError) as error:
+            write_records(tmp_path / "r.jsonl", regions(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.filename == str(tmp_path / "r.jsonl") and error.value.errno == errno.EFBIG
+    with pytest.raises(PermissionError) as error, atomic_path(tmp_path / "r.jsonl") as temporary:
+        raise PermissionError(errno.EACCES, "no", str(temporary))
+    assert error.value.filename == str(tmp_path / "r.jsonl")
+    with pytest.raises(FileNotFoundError) as error, atomic_path(tmp_path / "r.jsonl"):
+        open(tmp_path / "other")
+    assert error.value.filename == str(tmp_path / "other")
+    assert not list(tmp_path.iterdir())
 
 
 def test_gzip_is_real_and_text_stays_readable(tmp_path):

@@ -4,6 +4,7 @@ JSON lines are for people and for some hundred thousand regions: they are read a
 file is memory-mapped, and one that `save_arrow` wrote opens without a look at its records.
 """
 
+import errno
 import gzip
 import hashlib
 import json
@@ -566,22 +567,40 @@ def is_table(path: str | os.PathLike) -> bool:
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside `path`, for a file or a folder; it takes the name `path` when the block ends well and is
-    removed when it does not. What stood at `path` stays whole until then."""
+    removed when it does not. What stood at `path` stays whole until then.
+
+    ValueError where something else stands, a device for instance. An OSError names `path`.
+    """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is no file but a device, pipe or socket, which is not replaced; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = f"{os.getpid()}-{secrets.token_hex(4)}"
     temporary, old = path.with_name(f".{path.name}.{mark}.tmp"), path.with_name(f".{path.name}.{mark}.old")
     try:
-        yield temporary
-        if temporary.is_dir() and path.exists():
-            os.replace(path, old)  # a folder cannot replace a full one
-        os.replace(temporary, path)
+        with naming(path, temporary):
+            yield temporary
+            if temporary.is_dir() and path.exists():
+                os.replace(path, old)  # a folder cannot replace a full one
+            os.replace(temporary, path)
     finally:
         for leftover in (temporary, old):
             if leftover.is_dir():
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: str | os.PathLike, temporary: str | os.PathLike | None = None) -> Iterator[None]:
+    """Within it an OSError that names no file, as that of a full disk, or the temporary one names `path`."""
+    try:
+        yield
+    except OSError as error:
+        unnamed = error.filename is None and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
+        if unnamed or (temporary is not None and str(error.filename).startswith(str(temporary))):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def write_records(path: str | os.PathLike, regions: Iterable[Region]) -> int:
