@@ -212,6 +212,8 @@ def _print(content: dict, task: Task, scores: Scores) -> None:
             print(f"{of}{missing} regions without a prediction count as wrong")
         if (empty := file.get("empty_captions")) and "captions" in task.metrics:
             print(f"{of}{empty} empty captions count as wrong")
+    for what, number in scores.counts.items():
+        print(f"{number} {what}")
     for deviation in content["deviations"]:
         print(f"not the benchmark: {deviation}")
 

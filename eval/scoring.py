@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ CLEANING = {  # what is done to predictions and references alike before the toke
 class Scores:
     """corpus: {score name: fraction}; regions: {metric: regions that it counts}; items: {region id: {name: score}};
     left_out: {metric: why it was not computed}; parts: {metric: {name: fraction}}, what a score is the mean of.
-    versions: {score name: what computed it}. groups: (N,) the image of every region; resamplings: how scores are
+    counts: {what is wrong with predictions, for people: how many}. versions: {score name: what computed it}. groups: (N,) the image of every region; resamplings: how scores are
     computed on draws of the regions, and no_interval: {score name: why it has none}."""
 
     corpus: dict[str, float] = field(default_factory=dict)
@@ -46,6 +46,7 @@ class Scores:
     items: dict[str, dict[str, float]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     parts: dict[str, dict[str, float]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)
     resamplings: list[Resampling] = field(default_factory=list)
@@ -273,19 +274,25 @@ def _categories(s: Scoring) -> None:
     s.scores.resamplings.append(statistics.means({"category accuracy": s.spread(right)}))
 
 
-def _named(s: Scoring) -> dict[str, tuple[str, float] | None]:
-    """region id -> (category, score) of its prediction; of one that has no category, its caption where it is the
-    name of one."""
-    names = s.names.get("categories") or sorted({region.category for region in s.regions if region.category})
-    words = dict(zip(lower_tokens(names), names, strict=True))
+def _named(s: Scoring, names: Collection[str] = ()) -> dict[str, tuple[str, float] | None]:
+    """prediction id -> (category, score), None where it names none of the list: its category or, of one that has none,
+    its caption, a score of 1. names: the list, the task's if empty."""
+    names = names or s.names.get("categories") or sorted({region.category for region in s.regions if region.category})
+    known = {_answer(name): name for name in names} | {name: name for name in names}
     named = {}
     for i, result in s.results.items():
-        if result.category:
-            named[i] = result.category["name"], float(result.category["score"])
-        else:
-            name = words.get(lower_tokens([result.caption])[0])
-            named[i] = name and (name, 1.0)
+        said, score = (result.category["name"], result.category["score"]) if result.category else (result.caption, 1)
+        name = known.get(said) or known.get(_answer(said))
+        named[i] = name and (name, float(score))
+    if outside := sum(found is None for found in named.values()):
+        s.scores.counts["predictions name no category of the list and count as wrong"] = outside
     return named
+
+
+def _answer(text: str) -> str:
+    """What counts of a category's name in words: "The Traffic_light." -> "traffic light"."""
+    words = lower_tokens([plain_name(text)])[0].split()
+    return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
 
 
 def _recognition(s: Scoring) -> None:
@@ -300,7 +307,7 @@ def _recognition(s: Scoring) -> None:
         return
     names = list(s.names.get("categories") or sorted({name for o in truth.values() for name in o.categories}))
     boxes = {region.id: (region.image, region.box) for region in s.regions if region.category}
-    named = {i: found for i, found in _named(s).items() if found and i in boxes}
+    named = {i: found for i, found in _named(s, names).items() if found and i in boxes}
     corpus = coco_map(region_detections(named, boxes, s.task.score_source), truth, names)
     s.scores.corpus |= corpus
     s.scores.regions["recognition"] = len(boxes)
@@ -401,17 +408,10 @@ def _lvis(s: Scoring) -> None:
             objects.areas.append(annotation["area"])
     if s.task.boxes == "given":
         boxes = {region.id: (region.image, region.box) for region in s.regions}
-        found = region_detections({i: f for i, f in _named(s).items() if f}, boxes, s.task.score_source)
     else:
-        found = {}
-        for i, result in s.results.items():
-            if not result.category:
-                raise ValueError(f"prediction {i!r}: no category; LVIS AP needs a category and its score for each box")
-            objects = found.setdefault(s.images[i], Objects([], [], []))
-            objects.boxes.append(result.box)
-            objects.categories.append(result.category["name"])
-            objects.scores.append(float(result.category["score"]))
-    corpus = lvis_ap(found, truth, frequencies)
+        boxes = {i: (s.images[i], result.box) for i, result in s.results.items()}
+    named = {i: found for i, found in _named(s, frequencies).items() if found}
+    corpus = lvis_ap(region_detections(named, boxes, s.task.score_source), truth, frequencies)
     s.scores.corpus |= corpus
     s.scores.regions["lvis"] = sum(len(objects.categories) for objects in truth.values())
     s.scores.no_interval |= dict.fromkeys(corpus, "LVIS's matching would be repeated on every draw")

@@ -332,7 +332,8 @@ TASKS = {
                 score_source=source,
                 protocol="COCO val2017, ground-truth boxes, 80 categories: accuracy of the best name over all objects "
                 f"without crowds, and COCO box mAP of the same names, ranked by {ranked}. mAPs with different sources "
-                "of scores do not compare.",
+                "of scores do not compare. An answer in words is its category's name, where case, punctuation, "
+                "underscores and a leading a, an or the do not count; what names none of the 80 is wrong.",
                 published=published,
             )
             for name, source, ranked, published in (

@@ -96,7 +96,7 @@ def test_captions_are_cleaned_alike_and_have_intervals_around_the_scores():
     assert CLEANING["words"](["A  man's, hat!"]) == ["a mans hat"]
 
 
-def test_meteors_interval_lies_around_the_corpus_score_and_says_how():
+def test_meteor_on_a_draw_is_the_corpus_score_of_that_draw():
     regions = regions_of(30, captions=lambda n: ("a red cup on the table", "cup"))
     results = said(regions, lambda n: "a red cup" if n % 4 < 2 else "on the red table")
     task = Task("t", "", "", metrics=("captions",), caption_metrics=("meteor",))
@@ -105,7 +105,13 @@ def test_meteors_interval_lies_around_the_corpus_score_and_says_how():
     assert scores.corpus == caption_scores({i: r.caption for i, r in results.items()}, references, ["meteor"])
     low, high = intervals(scores)["METEOR"]
     assert low < scores.corpus["METEOR"] < high
-    assert "aggregates" in scores.resamplings[0].approximate
+    counts = np.random.default_rng(0).integers(0, 3, 30)
+    drawn = [f"{copy} {id_}" for id_, count in zip(references, counts, strict=True) for copy in range(count)]
+    texts = {name: results[name.split()[1]].caption for name in drawn}
+    expected = caption_scores(texts, {name: references[name.split()[1]] for name in drawn}, ["meteor"])["METEOR"]
+    (resampling,) = scores.resamplings
+    assert resampling.values(counts[None].astype(float))["METEOR"] == pytest.approx([expected], abs=1e-9)
+    assert resampling.approximate == ""
 
 
 def test_what_no_prediction_says_anything_about_is_left_out_and_named():
@@ -137,6 +143,31 @@ def test_names_are_recognised_from_categories_or_from_words():
     assert scores.corpus["category accuracy"] == scores.corpus["COCO mAP"] == 0.5
     del results["set-test-0"]
     assert score(text, regions, results, names=names).corpus["category accuracy"] == 19 / 40
+
+
+@pytest.mark.parametrize("answer", ["a cup", "A cup.", "Cup.", "the CUP", " cup ", "an cup!"])
+def test_articles_and_punctuation_of_an_answer_do_not_count(answer):
+    regions = regions_of(2, category=lambda n: ("cup", "traffic_light")[n])
+    results = said(regions, lambda n: (answer, "The traffic light.")[n])
+    scores = score(get_task("coco-recognition-text"), regions, results)
+    assert scores.corpus["category accuracy"] == 1 and not scores.counts
+    for region in regions:  # as a category, which has a score
+        results[region.id].category = {"name": results[region.id].caption, "score": 0.5}
+    assert score(get_task("coco-recognition"), regions, results).corpus["COCO mAP"] == pytest.approx(1)
+
+
+def test_names_that_are_not_in_the_list_are_wrong_and_counted(tmp_path):
+    regions = regions_of(4, category=lambda n: ("cup", "dog")[n % 2])
+    names = {"categories": ["cup", "dog"]}
+    category = {"category": lambda n: {"name": "a mug" if n == 0 else ("cup", "dog")[n % 2], "score": 1}}
+    results = said(regions, lambda n: "", **category)
+    scores = score(get_task("coco-recognition"), regions, results, names=names)
+    assert scores.corpus["category accuracy"] == 0.75 and 0 < scores.corpus["COCO mAP"] < 1
+    assert scores.counts == {"predictions name no category of the list and count as wrong": 1}
+    results = said(regions, lambda n: "a", category=lambda n: None)
+    scores = score(get_task("coco-recognition-text"), regions, results, names=names)
+    assert scores.corpus["category accuracy"] == scores.corpus["COCO mAP"] == 0
+    assert list(scores.counts.values()) == [4]
 
 
 def test_dense_captions_of_given_and_of_detected_boxes():
