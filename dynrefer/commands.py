@@ -41,5 +41,6 @@ def run_command(
         if os.environ.get("DYNREFER_DEBUG"):
             raise
         interrupted = isinstance(error, KeyboardInterrupt)
-        print(f"{name}: {stopped if interrupted else f'error: {message(error)}'}", file=sys.stderr)
+        if not interrupted or os.environ.get("RANK", "0") == "0":  # Ctrl-C reaches all processes
+            print(f"{name}: {stopped if interrupted else f'error: {message(error)}'}", file=sys.stderr)
         return INTERRUPTED if interrupted else 2

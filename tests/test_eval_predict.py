@@ -19,6 +19,20 @@ from tests.test_eval_run import Model, data  # noqa: F401 (a fixture)
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 IMAGES = 7
+# the command itself, with a model that takes its time
+SLOW_RUN = """
+import sys, time
+import eval.run as run
+
+load = run.load_model
+def slow_model(args):
+    model = load(args)
+    answer = model.predict
+    model.predict = lambda *a, **k: (time.sleep(0.3), answer(*a, **k))[1]
+    return model
+run.load_model = slow_model
+sys.exit(run.main())
+"""
 # predicts into the file that is named, so slowly that there is time for a kill
 SCRIPT = """
 import os, sys, time
@@ -132,6 +146,32 @@ def test_after_a_kill_any_number_of_processes_goes_on(folder, before, after):
     assert_same(folder / f"whole-{before}.jsonl", folder / out)
     lines = (folder / out).read_text().splitlines(keepends=True)
     assert set(kept) <= set(lines), "what was there is not predicted again"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent to a process group")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_ends_in_a_line_and_what_was_predicted_stays(folder, processes):
+    out = folder / f"stopped-{processes}"
+    (folder / "slow_run.py").write_text(SLOW_RUN)
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable] if processes == 1 else [*TORCHRUN, "2"]
+    command += [folder / "slow_run.py", "--model", folder / "model", "--data", folder / "records.jsonl", "--out", out]
+    command += ["--task", "world", "--device", "cpu", "--batch-size", "1", "--num-workers", "2"]
+    run = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.time() + 120
+    while len(written(out, "predictions.jsonl")) < 3 and run.poll() is None and time.time() < deadline:
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)
+    _, said = run.communicate(timeout=120)
+    assert said.count("eval.run: stopped; the same command goes on") == 1
+    if processes == 1:  # torchrun tells of itself
+        assert run.returncode == 130 and "Traceback" not in said
+    assert str(ROOT / "eval") not in said and str(ROOT / "dynrefer") not in said
+    assert 3 <= len(written(out, "predictions.jsonl")) < 4 * IMAGES
 
 
 @pytest.mark.slow
