@@ -16,14 +16,22 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from .java import SILENT_SECONDS, JavaProgram, find_java
 
-METRICS = ("bleu", "rouge", "meteor", "cider")  # what every installation computes; "spice" needs more files
+METRICS = ("bleu", "rouge", "meteor", "cider")  # what every installation computes
+KNOWN = (*METRICS, "spice")  # which needs more files
 METEOR_JAR, PTB_JAR = "meteor/meteor-1.5.jar", "tokenizer/stanford-corenlp-3.4.1.jar"
 SPICE_JAR = "spice/spice-1.0.jar"
 SPICE_FILES = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 METEOR_WORDS = 1000  # a longer caption gets 0: endless repetition makes METEOR's aligner run out of memory
+# METEOR 1.5 for English: weights of recall, fragmentation and content words; of words that are the same, have the same
+# stem, are synonyms, are paraphrases.
+ALPHA, BETA, GAMMA, DELTA, STAGES = 0.85, 0.2, 0.6, 0.75, (1.0, 0.6, 0.8, 0.6)
+METEOR_COUNTS = 7 + 4 * len(STAGES)  # numbers in METEOR's answer
 
 
 def caption_scores(
@@ -57,8 +65,8 @@ def caption_scores(
     """
     metrics = list(metrics)
     for metric in metrics:
-        if metric not in _SCORERS:
-            raise ValueError(f"unknown caption metric {metric!r}; known: {', '.join(_SCORERS)}")
+        if metric not in KNOWN:
+            raise ValueError(f"unknown caption metric {metric!r}; known: {', '.join(KNOWN)}")
     if tokenizer not in TOKENIZERS:
         raise ValueError(f"unknown tokenizer {tokenizer!r}; known: {', '.join(TOKENIZERS)}")
     if not references:
@@ -84,23 +92,42 @@ def caption_scores(
     tokens = iter(TOKENIZERS[tokenizer](texts))
     predicted = {region_id: next(tokens) for region_id in ids}
     expected = {region_id: [next(tokens) for _ in references[region_id]] for region_id in ids}
+    found = token_scores(predicted, expected, metrics)
+    return (found.corpus, found.items) if per_item else found.corpus
 
-    corpus, items = {}, {region_id: {} for region_id in ids}
+
+class TokenScores(NamedTuple):
+    """corpus: {score name: fraction}; items: {region id: the same}; meteor: (N, F) statistics of the regions, see
+    `meteor_of`, None where METEOR is not computed."""
+
+    corpus: dict[str, float]
+    items: dict[Hashable, dict[str, float]]
+    meteor: np.ndarray | None
+
+
+def token_scores(
+    predicted: Mapping[Hashable, str], expected: Mapping[Hashable, Sequence[str]], metrics: Iterable[str] = METRICS
+) -> TokenScores:
+    """`caption_scores` of texts that are tokenized already, with the same regions in both."""
+    metrics, statistics = list(metrics), None
     with ThreadPoolExecutor(1) as beside:  # METEOR computes in its own process
-        meteor = beside.submit(_meteor, predicted, expected) if "meteor" in metrics else None
         try:
-            rows = {m: scorer(predicted, expected) for m, scorer in _SCORERS.items() if m in metrics and m != "meteor"}
-            if meteor:
-                rows["meteor"] = meteor.result()
+            if "meteor" in metrics:
+                statistics = beside.submit(meteor_statistics, list(predicted.values()), list(expected.values()))
+            rows = {metric: scorer(predicted, expected) for metric, scorer in _SCORERS.items() if metric in metrics}
+            statistics = statistics and statistics.result()
         except BaseException:  # also Ctrl-C: nobody waits for what METEOR still has to compute
             METEOR.kill()
             raise
-    for metric in _SCORERS:
+    if statistics is not None:
+        rows["meteor"] = {"METEOR": (meteor_of(statistics.sum(0)), meteor_of(statistics))}
+    corpus, items = {}, {region_id: {} for region_id in predicted}
+    for metric in KNOWN:
         for name, (score, scores) in rows.get(metric, {}).items():
             corpus[name] = float(score)
-            for region_id, value in zip(ids, scores, strict=True):
+            for region_id, value in zip(predicted, scores, strict=True):
                 items[region_id][name] = float(value)
-    return (corpus, items) if per_item else corpus
+    return TokenScores(corpus, items, statistics)
 
 
 def _text(caption: str | Mapping) -> str:
@@ -149,7 +176,8 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
         return lines
     with PTB as ptb:
         answers = iter(ptb.ask(filled, len(filled)))
-    return [" ".join(t for t in next(answers).split() if t not in PUNCTUATIONS) if line else "" for line in lines]
+    # A space within "2 1/2" is none of theirs.
+    return [" ".join(t for t in next(answers).split(" ") if t not in PUNCTUATIONS) if line else "" for line in lines]
 
 
 TOKENIZERS = {"ptb": ptb_tokens, "lower": lower_tokens, "tokens": list}  # "tokens": texts that are tokenized already
@@ -172,10 +200,6 @@ def _rouge(predicted: dict[str, str], expected: dict[str, list[str]]) -> dict[st
     # An empty caption would fully agree with a reference of nothing but punctuation.
     items = [rouge.calc_score([text], expected[key]) if text else 0.0 for key, text in predicted.items()]
     return {"ROUGE-L": (sum(items) / len(items), items)}
-
-
-def _meteor(predicted: dict[str, str], expected: dict[str, list[str]]) -> dict[str, tuple[float, list[float]]]:
-    return {"METEOR": meteor_scores(list(predicted.values()), list(expected.values()))}
 
 
 def _cider(predicted: dict[str, str], expected: dict[str, list[str]]) -> dict[str, tuple[float, list[float]]]:
@@ -225,39 +249,70 @@ def spice_missing() -> str | None:
     )
 
 
-_SCORERS = {"bleu": _bleu, "rouge": _rouge, "meteor": _meteor, "cider": _cider, "spice": _spice}
+_SCORERS = {"bleu": _bleu, "rouge": _rouge, "cider": _cider, "spice": _spice}
 
 
 def meteor_scores(
     predictions: Sequence[str], references: Sequence[Sequence[str]], timeout: float = SILENT_SECONDS
 ) -> tuple[float, list[float]]:
-    """METEOR 1.5 (`-l en -norm`) of the corpus and of each item, by the one JVM of this process.
+    """METEOR 1.5 (`-l en -norm`) of the corpus and of each item; ValueError without any, see `meteor_statistics`."""
+    if not predictions:
+        raise ValueError("no captions: there is no METEOR to compute")
+    statistics = meteor_statistics(predictions, references, timeout)
+    return float(meteor_of(statistics.sum(0))), meteor_of(statistics).tolist()
+
+
+def meteor_statistics(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], timeout: float = SILENT_SECONDS
+) -> np.ndarray:
+    """(N, 6) what METEOR 1.5 finds in each item, by the one JVM of this process; `meteor_of` a sum of rows is the score
+    of these items together.
 
     Args:
         predictions: N texts, of which one of more than METEOR_WORDS words scores 0.
-        references: N lists of texts, tokenized or not.
+        references: N lists of texts, tokenized or not; METEOR takes the reference that scores best.
         timeout: seconds without an answer after which the JVM counts as dead.
 
     Raises:
-        RuntimeError: the JVM did not start, died, hung, or answered something that is not a score.
+        RuntimeError: the JVM did not start, died, hung, or answered something that is not its counts.
     """
-    if not predictions:
-        raise ValueError("no captions: there is no METEOR to compute")
     predictions = [text if len(text.split()) <= METEOR_WORDS else "" for text in predictions]
     lines = [
         " ||| ".join(["SCORE", *map(_meteor_text, texts), _meteor_text(prediction)])
         for prediction, texts in zip(predictions, references, strict=True)
     ]
     with METEOR as meteor:
-        stats = meteor.ask(lines, len(lines), timeout)
-        for stat, prediction in zip(stats, predictions, strict=True):
-            if not stat or not all(_is_number(part) for part in stat.split()):
-                raise RuntimeError(f"METEOR answered {stat!r} for the caption {prediction!r}; expected its counts")
-        answers = meteor.ask([" ||| ".join(["EVAL", *stats])], len(stats) + 1, timeout + len(stats) / 1_000)
-        if not all(map(_is_number, answers)):
-            raise RuntimeError(f"METEOR answered {[a for a in answers if not _is_number(a)][0]!r}; expected a score")
-    *items, corpus = map(float, answers)
-    return corpus, items
+        answers = meteor.ask(lines, len(lines), timeout)
+        counts = np.array([_counts(*found) for found in zip(answers, predictions, strict=True)]).reshape(
+            -1, METEOR_COUNTS
+        )
+    words, function_words = counts[:, :2], counts[:, 2:4]  # of the prediction, of the reference
+    matches = counts[:, 4:20].reshape(-1, len(STAGES), 4)  # both's content words, both's function words, of each stage
+    chunks, matched = counts[:, 20], counts[:, 21:]
+    weighted = np.einsum("nsk,s->nk", matches, STAGES)
+    weighted = DELTA * weighted[:, :2] + (1 - DELTA) * weighted[:, 2:]
+    lengths = DELTA * (words - function_words) + (1 - DELTA) * function_words
+    found = matches.sum(1)
+    same = (found[:, :2] + found[:, 2:] == words).all(1) & (chunks == 1)  # one chunk is none where all is the same
+    return np.column_stack([weighted, lengths, np.where(same, 0, chunks), matched.mean(1)])
+
+
+def meteor_of(sums: np.ndarray) -> np.ndarray:
+    """(...) METEOR of (..., 6) sums of `meteor_statistics`: a weighted harmonic mean of precision and recall, less a
+    penalty for matches in many chunks; 0 without a match. Banerjee and Lavie 2005; Denkowski and Lavie 2014."""
+    predicted, expected, predicted_length, expected_length, chunks, matched = np.moveaxis(sums, -1, 0)
+    none = (predicted <= 0) | (expected <= 0)
+    lengths = (1 - ALPHA) * predicted_length / np.where(none, 1, predicted)
+    lengths += ALPHA * expected_length / np.where(none, 1, expected)
+    penalty = GAMMA * (chunks / np.where(none, 1, matched)) ** BETA
+    return np.where(none, 0.0, (1 - penalty) / np.where(none, 1, lengths))
+
+
+def _counts(answer: str, prediction: str) -> list[float]:
+    counts = [float(part) for part in answer.split() if _is_number(part)]
+    if len(counts) != METEOR_COUNTS or len(answer.split()) != METEOR_COUNTS:
+        raise RuntimeError(f"METEOR answered {answer!r} for the caption {prediction!r}; expected its counts")
+    return counts
 
 
 def _meteor_text(text: str) -> str:

@@ -14,7 +14,7 @@ from dynrefer.images import open_image
 
 from . import statistics
 from .attributes import attribute_groups, attribute_precisions
-from .captions import TOKENIZERS, caption_scores, lower_tokens
+from .captions import TOKENIZERS, lower_tokens, meteor_of, token_scores
 from .categories import category_accuracy
 from .choices import Judge, Question, choice_scores, judge_captions, shown_region
 from .densecap import Boxes, average_precisions, match, score_captions
@@ -27,7 +27,7 @@ from .versions import metric_versions
 if TYPE_CHECKING:
     from .tasks import Task
 
-METEOR_MEAN = "METEOR: the mean of the regions' scores is drawn, the score itself aggregates counts of words"
+CIDER_WORDS = "CIDEr: how rare a word is stays what it is in the references of all regions"
 CLEANING = {  # what is done to predictions and references alike before the tokenizer
     "none": list,
     "words": lower_tokens,  # lower-case, punctuation removed
@@ -189,19 +189,22 @@ def _captions(s: Scoring) -> None:
     tokens = iter(TOKENIZERS[s.task.tokenizer](CLEANING[s.task.clean](texts)))
     predictions = {i: next(tokens) for i in ids}
     references = {region.id: [next(tokens) for _ in region.captions] for region in described}
-    corpus, items = caption_scores(predictions, references, s.task.caption_metrics, "tokens", per_item=True)
-    s.scores.corpus |= corpus
+    found = token_scores(predictions, references, s.task.caption_metrics)
+    s.scores.corpus |= found.corpus
     s.scores.regions["captions"] = len(references)
-    for region_id, values in items.items():
+    for region_id, values in found.items.items():
         s.scores.items[region_id] |= values
-    columns = {name: s.spread({i: items[i][name] for i in ids}) for name in corpus if not name.startswith("BLEU")}
-    if meteor := {name: column for name, column in columns.items() if name == "METEOR"}:
-        s.scores.resamplings.append(statistics.means(meteor, METEOR_MEAN))
-    if plain := {name: column for name, column in columns.items() if name != "METEOR"}:
-        s.scores.resamplings.append(statistics.means(plain))
+    places = s.places(described)
+    names = [name for name in found.corpus if not name.startswith(("BLEU", "METEOR"))]
+    if names:
+        columns = {name: s.spread({i: found.items[i][name] for i in ids}) for name in names}
+        s.scores.resamplings.append(statistics.means(columns, CIDER_WORDS if "CIDEr" in names else ""))
+    if found.meteor is not None:
+        part = statistics.of_sums(found.meteor, lambda sums: {"METEOR": meteor_of(sums)})
+        s.scores.resamplings.append(_of_some(part, places))
     if "bleu" in s.task.caption_metrics:
         part = statistics.bleu(list(predictions.values()), list(references.values()))
-        s.scores.resamplings.append(_of_some(part, s.places(described)))
+        s.scores.resamplings.append(_of_some(part, places))
 
 
 def _tags(s: Scoring) -> None:

@@ -10,7 +10,7 @@ quantiles lie further out for them ("expanded percentiles": Hesterberg, What Tea
 2015). The p-value of a difference is the same in reverse: an interval of level 1 - p would end at 0.
 
 A score on a draw is a function of counts (D, N), how often each of N regions is in each of D draws: see `means`,
-`bleu`, `rankings`, `ratios`.
+`of_sums`, `bleu`, `rankings`, `ratios`.
 """
 
 from collections import Counter
@@ -212,20 +212,24 @@ def _average_precisions(counts: np.ndarray, order: np.ndarray, right: np.ndarray
     return _ratio((steps * _ratio(hits, ranks, 0.0)).sum(1), hits[:, -1])
 
 
+def of_sums(table: Sequence[Sequence[float]], scores_of: Callable[[np.ndarray], dict[str, np.ndarray]]) -> Resampling:
+    """Scores that follow from sums over the regions: (N, F) what is summed; (D, F) sums -> {score name: (D,)}."""
+    table = np.asarray(table, np.float64)
+    return Resampling(lambda counts: scores_of(counts @ table), 2 * table.size)
+
+
 def bleu(predicted: Sequence[str], expected: Sequence[Sequence[str]]) -> Resampling:
     """BLEU-1..4 of tokenized texts, the corpus score of pycocoevalcap (closest reference length) on every draw; 0 where
     no n-gram is right, which pycocoevalcap writes as some 1e-5 that depend on how many there are."""
-    sums = np.array([_bleu_counts(text, texts) for text, texts in zip(predicted, expected, strict=True)], np.float64)
 
-    def values_of(counts: np.ndarray) -> dict[str, np.ndarray]:
-        total = counts @ sums  # (D, 10)
+    def scores_of(total: np.ndarray) -> dict[str, np.ndarray]:
         right, guessed = total[:, :4], total[:, 4:8]
         logs = np.cumsum(np.log((right + 1e-15) / (guessed + 1e-9)), 1) / np.arange(1, 5)
         ratio = (total[:, 8] + 1e-15) / (total[:, 9] + 1e-9)
         short = np.where(ratio < 1, 1 - 1 / ratio, 0.0)
         return {f"BLEU-{n + 1}": np.where(right[:, n] > 0, np.exp(logs[:, n] + short), 0.0) for n in range(4)}
 
-    return Resampling(values_of, 4 * sums.size)
+    return of_sums([_bleu_counts(text, texts) for text, texts in zip(predicted, expected, strict=True)], scores_of)
 
 
 def _bleu_counts(text: str, references: Sequence[str]) -> list[int]:

@@ -2,16 +2,26 @@
 
 import json
 import os
+import random
 import re
 import signal
 import stat
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from eval import captions, java
-from eval.captions import caption_scores, lower_tokens, meteor_scores, one_line, ptb_tokens
+from eval.captions import (
+    caption_scores,
+    lower_tokens,
+    meteor_of,
+    meteor_scores,
+    meteor_statistics,
+    one_line,
+    ptb_tokens,
+)
 
 FIXTURES = Path(__file__).parent / "fixtures" / "metrics"
 GOLDENS = Path(os.environ.get("DYNREFER_TEST_DATA", "../shared/data")) / "metric_goldens"
@@ -95,6 +105,52 @@ def test_empty_long_and_foreign_texts_are_scored():
     assert items["long"]["METEOR"] == 0
 
 
+WORDS = "a the of red reds cup cups mug dog dogs run running quickly on , don't 's big large car automobile (555) -"
+
+
+def test_meteor_follows_from_sums_of_its_counts_as_the_program_says(monkeypatch):
+    """EVAL answers a score for each line of counts, and one for all of them together."""
+    counts = []
+    ask = java.JavaProgram.ask
+    monkeypatch.setattr(java.JavaProgram, "ask", lambda *args: counts.extend(found := ask(*args)) or found)
+    chance = random.Random(0)
+
+    def text():
+        return " ".join(chance.choices(WORDS.split(), k=chance.randint(0, 12)))
+
+    references = [[text() for _ in range(chance.randint(1, 3))] for _ in range(1000)]
+    predictions = [text() if chance.random() < 0.8 else chance.choice(texts) for texts in references]
+    references += [[""], ["a cup"], [""], ["..."], ["!"], ["of the"], ["cup"], ["a red cup"]]
+    predictions += ["", "", "a cup", "...", "a", "of the", "dog", "cup red a"]
+    statistics = meteor_statistics(predictions, references)
+    some = [chance.sample(range(len(predictions)), chance.randint(1, 5)) for _ in range(100)]
+    for chosen in [*some, range(1000), [*range(1000, 1008)] * 2]:
+        with captions.METEOR as meteor:
+            lines = [" ||| ".join(["EVAL", *(counts[n] for n in chosen)])]
+            *items, corpus = map(float, ask(meteor, lines, len(chosen) + 1))
+        assert meteor_of(statistics[chosen]) == pytest.approx(items, abs=1e-9)
+        assert meteor_of(statistics[chosen].sum(0)) == pytest.approx(corpus, abs=1e-9)
+    assert max(items) == 1 and min(items) == 0 and meteor_of(np.zeros((2, 3, 6))).tolist() == [[0] * 3] * 2
+
+
+def test_a_space_within_a_token_is_no_end_of_it():
+    """The tokenizer writes "2 1/2" as one token; ROUGE-L of pycocoevalcap takes it as one."""
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    texts = [
+        "a 2 1/2 story house",
+        "a 2 1/2 story brick house",
+        "sign reads (555) 123-4567",
+        "a sign with (555) 123-4567",
+    ]
+    tokens = ["a 2\u00a01/2 story house", "a 2\u00a01/2 story brick house"]
+    tokens += ["sign reads -lrb-555-rrb-\u00a0123-4567", "a sign with -lrb-555-rrb-\u00a0123-4567"]
+    assert ptb_tokens(texts) == tokens
+    found = caption_scores({1: texts[0], 2: texts[2]}, {1: texts[1:2], 2: texts[3:]}, ["rouge"], per_item=True)[1]
+    for region_id, (said, true) in {1: tokens[:2], 2: tokens[2:]}.items():
+        assert found[region_id]["ROUGE-L"] == pytest.approx(Rouge().calc_score([said], [true]), abs=1e-6)
+
+
 def test_a_missing_prediction_counts_as_wrong():
     references = {"a": ["a red cup"], "b": ["a blue lamp"], "c": ["one brown dog"]}
     complete = {"a": "a red cup", "b": "a blue lamp", "c": "one brown dog"}
@@ -168,7 +224,8 @@ def program(path: Path, text: str) -> str:
         ("import sys, time; sys.stdin.readline(); time.sleep(60)", "silent for 1 s"),
         ("import time; time.sleep(60)", "silent for 1 s"),
         ("while True: print('Error: 3', flush=True); input()", "answered 'Error: 3'"),
-        ("while True: input(); print('NaN', flush=True)", "answered 'NaN'"),
+        ("while True: input(); print('NaN ' * 23, flush=True)", "answered 'NaN NaN"),
+        ("while True: input(); print('1.0 ' * 22, flush=True)", "expected its counts"),
     ],
 )
 def test_a_dead_or_mad_meteor_is_an_error_and_never_a_score(tmp_path, monkeypatch, script, message):
@@ -257,13 +314,13 @@ def test_what_stops_another_metric_stops_meteor_too(tmp_path, monkeypatch):
 def test_more_captions_than_pipes_hold_neither_block_nor_mix(tmp_path, monkeypatch):
     script = (
         "import sys\nfor line in sys.stdin:\n"
-        "    if line.startswith('SCORE'): print(*[len(line)] * 2000, flush=True)\n"
-        "    else: print('0.5\\n' * line.count('|||') + '0.25', flush=True)"
+        "    words = line.count('cup') - 1; print(words, 1, 0, 0, 1, 1, *[0] * 14, 1, 1, ' ' * 10_000, 1, flush=True)\n"
     )  # its answers are longer than the questions, so both pipes fill
     monkeypatch.setattr(java, "find_java", lambda: program(tmp_path / "java", script))
-    corpus, items = meteor_scores(["cup " * 100] * 500, [["a cup"]] * 500, timeout=20)
+    texts = ["cup " * (n % 100 + 1) for n in range(500)]
+    statistics = meteor_statistics(texts, [["a cup"]] * 500, timeout=20)
     captions.METEOR.end()
-    assert corpus == 0.25 and items == [0.5] * 500
+    assert statistics[:, 2].tolist() == [captions.DELTA * (n % 100 + 1) for n in range(500)]
 
 
 @pytest.mark.parametrize(
