@@ -55,11 +55,13 @@ def predict(
         seed: of random views, and of texts that are drawn at random.
         overwrite: begin anew whatever the file holds.
 
-    Raises ValueError: a file of other settings, a damaged file, a result that is not finite.
+    Raises ValueError: an unknown view strategy, a file of other settings, a damaged file, a result that is not finite.
     """
     from dynrefer.data.dataset import RegionDataset
     from dynrefer.data.loader import RegionLoader, share
 
+    if view_strategy is not None:
+        check_view_strategy(view_strategy, model.processor.num_views)
     out_path = Path(out_path)
     settings = {
         "model": model_fingerprint(model),
@@ -137,6 +139,13 @@ def predict(
             "there at the same time; run the command again"
         )
     return {region.id: found[region.id] for region in records}
+
+
+def check_view_strategy(strategy: str, num_views: int) -> None:
+    """ValueError for one that is unknown, or that a model with so many views cannot follow."""
+    from dynrefer.views import choose_scales
+
+    choose_scales(strategy, np.zeros((1, 1, 3), np.uint8), np.zeros((0, 4)), num_views, ())
 
 
 def read_predictions(path: str | os.PathLike) -> dict[str, RegionResult]:

@@ -135,7 +135,7 @@ def _run(args: argparse.Namespace) -> None:
         out = Path(args.out or default_out(args.model, task.name, args.view_strategy, args.control, **asked))
         model = load_model(args)
         captioner = getattr(model, "captioner_settings", None)
-        if captioner and (args.view_strategy or args.control is not None):
+        if captioner and not (args.view_strategy is None and args.control is None):
             raise ValueError(f"--view-strategy and --control are for our models; --prompt asks {args.model}")
         settings = {
             "model": model_fingerprint(model),

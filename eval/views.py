@@ -15,8 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dynrefer.commands import run_command
 from dynrefer.data.schema import RegionRecords, atomic_path
 from dynrefer.processes import is_main, launched
@@ -24,6 +22,7 @@ from dynrefer.processes import is_main, launched
 from .compare import table
 from .evaluate import default_out, evaluate, write_json
 from .options import STOPPED, arguments, load_model, open_task
+from .predict import check_view_strategy
 from .tasks import Task
 
 STRATEGIES = ("phash", "joint", "task", "random")
@@ -81,11 +80,9 @@ def sweep(
 
     Raises ValueError for an unknown setting, or one that the model's number of views does not fit.
     """
-    from dynrefer.views import choose_scales  # and with it torch, which nothing else here needs
-
     settings = list(settings or view_settings(model.processor.num_views))
     for setting in settings:  # not after the settings before it were measured
-        choose_scales(setting, np.zeros((1, 1, 3), np.uint8), np.zeros((0, 4)), model.processor.num_views, ())
+        check_view_strategy(setting, model.processor.num_views)
     kept = tuple(name for name in task.caption_metrics if name in CAPTION_METRICS)
     task = replace(task, caption_metrics=kept or task.caption_metrics)
     rows = {}

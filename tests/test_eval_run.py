@@ -577,6 +577,16 @@ def test_mistakes_are_one_line(tiny, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("strategy", ["phsh", "fixed:0,nan", "fixed:0", "fixed:0,0.2,0.4", "random:2", ""])
+def test_an_unknown_view_strategy_is_refused_before_anything_is_written(tiny, capsys, strategy):
+    data, models = tiny
+    options = ["--task", "tiny", "--model", "m", "--out", str(data / "o"), "--num-workers", "0"]
+    assert run.main([*options, "--view-strategy", strategy]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("eval.run: error: ") and said.count("\n") == 1 and repr(strategy)[1:-1] in said
+    assert not (data / "o").exists() and not models[0].calls
+
+
 def test_baselines_need_no_model(tiny, capsys):
     assert run.main(["--task", "tiny", "--baselines"]) == 0
     assert "always 'a red cup'" in capsys.readouterr().out
