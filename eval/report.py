@@ -229,11 +229,8 @@ def _published(scores: Mapping[str, Any]) -> str:
             f" <b>They compare with this model's if {text(scores['data'])} ({scores['regions']:,} regions) is the "
             "whole benchmark, whose number of regions nobody has published.</b>"
         )
-    elif whole != scores["regions"]:
-        lead += (
-            f" <b>This model was scored on {scores['regions']:,} of the benchmark's {whole:,} regions, so its numbers "
-            "do not compare.</b>"
-        )
+    if deviations := scores.get("deviations"):
+        lead += f" <b>This model's numbers do not compare: {text('; '.join(deviations))}.</b>"
     if (judge := scores["settings"].get("judge")) is not None:
         lead += f" <b>The judge here was {text(judge)}; numbers of other judges do not compare.</b>"
     table = f'<table class="scores"><tr><th></th>{head}<th class=source>source</th></tr>{body}</table>'
@@ -368,6 +365,7 @@ def _calibration(records: RegionRecords, results: Mapping[str, RegionResult], sc
 def _details(scores: Mapping[str, Any]) -> str:
     rows = {
         "Protocol": scores["protocol"],
+        "Differs from the benchmark": "; ".join(scores.get("deviations", ())),
         "Task version": scores["task_version"],
         "Tokenizer of captions": scores["tokenizer"] if "captions" in scores["regions_scored"] else "",
         "Data": f"{scores['data']} (sha256 {scores['data_sha256'][:16]}…)",
