@@ -10,8 +10,11 @@ Read as pixels they match nearly nothing. Forks that write pixels: --longer-side
 
 What comes out: --out, a record without a caption for each detection in an image of --records, in its order; and beside
 it NAME_predictions.jsonl, a prediction file that holds what GRiT said of the same regions: its description and its
-score. Dense captioning by detector describes the records and ranks them by the detector's score; the prediction file
-alone is GRiT's own result.
+score. Dense captioning by detector describes the records and ranks them by the detector's score,
+
+    python -m eval.run --model M --task densecap-vg1.2-detected --boxes data/vg1.2/test_grit.jsonl
+
+and the prediction file alone is GRiT's own result, `--predictions data/vg1.2/test_grit_predictions.jsonl`.
 
 Licence: none is given for GRiT's output; photographs of their Flickr owners.
 """
@@ -30,10 +33,10 @@ import numpy as np
 from data_prep.conventions import BoxReader
 from data_prep.sources import read_items, tell, write
 from data_prep.tally import Tally
+from dynrefer.boxes import DENSECAP_LONGER_SIDE, share_beyond
 from dynrefer.commands import run_command
-from dynrefer.data.schema import Region, atomic_path, open_records
+from dynrefer.data.schema import Region, atomic_path, detector_file, open_records
 
-LONGER_SIDE = 720.0
 MIN_BOXES = 100  # fewer cannot tell how a file is scaled
 LICENCE = "Boxes: GRiT; photographs: their Flickr owners"
 
@@ -69,25 +72,22 @@ def read_detections(path: Path, counts: Counter) -> dict[int, list[dict]]:
     return detections
 
 
-def scaling_problem(edges: np.ndarray, image_hws: np.ndarray, longer_side: float) -> str | None:
+def scaling_problem(boxes: np.ndarray, image_hws: np.ndarray, longer_side: float) -> str | None:
     """Whether boxes are scaled otherwise than `longer_side` says (0: pixels), in a sentence; None where none shows it.
 
-    edges: (N, 2) right and lower edges as the file has them. image_hws: (N, 2) of their images.
+    boxes: (N, 4) xyxy as the file has them. image_hws: (N, 2) of their images.
     """
-    if len(edges) < MIN_BOXES:
+    if len(boxes) < MIN_BOXES:
         return None
-    image_whs = image_hws[:, ::-1].astype(np.float64)
-    side = longer_side or LONGER_SIDE
-    scaled_whs = image_whs * (side / image_whs.max(axis=1, keepdims=True))
-    beyond_image = (edges > image_whs + 1).any(axis=1).mean()
-    beyond_scaled = (edges > scaled_whs + 1).any(axis=1).mean()
-    smaller = image_whs.max() < side  # then boxes that are scaled leave the image
+    side = longer_side or DENSECAP_LONGER_SIDE
+    beyond_image, beyond_scaled = share_beyond(boxes, image_hws), share_beyond(boxes, image_hws, side)
+    smaller = image_hws.max() < side  # then boxes that are scaled leave the image
     if longer_side and (beyond_scaled > beyond_image or (smaller and not beyond_image)):
         return (
             f"{1 - beyond_image:.0%} of the boxes lie in their images as they are: they count pixels; --longer-side 0"
         )
     if not longer_side and beyond_image > max(beyond_scaled, 0.02):
-        return f"{beyond_image:.0%} of the boxes leave their images: they are scaled; --longer-side {LONGER_SIDE:.0f}"
+        return f"{beyond_image:.0%} of the boxes leave their images: they are scaled; --longer-side {side:.0f}"
     return None
 
 
@@ -96,17 +96,16 @@ def regions(
     detections: dict[int, list[dict]],
     images: dict[int, tuple[str, tuple[int, int]]],
     tally: Tally,
-    longer_side: float = LONGER_SIDE,
+    longer_side: float = DENSECAP_LONGER_SIDE,
 ) -> Iterator[tuple[Region, dict]]:
     """(record, GRiT's detection) for every detection in one of the images, image by image. longer_side: of the images
     that the boxes are scaled to, 0 where they count pixels. ValueError where the boxes show another scale."""
     used = [(image_id, d) for image_id in images for d in detections.get(image_id, ())]
     if used:
-        edges = np.array(
-            [[d["bbox"][0] + d["bbox"][2], d["bbox"][1] + d["bbox"][3]] for _, d in used], dtype=np.float64
-        )
+        boxes = np.array([d["bbox"] for _, d in used], dtype=np.float64)
+        boxes[:, 2:] += boxes[:, :2]
         hws = np.array([images[image_id][1] for image_id, _ in used])
-        if problem := scaling_problem(edges, hws, longer_side):
+        if problem := scaling_problem(boxes, hws, longer_side):
             raise ValueError(f"{path}: {problem}")
 
     def found() -> Iterator[tuple]:
@@ -135,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--longer-side",
         type=float,
-        default=LONGER_SIDE,
+        default=DENSECAP_LONGER_SIDE,
         help="the boxes count pixels of images scaled to this longer side; 0 = of the images as they are (default 720)",
     )
     parser.add_argument("--strict", action="store_true", help="a box with nothing in its image is an error")
@@ -154,14 +153,15 @@ def convert(args: argparse.Namespace) -> None:
     tally["images"] = len(images)
     tally["images without a detection"] = len(images.keys() - detections.keys())
     tally["detections left out: of other images"] = sum(len(d) for i, d in detections.items() if i not in images)
-    predictions = args.out.with_name(args.out.name.partition(".")[0] + "_predictions.jsonl")
+    predictions = detector_file(args.out)
 
     with atomic_path(predictions) as temporary, open(temporary, "w", encoding="utf-8") as file:
 
         def both() -> Iterator[Region]:
             for region, detection in regions(args.results, detections, images, tally, args.longer_side):
-                line = {"id": region.id, "box": list(region.box), "caption": detection["object_descriptions"]}
-                file.write(json.dumps(line | {"score": float(detection["score"])}, ensure_ascii=False) + "\n")
+                line = {"id": region.id, "image": region.image, "box": list(region.box)}
+                line |= {"caption": detection["object_descriptions"], "score": float(detection["score"])}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 yield region
             file.flush()
             os.fsync(file.fileno())  # a full disk is noticed before the records appear

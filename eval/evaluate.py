@@ -19,7 +19,9 @@ from dynrefer.processes import is_main
 
 from . import statistics
 from .baselines import constant_caption, one_human, true_type_template
+from .boxes import DetectedBoxes
 from .captions import caption_scores
+from .formats import Predictions
 from .java import java_in_use
 from .predict import file_sha256, predict
 from .scoring import CLEANING, Scores, intervals, score, without_interval
@@ -45,17 +47,18 @@ def evaluate(
     progress: bool = True,
     annotations: str | None = None,
     judge: Callable[[str], str] | None = None,
+    boxes: DetectedBoxes | None = None,
 ) -> tuple[Scores, dict[str, RegionResult]]:
     """Predicts the records with the task's settings (see `predict` for the others) and scores the predictions.
 
     `generation` goes over the task's. The task's word lists are scored where they are not the model's own. Of several
     processes all predict and the main one scores; the others get no scores and no predictions.
-    annotations, judge: see `score`.
+    annotations, judge: see `score`. boxes: what is predicted instead of the records, where a task's are detected.
     """
     names = {kind: task.word_list(kind, records.path) for kind in WORD_LISTS}
     results = predict(
         model,
-        records,
+        boxes.records if boxes else records,
         Path(out_dir) / PREDICTIONS,
         batch_size=batch_size,
         num_workers=num_workers,
@@ -70,7 +73,9 @@ def evaluate(
     )
     if not is_main():
         return Scores(), {}
-    return score(task, records, results, names=names, annotations=annotations, judge=judge), results
+    found = boxes.detections(results) if boxes else Predictions(results)
+    options = {"names": names, "images": found.images, "annotations": annotations, "judge": judge}
+    return score(task, records, found.results, **options), results
 
 
 def baseline_scores(task: Task, records: RegionRecords, train: Sequence[Region] | None) -> dict[str, dict[str, float]]:

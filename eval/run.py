@@ -4,6 +4,7 @@
     python -m eval.run --model runs/quickstart --task world --baselines --view-strategy fixed:0,0,0 num_beams=5
     python -m eval.run --model Qwen/Qwen2.5-VL-3B-Instruct --task refcocog-a --batch-size 8 --dtype bfloat16
     python -m eval.run --predictions predictions.jsonl --task flickr30k --data data/flickr30k/dev.jsonl --report r.html
+    python -m eval.run --model runs/caption --task densecap-vg1.2-detected --boxes data/vg1.2/test_grit.jsonl
     python -m eval.run --predictions seed0.json seed1.json seed2.json --task refcocog-a --model-name "their model"
     accelerate launch -m eval.run --model runs/quickstart --task world
     python -m eval.run --compare ours/predictions.jsonl theirs.json --task refcocog-a
@@ -29,6 +30,7 @@ from dynrefer.models.fingerprint import model_fingerprint
 from dynrefer.processes import is_main, launched
 
 from . import compare
+from .boxes import DetectedBoxes, open_boxes
 from .choices import HTTPJudge
 from .compare import table
 from .evaluate import (
@@ -74,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--annotations", metavar="FILE", help="the benchmark's own JSON: images of ids, LVIS's marks, ..."
     )
+    parser.add_argument(
+        "--boxes", metavar="FILE", help="records of a detector's boxes, which the model or the predictions describe"
+    )
     parser.add_argument("--judge", metavar="URL", help="a chat completions server, up to /v1, that answers questions")
     parser.add_argument("--judge-model", help="the judge's name there")
     parser.add_argument(
@@ -111,8 +116,9 @@ def _run(args: argparse.Namespace) -> None:
     task, records, everything = open_task(args)
     if args.tag_threshold is not None:
         task = get_task(args.task, tag_threshold=args.tag_threshold)
+    boxes = open_boxes(args.boxes, task, records, everything) if args.boxes else None
     if args.compare:
-        _compare(args, task, records, everything)
+        _compare(args, task, records, everything, boxes)
         return
     generation = key_values(args.settings)
     train = _train_records(task, records, args.train_data) if args.baselines else None
@@ -121,15 +127,18 @@ def _run(args: argparse.Namespace) -> None:
     if args.predictions:
         _all_different(args.predictions)
         for path in args.predictions:
-            predictions = _read(args, path, task, records, everything)
+            predictions = _read(args, path, task, records, everything, boxes)
             predicted[path], seeds[path] = predictions.results, _score(args, task, records, predictions)
         scores = mean_scores(list(seeds.values()))
         settings = {"generation": None} | _settings_of(args.predictions[0])
         name = args.model_name or args.predictions[0]
         out = Path(args.out or predictions_out(args.predictions, task.name))
     elif args.model:
-        if task.boxes == "detected":
-            raise ValueError(f"task {task.name} needs boxes of a detector: score a file of them with --predictions")
+        if task.boxes == "detected" and not boxes:
+            raise ValueError(
+                f"task {task.name} needs boxes of a detector: name records of them with --boxes (`python -m "
+                "data_prep.grit_boxes` writes such), or score a file with its own boxes with --predictions"
+            )
         name = args.model_name or args.model
         asked = {"captioner": args.captioner, "prompt": args.prompt}
         out = Path(args.out or default_out(args.model, task.name, args.view_strategy, args.control, **asked))
@@ -160,12 +169,15 @@ def _run(args: argparse.Namespace) -> None:
             overwrite=args.overwrite,
             annotations=args.annotations,
             judge=_judge(args),
+            boxes=boxes,
         )
         if not is_main():
             return
         predicted = {str(out / PREDICTIONS): results}
     else:
         name, out, scores = "no model", args.out and Path(args.out), Scores()
+    if boxes:
+        settings["boxes"] = boxes.settings
     if args.judge:
         settings["judge"] = args.judge_model
     if "tags" in task.metrics:
@@ -226,7 +238,13 @@ def _computed(task: Task, scores: Scores, kept: str = "") -> None:
         raise ValueError(f"task {task.name}: no score was computed{kept}. {why}")
 
 
-def _compare(args: argparse.Namespace, task: Task, records: RegionRecords, everything: RegionRecords) -> None:
+def _compare(
+    args: argparse.Namespace,
+    task: Task,
+    records: RegionRecords,
+    everything: RegionRecords,
+    boxes: DetectedBoxes | None,
+) -> None:
     sha256 = file_sha256(records.path)
     marks = [mark for path in args.compare for mark in compare.other_protocol(path, task, sha256)]
     if marks and not args.different_protocols:
@@ -234,7 +252,7 @@ def _compare(args: argparse.Namespace, task: Task, records: RegionRecords, every
             f"{'; '.join(marks)}: numbers of different protocols do not compare; --different-protocols does it all the "
             "same and marks them"
         )
-    a, b = (_score(args, task, records, _read(args, path, task, records, everything)) for path in args.compare)
+    a, b = (_score(args, task, records, _read(args, path, task, records, everything, boxes)) for path in args.compare)
     _computed(task, a)
     _computed(task, b)
     rows = compare.paired(a, b)
@@ -253,12 +271,19 @@ def _compare(args: argparse.Namespace, task: Task, records: RegionRecords, every
 
 
 def _read(
-    args: argparse.Namespace, path: str, task: Task, records: RegionRecords, everything: RegionRecords
+    args: argparse.Namespace,
+    path: str,
+    task: Task,
+    records: RegionRecords,
+    everything: RegionRecords,
+    boxes: DetectedBoxes | None,
 ) -> Predictions:
     """A predictions file; what is of the same records but beyond --limit is not looked at."""
     own = task.annotations if task.annotations and Path(task.annotations).is_file() else None
     known = (args.annotations or own) if args.id_key is None and "choices" not in task.metrics else None
-    detected = task.boxes == "detected"
+    detected = task.boxes == "detected" and not boxes
+    if boxes:
+        records, everything = boxes.records, boxes.everything
     keys = {"id_key": args.id_key, "text_key": args.text_key}
     found = read_any(path, everything, detected=detected, **keys, annotations=known, metrics=task.metrics)
     if found.how not in ("", "id"):
@@ -268,7 +293,7 @@ def _read(
         found.results = {
             i: result for i, result in found.results.items() if (found.images[i] if detected else i) in wanted
         }
-    return found
+    return boxes.detections(found.results) if boxes else found
 
 
 def _score(args: argparse.Namespace, task: Task, records: RegionRecords, predictions: Predictions) -> Scores:

@@ -38,8 +38,9 @@ CLEANING = {  # what is done to predictions and references alike before the toke
 class Scores:
     """corpus: {score name: fraction}; regions: {metric: regions that it counts}; items: {region id: {name: score}};
     left_out: {metric: why it was not computed}; parts: {metric: {name: fraction}}, what a score is the mean of.
-    counts: {what is wrong with predictions, for people: how many}. versions: {score name: what computed it}. groups: (N,) the image of every region; resamplings: how scores are
-    computed on draws of the regions, and no_interval: {score name: why it has none}."""
+    counts: {what is wrong with predictions, for people: how many}. versions: {score name: what computed it}.
+    groups: (N,) the image of every region; resamplings: how scores are computed on draws of the regions, and
+    no_interval: {score name: why it has none}."""
 
     corpus: dict[str, float] = field(default_factory=dict)
     regions: dict[str, int] = field(default_factory=dict)
@@ -331,6 +332,8 @@ def _densecap(s: Scoring) -> None:
         boxes.captions.append(region.captions[0])
     given = {region.id: region for region in s.regions} if s.task.boxes == "given" else {}
     unsure = all(result.score == 0 for result in s.results.values())  # no scores: all alike
+    if empty := sum(not result.caption.strip() for result in s.results.values()):
+        s.scores.counts["captions of boxes are empty and count as wrong"] = empty
     for i, result in s.results.items():
         boxes = found.setdefault(given[i].image if given else s.images[i], Boxes([], [], []))
         boxes.boxes.append(given[i].box if given else result.box)

@@ -670,6 +670,12 @@ def save_tables(path: str | os.PathLike, tables: Iterable) -> None:
         written.image_groups().save(_groups_stem(temporary))
 
 
+def detector_file(path: str | os.PathLike) -> Path:
+    """Beside records of a detector's boxes the file of what the detector says of them: predictions with its scores."""
+    path = Path(path)
+    return path.with_name(f"{path.name.partition('.')[0]}_predictions.jsonl")
+
+
 def record_root(path: Path) -> Path:
     """The folder that image paths in a record file are relative to: the one it lies in."""
     return path.absolute().parent
