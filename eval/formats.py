@@ -116,9 +116,9 @@ def _entries(path: Path) -> list[tuple[str, dict]]:
     if ".jsonl" not in path.suffixes and text[0] in "[{":
         try:
             value = _parse_json(path, text)
-        except ValueError as error:
+        except ValueError:
             if text[0] == "[" or "\n" not in text:  # otherwise perhaps JSON lines under another name
-                raise ValueError(f"{path}: {error}") from error
+                raise
     if isinstance(value, dict) and not value.keys() & {*ID_KEYS, *TEXT_KEYS}:
         lists = [key for key in LIST_KEYS if isinstance(value.get(key), list)]
         if lists:
@@ -173,8 +173,12 @@ def _parse_json(path: str | os.PathLike, text: str) -> Any:
 
     try:
         return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: not JSON ({error}); the file is damaged or cut off, copy or write it again"
+        ) from error
     except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        raise ValueError(f"{path}: nested too deeply") from error
 
 
 # --- one prediction --------------------------------------------------------------------------------------------------

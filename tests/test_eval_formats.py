@@ -254,3 +254,15 @@ def test_detections_are_boxes_of_images(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             read_any(write(tmp_path, [entries[0] | change]), ITEMS, detected=True)
+
+
+@pytest.mark.parametrize(
+    "content", ['[{"id": "x", "cap', '{"1": "a", "2', '{"1": "a",\n"2": "b",\n"3', '{"id": "1", "capt']
+)
+def test_a_file_that_is_cut_off_is_said_to_be(tmp_path, content):
+    with pytest.raises(ValueError, match=r"^\S*cut.json(:1)?: not .*damaged or cut off") as error:
+        read_any(write(tmp_path, content, "cut.json"), ITEMS)
+    assert str(error.value).count("cut.json") == 1
+    whole = write(tmp_path, [{"image_id": 1, "caption": "a"}], "p.json")
+    with pytest.raises(ValueError, match=r"^\S*cut.json: not JSON .*damaged or cut off"):
+        read_any(whole, ITEMS, annotations=write(tmp_path, content, "cut.json"))
