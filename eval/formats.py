@@ -32,6 +32,7 @@ VLMEVALKIT = frozenset(("index", "question", "prediction"))  # a row of its tabl
 NO_ANSWER = "Failed to obtain answer"  # what VLMEvalKit writes in the place of one
 LIST_KEYS = ("annotations", "results", "predictions")  # of an object that holds a list and not {id: text}
 QUERY = "query"  # beside the regions of {id: text}: what the model was asked
+MAX_DIGITS = 400  # no float is as large
 OWN_KEYS = frozenset(RegionResult.__dataclass_fields__)
 NAMING = frozenset(("categories", "recognition", "lvis", "similarity"))  # metrics that read a prediction's category
 RANKING = {"densecap": False, "recognition": True, "lvis": True}  # metric -> whether the category's score ranks
@@ -161,7 +162,10 @@ def _read_text(path: str | os.PathLike) -> str:
 
 def _parse_json(path: str | os.PathLike, text: str) -> Any:
     def refuse(name: str):
-        raise ValueError(f"{path}: the number {name}; expected finite numbers")
+        raise ValueError(f"{path}: the number {name[:40]}; expected finite numbers")
+
+    def integer(digits: str) -> int:
+        return int(digits) if len(digits) < MAX_DIGITS else refuse(digits)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict:
         found = dict(pairs)
@@ -172,7 +176,7 @@ def _parse_json(path: str | os.PathLike, text: str) -> Any:
         return found
 
     try:
-        return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+        return json.loads(text, parse_constant=refuse, parse_int=integer, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}: not JSON ({error}); the file is damaged or cut off, copy or write it again"

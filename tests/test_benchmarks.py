@@ -35,6 +35,8 @@ def option(command, name: str) -> str | None:
 def written(command) -> list[str]:
     """The record files that a command writes."""
     out = option(command, "--out")
+    if out is None:  # it scores
+        return []
     if out.endswith(".jsonl"):
         return [out]
     splits = [option(command, "--split")] if option(command, "--split") else ["train", "val", "test"]

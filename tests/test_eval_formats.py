@@ -104,6 +104,7 @@ def test_an_end_that_several_ids_share_is_ambiguous(tmp_path):
         ([{"id": 0, "caption": None}], "no text in it"),
         ('[{"id": 0, "caption": "a", "score": NaN}]', "the number NaN"),
         ([{"id": 0, "caption": "a", "score": "high", "x": 1}], "score 'high'"),
+        ('[{"id": 0, "caption": "a", "score": 1' + "0" * 5000 + "}]", "p.json: the number 1000"),
         ('{"id": "refcocog-umd-val-e0", "captoin": "a"}', "no text in it, only id, captoin"),
     ],
 )

@@ -178,16 +178,17 @@ class RegionResult:
         known = cls.__dataclass_fields__
         if unknown := d.keys() - known.keys():
             raise ValueError(f"{where}: unknown key {sorted(map(str, unknown))}; a prediction has {list(known)}")
+        whose = f" of {d['id']}" if d["id"] else ""
         for key, kind in RESULT_TYPES.items():
             if key in d and not isinstance(d[key], kind):
-                raise ValueError(f"{where}: {key} {d[key]!r} of {d['id']}: expected {kind.__name__}")
+                raise ValueError(f"{where}: {key} {d[key]!r}{whose}: expected {kind.__name__}")
         if not is_number(score := d.get("score", 0.0)):
-            raise ValueError(f"{where}: score {score!r} of {d['id']}: expected a finite number")
+            raise ValueError(f"{where}: score {score!r}{whose}: expected a finite number")
         for key in ("box", "scales"):
             values = d.get(key, [])
             if not all(map(is_number, values)) or (key == "box" and len(values) not in (0, 4)):
                 rule = "four finite numbers" if key == "box" else "finite numbers"
-                raise ValueError(f"{where}: {key} {values!r} of {d['id']}: expected {rule}")
+                raise ValueError(f"{where}: {key} {values!r}{whose}: expected {rule}")
         category = d.get("category")
         for key, values in (
             *((k, d.get(k, [])) for k in ("tags", "attributes")),
@@ -198,7 +199,7 @@ class RegionResult:
                     isinstance(value, dict) and isinstance(value.get("name"), str) and is_number(value.get("score"))
                 ):
                     rule = '{"name": a text, "score": a finite number}'
-                    raise ValueError(f"{where}: {key} {value!r} of {d['id']}: expected {rule}")
+                    raise ValueError(f"{where}: {key} {value!r}{whose}: expected {rule}")
         return cls(**{"box": [], **d})
 
 
