@@ -83,7 +83,7 @@ def dense_captions(folder: Path, number: int) -> Rows:
     references, predictions = {}, {}
     for n in range(number):
         corner = rng.uniform(0, 500, (BOXES_AN_IMAGE, 2))
-        truth = np.hstack([corner, corner + rng.uniform(20, 250, corner.shape)])
+        truth = np.hstack([corner, corner + rng.uniform(40, 250, corner.shape)])
         truth[:15] = truth[15:30] + rng.uniform(-3, 3, (15, 4))  # some are one object
         chosen = rng.integers(0, BOXES_AN_IMAGE, BOXES_AN_IMAGE)
         texts = sentences(BOXES_AN_IMAGE)

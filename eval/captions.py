@@ -5,6 +5,10 @@ its wheel; they are driven from here, because pycocoevalcap's own drivers wait f
 alignment on a newline, wait for every answer before they ask again and write into the installed package. One JVM of
 each serves all calls of a process. What pycocoevalcap calls CIDEr is CIDEr-D, with the document frequencies of the
 references that are scored: of other regions, other scores.
+
+Two scores differ from pycocoevalcap's, on purpose: ROUGE-L of an empty caption is 0, where a reference of nothing but
+punctuation would make it 1; METEOR of a caption of more than METEOR_WORDS words is 0, where its aligner would run out
+of memory.
 """
 
 import json
@@ -13,7 +17,7 @@ import subprocess
 import tempfile
 import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +31,7 @@ KNOWN = (*METRICS, "spice")  # which needs more files
 METEOR_JAR, PTB_JAR = "meteor/meteor-1.5.jar", "tokenizer/stanford-corenlp-3.4.1.jar"
 SPICE_JAR = "spice/spice-1.0.jar"
 SPICE_FILES = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-METEOR_WORDS = 1000  # a longer caption gets 0: endless repetition makes METEOR's aligner run out of memory
+METEOR_WORDS = 1000
 # METEOR 1.5 for English: weights of recall, fragmentation and content words; of words that are the same, have the same
 # stem, are synonyms, are paraphrases.
 ALPHA, BETA, GAMMA, DELTA, STAGES = 0.85, 0.2, 0.6, 0.75, (1.0, 0.6, 0.8, 0.6)
@@ -117,7 +121,9 @@ def token_scores(
             rows = {metric: scorer(predicted, expected) for metric, scorer in _SCORERS.items() if metric in metrics}
             statistics = statistics and statistics.result()
         except BaseException:  # also Ctrl-C: nobody waits for what METEOR still has to compute
-            METEOR.kill()
+            while statistics and not statistics.done():  # its thread may start it only now
+                METEOR.kill()
+                wait([statistics], timeout=0.1)
             raise
     if statistics is not None:
         rows["meteor"] = {"METEOR": (meteor_of(statistics.sum(0)), meteor_of(statistics))}

@@ -151,6 +151,7 @@ def report_scores(
             "drawn": statistics.unit_of(scores.groups) if scores.groups else None,
             "draws": [resampling.draws for resampling in scores.resamplings],
             "approximate": sorted({resampling.approximate for resampling in scores.resamplings} - {""}),
+            "caution": statistics.caution(scores.resamplings, scores.groups),
         },
         "parts": scores.parts,
         "baselines": dict(baselines or {}),

@@ -29,7 +29,7 @@ from dynrefer.data.schema import Region, RegionRecords, open_records
 from dynrefer.models.fingerprint import model_fingerprint
 from dynrefer.processes import is_main, launched
 
-from . import compare
+from . import compare, statistics
 from .boxes import DetectedBoxes, open_boxes
 from .choices import HTTPJudge
 from .compare import table
@@ -213,6 +213,8 @@ def _print(content: dict, task: Task, scores: Scores) -> None:
     print(f"{task.name}, {content['regions']} regions of {content['data']}")
     rows = {content["model"]: scores.corpus} if scores.corpus else {}
     print(table(rows | content["baselines"], {content["model"]: content["intervals"]}))
+    if caution := content["bootstrap"]["caution"]:
+        print(caution)
     for metric, why in scores.left_out.items():
         print(f"not computed: {metric}: {why}")
     if "seeds" in content:
@@ -259,6 +261,8 @@ def _compare(
     first, second = args.compare
     print(f"{task.name}, {len(records)} regions of {records.path}")
     print(compare.paired_table(rows, first, second))
+    if caution := statistics.caution([*a.resamplings, *b.resamplings], a.groups):
+        print(caution)
     for deviation in task.deviations(records, sha256):
         print(f"not the benchmark: {deviation}")
     for mark in marks:

@@ -2,12 +2,25 @@
 
 A draw takes as many images as there are, some twice and some not at all, each with all its regions: regions of one
 image are not independent of each other. (Of fewer than MIN_GROUPS images, regions are drawn one by one.) Scores are
-computed anew on 1,000 draws. Draws follow from a seed: two models are scored on the same ones, so their difference is
-paired.
+computed anew on 1,000 draws (CIDEr with the document frequencies of all regions: where not all is anew,
+`Resampling.approximate` says so). Draws follow from a seed: two models are scored on the same ones, so their difference
+is paired.
 
-The interval are quantiles of the draws; few images vary less on draws than they should, so that the levels of the
-quantiles lie further out for them ("expanded percentiles": Hesterberg, What Teachers Should Know About the Bootstrap,
-2015). The p-value of a difference is the same in reverse: an interval of level 1 - p would end at 0.
+The ends of an interval are quantiles of the draws. Few images vary less on draws than they should; the quantiles lie
+further out for them ("expanded percentiles": Hesterberg, What Teachers Should Know About the Bootstrap, 2015). The p-value of a difference is the same in reverse: an interval of level 1 - p would end at 0.
+
+Share of 1,000 samples whose 95 % interval holds the true mean, of images with 1 to 6 regions each; and share of 1,000
+pairs of equal models (one region an image) whose p is below 0.05. Very skewed scores need more images than any
+widening can replace; p-values of rare outcomes err on the side of no difference:
+
+    images                              12     20     40     50     80    150
+    interval, normal scores           0.94   0.94   0.94   0.95   0.95   0.96
+    interval, log-normal scores       0.84   0.89   0.89   0.90   0.91   0.93
+    interval, right or wrong          0.87   0.90   0.93   0.94   0.93   0.94
+    p < 0.05, normal scores           0.05   0.05   0.04      -      -   0.04
+    p < 0.05, log-normal scores       0.06   0.06   0.06      -      -   0.06
+    p < 0.05, 30 % right              0.04   0.04   0.03      -      -   0.03
+    p < 0.05, 1 % right               0.00   0.00   0.00      -      -   0.02
 
 A score on a draw is a function of counts (D, N), how often each of N regions is in each of D draws: see `means`,
 `of_sums`, `bleu`, `rankings`, `ratios`.
@@ -22,6 +35,7 @@ from typing import NamedTuple
 import numpy as np
 
 DRAWS, MIN_DRAWS, MIN_GROUPS = 1000, 200, 10
+FEW = 50  # images, or regions, below which intervals may be too narrow
 MIN_NUMBER = 2  # images, or regions, that an interval needs
 LEVEL = 0.95
 TIE = 1e-12  # a smaller difference, relative to the scores, is none
@@ -82,6 +96,16 @@ def number_drawn(resampling: Resampling, groups: Sequence[Hashable]) -> int:
     """How many images (or regions, see `unit_of`) have a region that counts."""
     units = _units(groups)
     return len(np.unique(units if resampling.places is None else units[resampling.places]))
+
+
+def caution(resamplings: Sequence[Resampling], groups: Sequence[Hashable]) -> str:
+    """What to say of intervals from few images (or regions); "" where there are enough."""
+    numbers = [number_drawn(resampling, groups) for resampling in resamplings]
+    few = [number for number in numbers if MIN_NUMBER <= number < FEW]
+    if not few:
+        return ""
+    drawn = f"only {min(few)} {unit_of(groups)} are drawn"
+    return f"{drawn}: intervals are too narrow; of fewer than {FEW} they hold the true score 84 to 94 times of 100"
 
 
 def samples(resamplings: Sequence[Resampling], groups: Sequence[Hashable], seed: int = 0) -> dict[str, Draws]:

@@ -6,7 +6,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from .captions import METEOR_JAR, PTB_JAR, SPICE_JAR, jar_path
+from .captions import METEOR_JAR, METEOR_WORDS, PTB_JAR, SPICE_JAR, jar_path
 from .similarity import ENCODER
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ TOKENIZERS = {
 # Start of a score's name -> what computes it. Our own rules have a number, which grows when a score may change.
 VERSIONS: dict[str, Callable[["Task", str], str]] = {
     "BLEU": lambda task, judge: f"{package('pycocoevalcap')}; {TOKENIZERS[task.tokenizer]()}",
-    "ROUGE-L": lambda task, judge: f"{package('pycocoevalcap')}; {TOKENIZERS[task.tokenizer]()}",
+    "ROUGE-L": lambda task, judge: (
+        f"{package('pycocoevalcap')}, an empty caption scores 0; {TOKENIZERS[task.tokenizer]()}"
+    ),
     "CIDEr": lambda task, judge: f"{package('pycocoevalcap')}, CIDEr-D; {TOKENIZERS[task.tokenizer]()}",
     "METEOR": lambda task, judge: f"{_meteor()}; {TOKENIZERS[task.tokenizer]()}",
     "SPICE": lambda task, judge: f"SPICE 1.0 {_jar(SPICE_JAR)}; {TOKENIZERS[task.tokenizer]()}",
@@ -62,7 +64,7 @@ def package(name: str) -> str:
 
 
 def _meteor() -> str:
-    return f"METEOR 1.5 -l en -norm {_jar(METEOR_JAR)}"
+    return f"METEOR 1.5 -l en -norm {_jar(METEOR_JAR)}, a caption of more than {METEOR_WORDS:,} words scores 0"
 
 
 @cache

@@ -22,6 +22,8 @@ from eval.captions import (
     one_line,
     ptb_tokens,
 )
+from eval.tasks import get_task
+from eval.versions import metric_versions
 
 FIXTURES = Path(__file__).parent / "fixtures" / "metrics"
 GOLDENS = Path(os.environ.get("DYNREFER_TEST_DATA", "../shared/data")) / "metric_goldens"
@@ -168,6 +170,15 @@ def test_what_cocoevalcap_reads_is_read_too():
     results = {1: [{"image_id": 1, "caption": "a cup"}], 2: ["dogs"]}
     truth = {1: [{"caption": "a red cup"}], 2: [{"caption": "two dogs"}, "the dogs"]}
     assert caption_scores(results, truth, ["rouge", "cider"], "lower", per_item=True) == expected
+
+
+def test_what_differs_from_pycocoevalcap_stands_in_the_versions():
+    versions = metric_versions(["ROUGE-L", "METEOR", "dense mAP", "CIDEr"], get_task("refcocog-a"))
+    assert ", an empty caption scores 0; PTB" in versions["ROUGE-L"] and "scores 0" not in versions["CIDEr"]
+    assert "more than 1,000 words scores 0" in versions["METEOR"] and "1,000 words" in versions["dense mAP"]
+    assert caption_scores({1: ""}, {1: ["..."]}, ["rouge"]) == {"ROUGE-L": 0}
+    items = meteor_scores(["a cup " * 500, "a cup " * 500 + "a"], [["a cup"]] * 2)[1]
+    assert items[0] > 0 == items[1]
 
 
 def test_an_empty_caption_never_scores():

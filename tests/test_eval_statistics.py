@@ -1,11 +1,13 @@
 """Bootstrap intervals and paired differences against numbers known otherwise."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from dynrefer.data.schema import Region, RegionResult
+import eval.run as run
+from dynrefer.data.schema import Region, RegionResult, write_records
 from eval.captions import caption_scores
 from eval.compare import paired as paired_scores
 from eval.scoring import intervals, score, without_interval
@@ -15,6 +17,7 @@ from eval.statistics import (
     Draws,
     Resampling,
     bleu,
+    caution,
     difference,
     draw_counts,
     interval,
@@ -26,7 +29,7 @@ from eval.statistics import (
     unit_of,
 )
 from eval.tags import average_precision, tag_map
-from eval.tasks import get_task
+from eval.tasks import TASKS, get_task
 
 ONE_EACH = [f"image {n}" for n in range(500)]
 
@@ -176,6 +179,16 @@ def test_two_equal_models_seldom_differ_and_the_interval_says_the_same_as_p(outc
             assert (one["p"] < 0.05) == (one["interval"][0] > 0 or one["interval"][1] < 0)
 
 
+def test_few_images_are_a_caution():
+    many, few = (means({"x": np.ones(number)}) for number in (50, 49))
+    assert caution([many], list(range(50))) == caution([], []) == ""
+    assert caution([few], list(range(49))).startswith("only 49 images are drawn: intervals are too narrow")
+    some = means({"x": np.where(np.arange(50) < 12, 1.0, np.nan), "y": np.full(50, np.nan)})
+    assert caution([many, some], list(range(50))).startswith("only 12 images")
+    assert caution([few], ["a"] * 49).startswith("only 49 regions")
+    assert caution([means({"x": np.ones(1)})], ["a"]) == "", "it has no interval"
+
+
 def test_rounding_is_no_difference():
     values = np.random.default_rng(0).random(500)
     one, other = Draws(values, 500), Draws(values * (1 + 2e-16), 500)
@@ -240,3 +253,26 @@ def test_scores_of_one_region_name_the_reason_why_they_have_no_interval():
     reason = "only 1 of the regions counts, and an interval needs two"
     assert without_interval(scores, found) == {"category accuracy": reason}
     assert "interval" not in paired_scores(scores, scores)["category accuracy"]
+
+
+def test_the_command_says_that_intervals_of_few_images_are_too_narrow(tmp_path, monkeypatch, capsys):
+    task = replace(get_task("world"), name="few", metrics=("captions",), caption_metrics=("cider",), tokenizer="lower")
+    monkeypatch.setitem(TASKS, "few", task)
+    said = {}
+    for number in (12, 60):
+        regions = [
+            Region(f"{n}", f"{n}.jpg", (9, 9), (0, 0, 9, 9), captions=(f"a {'red' * (n % 2)} cup",))
+            for n in range(number)
+        ]
+        records, predictions = tmp_path / f"{number}.jsonl", tmp_path / f"{number}.json"
+        write_records(records, regions)
+        predictions.write_text(json.dumps([{"id": region.id, "caption": "a red cup"} for region in regions]))
+        options = ["--task", "few", "--data", str(records), "--predictions", str(predictions)]
+        assert run.main([*options, "--out", str(tmp_path / "out")]) == 0
+        written = json.loads((tmp_path / "out/scores.json").read_text())["bootstrap"]
+        assert "how rare a word is stays" in written["approximate"][0]
+        said[number] = written["caution"]
+        assert said[number] in capsys.readouterr().out
+        assert run.main([*options[:-2], "--compare", str(predictions), str(predictions)]) == 0
+        assert said[number] in capsys.readouterr().out
+    assert said[12].startswith("only 12 images are drawn") and said[60] == ""
