@@ -7,7 +7,8 @@ computed anew on 1,000 draws (CIDEr with the document frequencies of all regions
 is paired.
 
 The ends of an interval are quantiles of the draws. Few images vary less on draws than they should; the quantiles lie
-further out for them ("expanded percentiles": Hesterberg, What Teachers Should Know About the Bootstrap, 2015). The p-value of a difference is the same in reverse: an interval of level 1 - p would end at 0.
+further out for them ("expanded percentiles": Hesterberg, What Teachers Should Know About the Bootstrap, 2015). The
+p-value of a difference is the same in reverse: an interval of level 1 - p would end at 0.
 
 Share of 1,000 samples whose 95 % interval holds the true mean, of images with 1 to 6 regions each; and share of 1,000
 pairs of equal models (one region an image) whose p is below 0.05. Very skewed scores need more images than any
