@@ -189,7 +189,7 @@ def test_a_closed_list_of_names_is_part_of_the_question(tmp_path):
     (data.parent / "categories.txt").write_text("cup\ndog\ntraffic light\n")
     benchmark = exported(exported_to(tmp_path, data, "coco-recognition-text"))
     assert benchmark.ask(benchmark.records[0]).endswith("Answer with one of: cup, dog, traffic light.")
-    scores = benchmark.score({f"set-test-{n}": ("Cup.", "a dog")[n % 2] for n in range(4)})
+    scores = benchmark.score({f"set-test-{n}": ("A cup.", "two dogs")[n % 2] for n in range(4)})
     assert scores["category accuracy"] == 0.5 and "COCO mAP" in benchmark.scores
 
 

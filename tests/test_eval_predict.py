@@ -255,7 +255,7 @@ def test_a_part_with_a_score_that_is_no_number_is_refused(data):  # noqa: F811
     (data / "p.jsonl.part-0-0").write_text(
         json.dumps(RegionResult(records[0].id, [], score=float("nan")).to_dict()) + "\n"
     )
-    with pytest.raises(ValueError, match=f"region {records[0].id}: a score of its prediction is not finite"):
+    with pytest.raises(ValueError, match=f"part-0-0:1: score nan of {records[0].id}: expected a finite number"):
         _collect(data / "p.jsonl", records, [data / "p.jsonl.part-0-0"])
 
 
