@@ -388,10 +388,28 @@ def _lvis(s: Scoring) -> None:
             f"LVIS AP needs to know which categories were looked for in an image, which records do not hold: no file "
             f"at {s.annotations!r}; name LVIS's lvis_v1_val.json with --annotations"
         )
-    document = json.loads(path.read_bytes())
+    pictures = {Path(image).name: image for image in s.scores.groups}
+    try:
+        truth, frequencies = _lvis_objects(json.loads(path.read_bytes()), pictures)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: {error!r}; expected LVIS's lvis_v1_val.json, whole") from error
+    if missing := pictures.keys() - {Path(image).name for image in truth}:
+        raise ValueError(f"{path}: {len(missing)} images of the records are not in it, for instance {min(missing)}")
+    if s.task.boxes == "given":
+        boxes = {region.id: (region.image, region.box) for region in s.regions}
+    else:
+        boxes = {i: (s.images[i], result.box) for i, result in s.results.items()}
+    named = {i: found for i, found in _named(s, frequencies).items() if found}
+    corpus = lvis_ap(region_detections(named, boxes, s.task.score_source), truth, frequencies)
+    s.scores.corpus |= corpus
+    s.scores.regions["lvis"] = sum(len(objects.categories) for objects in truth.values())
+    s.scores.no_interval |= dict.fromkeys(corpus, "LVIS's matching would be repeated on every draw")
+
+
+def _lvis_objects(document: Mapping, pictures: Mapping[str, str]) -> tuple[dict[str, Objects], dict[str, str]]:
+    """({image: its objects and marks}, {category: "r", "c" or "f"}) of LVIS's file. pictures: file name -> image."""
     names = {entry["id"]: entry["name"] for entry in document["categories"]}
     frequencies = {entry["name"]: entry["frequency"] for entry in document["categories"]}
-    pictures = {Path(image).name: image for image in s.scores.groups}
     truth, of_id = {}, {}
     for entry in document["images"]:
         name = Path(entry.get("file_name") or entry["coco_url"]).name
@@ -404,23 +422,13 @@ def _lvis(s: Scoring) -> None:
                 negative=[names[k] for k in entry["neg_category_ids"]],
                 not_exhaustive=[names[k] for k in entry["not_exhaustive_category_ids"]],
             )
-    if missing := pictures.keys() - {Path(image).name for image in truth}:
-        raise ValueError(f"{path}: {len(missing)} images of the records are not in it, for instance {min(missing)}")
     for annotation in document["annotations"]:
         if annotation["image_id"] in of_id:
             objects, (x, y, width, height) = truth[of_id[annotation["image_id"]]], annotation["bbox"]
             objects.boxes.append([x, y, x + width, y + height])
             objects.categories.append(names[annotation["category_id"]])
             objects.areas.append(annotation["area"])
-    if s.task.boxes == "given":
-        boxes = {region.id: (region.image, region.box) for region in s.regions}
-    else:
-        boxes = {i: (s.images[i], result.box) for i, result in s.results.items()}
-    named = {i: found for i, found in _named(s, frequencies).items() if found}
-    corpus = lvis_ap(region_detections(named, boxes, s.task.score_source), truth, frequencies)
-    s.scores.corpus |= corpus
-    s.scores.regions["lvis"] = sum(len(objects.categories) for objects in truth.values())
-    s.scores.no_interval |= dict.fromkeys(corpus, "LVIS's matching would be repeated on every draw")
+    return truth, frequencies
 
 
 def _similarity(s: Scoring) -> None:

@@ -228,6 +228,33 @@ def test_lvis_needs_its_marks(tmp_path):
     assert detected.corpus == scores.corpus
     with pytest.raises(ValueError, match="name LVIS's lvis_v1_val.json with --annotations"):
         score(get_task("lvis-boxes"), regions, results, annotations=str(tmp_path / "none.json"))
+    for damaged in (path.read_text()[:-9], "[]", json.dumps(document | {"categories": [{"id": 1}]})):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match="lvis.json: .*expected LVIS's lvis_v1_val.json, whole"):
+            score(get_task("lvis-boxes"), regions, results, annotations=str(path))
+
+
+def test_lvis_counts_a_name_in_an_image_that_is_marked_as_without_it(tmp_path):
+    """As every file of LVIS has it: a category is negative in an image that holds other objects."""
+    regions = regions_of(4, category=lambda n: "cup" if n < 3 else "dog")
+    marks = {"neg_category_ids": [2], "not_exhaustive_category_ids": []}
+    document = {
+        "categories": [{"id": 1, "name": "cup", "frequency": "f"}, {"id": 2, "name": "dog", "frequency": "r"}],
+        "images": [{"id": 0, "coco_url": "x/0.jpg", **marks}, {"id": 1, "coco_url": "x/1.jpg", **marks}],
+        "annotations": [
+            {"image_id": n // 2, "category_id": 1 + (n == 3), "bbox": [*r.box[:2], 30, 50], "area": 1400.0}
+            for n, r in enumerate(regions)
+        ],
+    }
+    document["images"][1]["neg_category_ids"] = []
+    path = tmp_path / "lvis.json"
+    path.write_text(json.dumps(document))
+    category = {"category": lambda n: {"name": "dog" if n in (0, 3) else "cup", "score": 1 - n / 10}}
+    found = score(
+        get_task("lvis-boxes"), regions, said(regions, lambda n: "", **category), annotations=str(path)
+    ).corpus
+    assert found["LVIS APr"] == pytest.approx(0.5)  # the dog, behind the one that is known not to be there
+    assert found["LVIS APf"] == pytest.approx(67 / 101)
 
 
 def test_similarity_takes_words_or_the_best_name():
