@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import dynrefer
+from dynrefer.commands import message
 
 DTYPES = ("float32", "bfloat16", "float16")
 USER_ERROR = 2
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("DYNREFER_DEBUG"):
             raise
-        print(f"dynrefer: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"dynrefer: error: {' '.join(message(error).split())}", file=sys.stderr)
         return USER_ERROR
 
 
