@@ -178,6 +178,8 @@ def _intervals_lead(scores: Mapping[str, Any]) -> str:
     if scores.get("intervals"):
         drawn = scores.get("bootstrap", {}).get("drawn") or "regions"
         sentences.append(f"Small numbers: 95 % of the scores on bootstrap draws of {drawn}.")
+    if caution := scores.get("bootstrap", {}).get("caution"):
+        sentences.append(f"{caution[0].upper()}{caution[1:]}.")
     if seeds := scores.get("seeds"):
         sentences.append(f"The mean of {len(seeds)} seeds; ± is the standard deviation between them.")
     reasons: dict[str, list[str]] = {}
