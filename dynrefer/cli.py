@@ -169,6 +169,7 @@ def _caption(args: argparse.Namespace) -> int:
     if not args.box and not args.mask:
         raise ValueError("no region; give --box X1 Y1 X2 Y2 or --mask FILE.png, each as often as there are regions")
     # everything that can be wrong with the user's input is looked at before the model is loaded
+    from dynrefer.config import parse_pairs
     from dynrefer.images import open_image
     from dynrefer.predictor import RegionPredictor, check_regions
 
@@ -182,7 +183,7 @@ def _caption(args: argparse.Namespace) -> int:
         "attributes": args.attributes and _names(args.attributes, "--attributes"),
         "categories": args.categories and _names(args.categories, "--categories"),
         "view_strategy": args.view_strategy,
-        "generation": args.generation and _settings(args.generation),
+        "generation": args.generation and parse_pairs(args.generation),
     }
     results = RegionPredictor(_load(args))(image, args.box, **options)
     for index, result in enumerate(results):
@@ -203,18 +204,6 @@ def _names(text: str, option: str) -> list[str]:
     if not names:
         raise ValueError(f"{option}: {text!r} holds no name; give a,b,c or a file with one name a line")
     return names
-
-
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
-    from dynrefer.config import parse_value
-
-    settings = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ValueError(f"--generation: {pair!r} is no setting; write KEY=VALUE, for instance num_beams=5")
-        settings[key] = parse_value(value)
-    return settings
 
 
 def _result_text(index: int, result: Any) -> str:

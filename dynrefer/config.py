@@ -95,6 +95,17 @@ def parse_value(text: str) -> Any:
         ) from error
 
 
+def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """["num_beams=5"] -> {"num_beams": 5}; ValueError for one without a key or without "="."""
+    values = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{pair!r} is no setting; write KEY=VALUE, for instance num_beams=5")
+        values[key] = parse_value(value)
+    return values
+
+
 def read_yaml(path: str | os.PathLike) -> dict:
     """The mapping in a YAML file, merged over its `base:` files. ValueError names the file and its fault."""
     return _read_yaml(Path(path), ())

@@ -1,7 +1,6 @@
 """What the commands of this package ask for alike: a task, its records, a model."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +52,3 @@ def load_model(args: argparse.Namespace) -> Any:
     if family or prompt is not None or is_captioner(args.model, args.revision):
         return load(args.model, get_task(args.task), family, prompt, **place)
     return dynrefer.load(args.model, **place)
-
-
-def key_values(pairs: Sequence[str]) -> dict[str, Any]:
-    """["num_beams=5"] -> {"num_beams": 5}."""
-    from dynrefer.config import parse_value
-
-    values = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ValueError(f"{pair!r} is no setting; write KEY=VALUE, for instance num_beams=5")
-        values[key] = parse_value(value)
-    return values

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from dynrefer.commands import run_command
+from dynrefer.config import parse_pairs
 from dynrefer.data.schema import Region, RegionRecords, open_records
 from dynrefer.models.fingerprint import model_fingerprint
 from dynrefer.processes import is_main, launched
@@ -46,7 +47,7 @@ from .evaluate import (
     write_json,
 )
 from .formats import Predictions, read_any
-from .options import STOPPED, arguments, key_values, load_model, open_task
+from .options import STOPPED, arguments, load_model, open_task
 from .predict import file_sha256
 from .report import report_of
 from .scoring import Scores, score
@@ -120,7 +121,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.compare:
         _compare(args, task, records, everything, boxes)
         return
-    generation = key_values(args.settings)
+    generation = parse_pairs(args.settings)
     train = _train_records(task, records, args.train_data) if args.baselines else None
     settings: dict[str, Any] = {}
     predicted, seeds = {}, {}

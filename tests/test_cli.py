@@ -163,7 +163,7 @@ def test_a_mask_gives_the_box_and_an_empty_control_stays_empty(model, photo, cap
         (["PHOTO", "--model", "m", *BOX, "--mask", "no.png"], "mask 0: mask no.png: no such file"),
         (["PHOTO", "--model", "m", *BOX, "--categories", "no.txt"], "--categories: no file 'no.txt'"),
         (["PHOTO", "--model", "m", *BOX, "--attributes", " , "], "--attributes: ' , ' holds no name"),
-        (["PHOTO", "--model", "m", *BOX, "--generation", "5"], "--generation: '5' is no setting"),
+        (["PHOTO", "--model", "m", *BOX, "--generation", "5"], "'5' is no setting; write KEY=VALUE"),
         (["PHOTO", "--model", "m", *BOX, "--bax"], "unrecognized arguments: --bax"),
     ],
 )
