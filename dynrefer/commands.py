@@ -23,11 +23,15 @@ NEXT_STEP = {  # of the operating system's errors
 
 
 def message(error: BaseException) -> str:
-    """What a command says of an error; of the operating system's: the file, what is wrong and the next step."""
+    """What a command says of an error; of the operating system's: the file, what is wrong and the next step; of one in
+    a loader's worker process: what it would say in this one."""
     if isinstance(error, OSError) and error.errno in NEXT_STEP:
         file = "" if error.filename is None else f"{error.filename}: "
         return f"{file}{error.strerror}; {NEXT_STEP[error.errno]}"
-    return str(error)
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:  # by torch, in a loader's worker process
+        return text.splitlines()[-1].partition(": ")[2]
+    return text
 
 
 def run_command(

@@ -32,6 +32,22 @@ def test_an_error_is_one_line_with_the_file_and_the_next_step(capsys, error, sai
     assert status == 2 and line.startswith("name: error: ") and said in line and line.count("\n") == 1
 
 
+class Spoiled:
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        raise ValueError(f"region {index}: no image: none")
+
+
+def test_an_error_of_a_worker_process_reads_as_of_this_one(capsys):
+    from torch.utils.data import DataLoader
+
+    with pytest.raises(ValueError, match="Original Traceback") as error:
+        list(DataLoader(Spoiled(), num_workers=1))
+    assert ending(capsys, error.value) == (2, "name: error: region 0: no image: none\n")
+
+
 def test_an_interrupted_command_says_so_in_a_line(capsys):
     assert ending(capsys, KeyboardInterrupt()) == (130, "name: stopped\n")
     assert ending(capsys, KeyboardInterrupt(), stopped="stopped; go on") == (130, "name: stopped; go on\n")
