@@ -151,7 +151,8 @@ def score(
 def intervals(scores: Scores, seed: int = 0) -> dict[str, list[float]]:
     """{score name: [low, high]}, 95 % of the score on draws of the regions; see `eval.statistics`."""
     drawn = statistics.samples(scores.resamplings, scores.groups, seed)
-    found = {n: statistics.interval(drawn[n], value) for n, value in scores.corpus.items() if n in drawn}
+    wanted = [name for name in scores.corpus if name in drawn and name not in scores.no_interval]
+    found = {name: statistics.interval(drawn[name], scores.corpus[name]) for name in wanted}
     return {name: low_high for name, low_high in found.items() if low_high is not None}
 
 
@@ -206,6 +207,10 @@ def _captions(s: Scoring) -> None:
     if "bleu" in s.task.caption_metrics:
         part = statistics.bleu(list(predictions.values()), list(references.values()))
         s.scores.resamplings.append(_of_some(part, places))
+        for name, (value,) in part.values(np.ones((1, len(predictions)))).items():
+            if not value:  # pycocoevalcap writes it as a small number
+                what = "word is" if name == "BLEU-1" else f"{name[-1]} words in a row are"
+                s.scores.no_interval[name] = f"no {what} right"
 
 
 def _tags(s: Scoring) -> None:

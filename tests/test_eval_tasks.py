@@ -96,6 +96,14 @@ def test_captions_are_cleaned_alike_and_have_intervals_around_the_scores():
     assert CLEANING["words"](["A  man's, hat!"]) == ["a mans hat"]
 
 
+def test_bleu_without_a_right_run_of_words_has_no_interval():
+    regions = regions_of(24, captions=lambda n: (f"a {COLOURS[n % 3]} cup",))
+    scores = score(get_task("vg-v1"), regions, said(regions, lambda n: f"a {COLOURS[n % 2]} cup"))
+    found = intervals(scores)
+    assert 0 < scores.corpus["BLEU-4"] < 0.02 and "BLEU-3" in found and "BLEU-4" not in found
+    assert without_interval(scores, found)["BLEU-4"] == "no 4 words in a row are right"
+
+
 def test_meteor_on_a_draw_is_the_corpus_score_of_that_draw():
     regions = regions_of(30, captions=lambda n: ("a red cup on the table", "cup"))
     results = said(regions, lambda n: "a red cup" if n % 4 < 2 else "on the red table")
