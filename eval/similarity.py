@@ -4,6 +4,7 @@ The open-vocabulary recognition protocol of LVIS and PACO regions: a model answe
 be one of the names.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -122,10 +123,16 @@ class SentenceEncoder:
     def _load(self) -> None:
         if self.model is None:
             from transformers import AutoModel, AutoTokenizer
+            from transformers.utils import cached_file
 
             self.tokenizer = AutoTokenizer.from_pretrained(self.name)
             self.model = AutoModel.from_pretrained(self.name).to(self.device).eval()
             self.max_length = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
+            try:  # sentence-transformers' own limit, 256 tokens of the protocol's model
+                with open(cached_file(self.name, "sentence_bert_config.json"), encoding="utf-8") as file:
+                    self.max_length = min(self.max_length, json.load(file)["max_seq_length"] or self.max_length)
+            except OSError:
+                pass
 
 
 def _cosines(a: list[str], b: list[str], encode: Encoder | None) -> np.ndarray:

@@ -165,6 +165,10 @@ def test_the_sentence_encoder_averages_the_tokens_of_each_text(tmp_path):
     assert np.isfinite(encode(["dog " * 50])).all()  # longer than the model's input
     corpus, _ = similarity_scores({"a": "red dog", "b": "cup"}, {"a": "red_dog", "b": "dog"}, encode)
     assert corpus["semantic similarity"] < 1 and corpus["word IoU"] == 0.5
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 4, "do_lower_case": false}')
+    short = SentenceEncoder(tmp_path)
+    assert short(["red dog cup"])[0] == pytest.approx(short(["red dog"])[0], abs=1e-6)
+    assert short.max_length == 4 and encode.max_length == 8
 
 
 # --- questions that a judge answers ---------------------------------------------------------------------------------
