@@ -1,12 +1,11 @@
 """DenseCap's splits and cleaning of Visual Genome, to which dense captioning has kept since: what is train, val, test,
 what a phrase becomes, where a box may lie (Johnson, Karpathy, Fei-Fei, CVPR 2016; github.com/jcjohnson/densecap)."""
 
-import json
 import os
 import string
 from pathlib import Path
 
-from data_prep.sources import check_counts
+from data_prep.sources import check_counts, read_json
 
 SPLITS = {"train": 77_398, "val": 5_000, "test": 5_000}  # images in info/densecap_splits.json
 MAX_WORDS = 15  # longer phrases are dropped, in the test set too
@@ -43,12 +42,7 @@ def read_splits(path: str | os.PathLike, subset: bool = False) -> dict[str, froz
     """Image ids of "train", "val" and "test" in densecap_splits.json. ValueError for another file, an image in two
     splits and, unless it is knowingly a subset, other counts than published."""
     path = Path(path)
-    try:
-        lists = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise ValueError(f"{path}: not JSON from its first to its last byte ({error}); download it again") from error
+    lists = read_json(path)
     if (
         not isinstance(lists, dict)
         or set(lists) != set(SPLITS)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.coco import PHOTOS, Converter, Dataset
-from data_prep.sources import ImageFolder, arguments, check_counts, tell, write
+from data_prep.sources import ImageFolder, arguments, check_counts, read_object, tell, write
 from dynrefer.commands import run_command
 from dynrefer.data.schema import Region, atomic_path
 
@@ -98,18 +98,6 @@ def _question(entry: Any, where: str) -> dict:
     return {"text": text, "choices": choices, "kind": kind}
 
 
-def _read_object(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise ValueError(f"{path}: not JSON from its first to its last byte ({error}); download it again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: {type(value).__name__} instead of an object by annotation id")
-    return value
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments("python -m data_prep.dlc_bench", __doc__.splitlines()[0])
     parser.add_argument("--annotations", type=Path, required=True, help="annotations.json")
@@ -122,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
     qa_path = args.qa or args.annotations.with_name("qa.json")
     names_path = args.class_names or args.annotations.with_name("class_names.json")
-    qa, class_names = _read_object(qa_path), _read_object(names_path)
+    qa, class_names = read_object(qa_path), read_object(names_path)
     options = {"keep_crowd": True, "subset": args.subset, "strict": args.strict}
     converter = Converter(
         "dlc-bench", DLC_BENCH, "test", args.annotations, ImageFolder(args.images, args.out), **options

@@ -26,7 +26,6 @@ It is a test set: name these records with --exclude when you convert training da
 
 import argparse
 import hashlib
-import json
 import re
 import sys
 from collections import Counter
@@ -35,7 +34,7 @@ from pathlib import Path
 
 from data_prep.conventions import BoxReader
 from data_prep.own import read_entries
-from data_prep.sources import ImageFolder, arguments, check_counts, tell, write
+from data_prep.sources import ImageFolder, arguments, check_counts, read_json, tell, write
 from dynrefer.boxes import check_image_hw
 from dynrefer.commands import run_command
 from dynrefer.data.schema import Region, read_jsonl
@@ -95,10 +94,7 @@ def _read_json(path: Path) -> Iterator[tuple[str, dict]]:
 def read_short(path: Path) -> tuple[dict[str, str], bool]:
     """(phrases by id, whether the ids are places). In COCO's form of captions they are places among the regions, in
     {annotation id: phrase} they are not."""
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON ({error}); download it again") from error
+    document = read_json(path)
     places = isinstance(document, dict) and isinstance(document.get("annotations"), list)
     try:
         pairs = document.items()

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.sources import check_counts
+from data_prep.sources import check_counts, read_object
 from data_prep.tally import Tally
 from data_prep.video import (
     Videos,
@@ -33,7 +33,6 @@ from data_prep.video import (
     finish,
     mask_place,
     read_mask_picture,
-    read_object,
     read_pairs,
     rle_place,
     write,

@@ -72,6 +72,24 @@ def read_list(path: str | os.PathLike, key: str, required: bool = True) -> list:
     return list(read_items(path, f"{key}.item", required))
 
 
+def read_json(path: str | os.PathLike) -> Any:
+    """The value of a JSON file that fits in memory; ValueError for one that is missing, cut off or something else."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
+        raise ValueError(f"{path}: not JSON from its first to its last byte ({error}); download it again") from error
+
+
+def read_object(path: str | os.PathLike) -> dict[str, Any]:
+    """`read_json` of an object; ValueError for another value."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: {type(value).__name__} instead of an object; is it the right file?")
+    return value
+
+
 def check_counts(found: Mapping[str, int], published: Mapping[str, int], name: str, subset: bool = False) -> None:
     """ValueError where a published count differs from what a file held. subset: the file is knowingly a part."""
     wrong = [f"{found.get(key, 0):,} {key}, published {count:,}" for key, count in published.items()]

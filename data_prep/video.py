@@ -13,7 +13,6 @@ are missing, damaged, of another size or shorter than recorded. Exit status 1 wh
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -189,17 +188,6 @@ def read_mask_picture(path: Path, frame_hw: tuple[int, int]) -> np.ndarray:
     if values.shape != tuple(frame_hw):
         raise ValueError(f"{path}: mask of shape {values.shape} for frames of {tuple(frame_hw)}, (height, width)")
     return values
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object that fits in memory; ValueError for a file that is missing, cut off or something else."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON from its first to its last byte ({error}); download it again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: {type(value).__name__} instead of an object; is it the right file?")
-    return value
 
 
 def read_pairs(path: Path) -> Iterator[tuple[str, Any]]:

@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.sources import check_counts, read_items
+from data_prep.sources import check_counts, read_items, read_object
 from data_prep.tally import Tally
-from data_prep.video import Videos, arguments, finish, place, read_object, write
+from data_prep.video import Videos, arguments, finish, place, write
 from dynrefer.boxes import check_image_hw
 from dynrefer.commands import run_command
 from dynrefer.data.clips import ClipRegion, FrameRegion
