@@ -50,10 +50,10 @@ def read_scores(path: str | Path) -> dict[str, Any]:
 def protocol_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Why the numbers of two scores.json do not compare, "KEY A, not B" each; what one of them does not say differs."""
     reasons = [f"{key} {b.get(key)!r}, not {a.get(key)!r}" for key in PROTOCOL if a.get(key) != b.get(key)]
-    judges = [content.get("settings", {}).get("judge") for content in (a, b)]
     boxes = [(content.get("settings", {}).get("boxes") or {}).get("sha256") for content in (a, b)]
     if boxes[0] != boxes[1]:
         reasons.append(f"boxes of sha256 {boxes[1]}, not {boxes[0]}")
+    judges = [content.get("settings", {}).get("judge") for content in (a, b)]
     if judges[0] != judges[1]:
         reasons.append(f"judge {judges[1]!r}, not {judges[0]!r}")
     versions = [content.get("metric_versions", {}) for content in (a, b)]

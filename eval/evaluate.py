@@ -25,7 +25,7 @@ from .formats import Predictions
 from .java import java_in_use
 from .predict import file_sha256, predict
 from .scoring import CLEANING, Scores, intervals, score, without_interval
-from .tasks import WORD_LISTS, Task
+from .tasks import Task
 from .versions import package_version
 
 PREDICTIONS, SCORES, ITEMS = "predictions.jsonl", "scores.json", "items.json"
@@ -55,7 +55,7 @@ def evaluate(
     processes all predict and the main one scores; the others get no scores and no predictions.
     annotations, judge: see `score`. boxes: what is predicted instead of the records, where a task's are detected.
     """
-    names = {kind: task.word_list(kind, records.path) for kind in WORD_LISTS}
+    names = task.word_lists(records.path)
     results = predict(
         model,
         boxes.records if boxes else records,
@@ -117,7 +117,8 @@ def report_scores(
     what is missing or empty. seeds: {file: scores} of one model's several predictions, of which `scores` is the mean
     (`mean_scores`). annotations: as for `score`."""
     found = intervals(scores)
-    lists = {kind: task.word_list(kind, records.path) for kind in WORD_LISTS if kind in task.metrics}
+    regions = list(records)  # records of a table are decoded on every pass
+    lists = {kind: words for kind, words in task.word_lists(records.path).items() if kind in task.metrics}
     beside = Path(annotations or task.annotations or "") if {"lvis", "choices"} & {*task.metrics} else Path()
     sha256 = file_sha256(records.path)
     content = {
@@ -135,10 +136,10 @@ def report_scores(
         "data_sha256": sha256,
         "annotations_sha256": file_sha256(beside) if beside.is_file() else None,
         "word_lists": {kind: _words_sha256(words) for kind, words in lists.items() if words},
-        "split": ", ".join(sorted({region.split for region in records} - {""})) or None,
-        "regions": len(records),
+        "split": ", ".join(sorted({region.split for region in regions} - {""})) or None,
+        "regions": len(regions),
         "regions_of_task": task.num_regions,
-        "deviations": task.deviations(records, sha256),
+        "deviations": task.deviations(regions, sha256),
         "regions_scored": scores.regions,
         "left_out": scores.left_out,
         "counts": scores.counts,
@@ -162,10 +163,10 @@ def report_scores(
     }
     if predictions:
         content["predictions"] = [
-            {"path": path, "sha256": file_sha256(path)} | _gaps(task, records, results)
+            {"path": path, "sha256": file_sha256(path)} | _gaps(task, regions, results)
             for path, results in predictions.items()
         ]
-        for gap in _gaps(task, records, {}):
+        for gap in _gaps(task, (), {}):
             content[gap] = sum(file[gap] for file in content["predictions"])
     if seeds:
         content["seeds"] = {name: one.corpus for name, one in seeds.items()}
@@ -174,12 +175,12 @@ def report_scores(
     return content
 
 
-def _gaps(task: Task, records: RegionRecords, results: Mapping[str, RegionResult]) -> dict[str, int]:
+def _gaps(task: Task, regions: Sequence[Region], results: Mapping[str, RegionResult]) -> dict[str, int]:
     """What predictions of given boxes lack."""
     if task.boxes != "given":
         return {}
     return {
-        "regions_without_prediction": sum(region.id not in results for region in records),
+        "regions_without_prediction": sum(region.id not in results for region in regions),
         "empty_captions": sum(not result.caption.strip() for result in results.values()),
     }
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from dynrefer.boxes import DENSECAP_LONGER_SIDE, share_beyond
-from dynrefer.data.schema import Region, RegionResult, is_number, read_jsonl
+from dynrefer.data.schema import Region, RegionResult, is_number, parse_line
 
 from .tables import TABLES, read_table
 
@@ -110,7 +110,8 @@ def _entries(path: Path) -> list[tuple[str, dict]]:
     """(where, prediction) of a file of any form; {id: text} becomes {"id", "caption"}."""
     if path.suffix in TABLES:
         return _checked(path, [(f"{path}: row {number}", row) for number, row in read_table(path)])
-    text = _read_text(path).strip()
+    content = _read_text(path)
+    text = content.strip()
     if not text:
         raise ValueError(f"{path}: the file is empty")
     value = None
@@ -135,7 +136,8 @@ def _entries(path: Path) -> list[tuple[str, dict]]:
         return _checked(path, [(f"{path}: prediction {n}", entry) for n, entry in enumerate(value)])
     if isinstance(value, dict):
         return _checked(path, [(f"{path}", value)])
-    return _checked(path, [(f"{path}:{line}", entry) for line, entry in read_jsonl(path)])
+    places = [(f"{path}:{number}", line) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
+    return _checked(path, [(where, parse_line(line.encode(), where)) for where, line in places])
 
 
 def _checked(path: Path, entries: list[tuple[str, Any]]) -> list[tuple[str, dict]]:

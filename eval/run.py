@@ -51,7 +51,7 @@ from .options import STOPPED, arguments, load_model, open_task
 from .predict import file_sha256
 from .report import report_of
 from .scoring import Scores, score
-from .tasks import WORD_LISTS, Task, get_task
+from .tasks import Task, get_task
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -302,12 +302,11 @@ def _read(
 
 
 def _score(args: argparse.Namespace, task: Task, records: RegionRecords, predictions: Predictions) -> Scores:
-    names = {kind: task.word_list(kind, records.path) for kind in WORD_LISTS}
     return score(
         task,
         records,
         predictions.results,
-        names=names,
+        names=task.word_lists(records.path),
         images=predictions.images,
         annotations=args.annotations,
         judge=_judge(args),

@@ -106,6 +106,10 @@ class Task:
                 return attribute_entries(path) if kind == "attributes" else read_words(path)
         return None
 
+    def word_lists(self, data: str | Path | None = None) -> dict[str, list[str] | list[dict] | None]:
+        """{kind: `word_list`} of all kinds."""
+        return {kind: self.word_list(kind, data) for kind in WORD_LISTS}
+
     def deviations(self, regions: Sequence[Region], data_sha256: str) -> list[str]:
         """How scoring these regions differs from the benchmark, a short sentence each; [] where nothing is known."""
         found = []

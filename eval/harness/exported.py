@@ -20,7 +20,7 @@ from dynrefer.images import open_image
 from ..overlay import overlay
 from ..predict import file_sha256
 from ..scoring import score
-from ..tasks import WORD_LISTS, Task, get_task
+from ..tasks import Task, get_task
 
 EXPORT = "export.json"
 PREFIX = "dynrefer_"
@@ -85,7 +85,7 @@ class Exported:
     @cached_property
     def names(self) -> dict[str, list | None]:
         """The word lists beside the records."""
-        return {kind: self.row.word_list(kind, self.data) for kind in WORD_LISTS}
+        return self.row.word_lists(self.data)
 
     @cached_property
     def choices(self) -> list[str]:
