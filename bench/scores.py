@@ -1,6 +1,6 @@
 """Scoring at Visual Genome's size: whole commands, with intervals and Java programs, and the memory they hold at most.
 
-    python -m bench.scores                              5,000 and 230,000 captions, 5,000 images of 50 boxes; 15 minutes
+    python -m bench.scores                              5,000 and 230,000 captions, 5,000 images of 50 boxes; 6 minutes
     python -m bench.scores --captions 500 --images 20   shows that all runs
 
 Memory is the most that Python and its Java programs have held together. Captions have the lengths of Visual Genome's
