@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dynrefer.images import open_image
-from dynrefer.models.dynrefer.config import CLIP_MEAN, CLIP_STD
+from dynrefer.models.dynrefer.configuration import CLIP_MEAN, CLIP_STD
 from dynrefer.resize import FASTEST
 from dynrefer.views import choose_scales, crop_views, place_views, reduction
 

@@ -12,7 +12,7 @@ from .timing import Budget, Result, compare
 
 def world_scenes(budget: Budget) -> Result:
     """Scenes of the embedded world, drawn and written to disk."""
-    from dynrefer import world
+    from data_prep import world
 
     number = 32
     with tempfile.TemporaryDirectory() as folder:
@@ -45,10 +45,10 @@ class CropProcessor:
 
 def loader_samples(budget: Budget) -> Result:
     """Training samples: image decoded once for all its regions against once for each."""
-    from dynrefer import world
+    from data_prep import world
     from dynrefer.data.dataset import RegionDataset
     from dynrefer.data.loader import RegionLoader
-    from dynrefer.data.schema import open_records
+    from dynrefer.data.record_files import open_records
 
     with tempfile.TemporaryDirectory() as folder:
         records = open_records(world.write(folder, 60, "train", seed=0))

@@ -34,7 +34,7 @@ def write_arrow(path: Path, num_images: int) -> None:
     """Records of Visual Genome's kind, made column by column."""
     import pyarrow as pa
 
-    from dynrefer.data.schema import save_tables
+    from dynrefer.data.arrow import save_tables
 
     def repeated(values: list, count: int, kind: pa.DataType) -> pa.Array:
         offsets = np.arange(0, len(values) * count + 1, len(values), dtype=np.int32)
@@ -143,7 +143,7 @@ def probe_records(path: str, warm: str) -> dict:
     """Opens records and what a training run makes of them; also in a worker process."""
     from dynrefer.data.dataset import RegionDataset
     from dynrefer.data.loader import RegionLoader
-    from dynrefer.data.schema import open_records
+    from dynrefer.data.record_files import open_records
 
     def loader_of(records) -> RegionLoader:
         return RegionLoader(RegionDataset(records, None, True, 0), 64, shuffle=True, seed=0, num_workers=0)
@@ -183,7 +183,7 @@ def worker_memory(records, warm: str, batches: list) -> list[float]:
     """(RSS, USS) in MB that records cost a worker after many batches, whose imports are done."""
     import pickle
 
-    from dynrefer.data.schema import open_records
+    from dynrefer.data.record_files import open_records
 
     open_records(warm).fetch([0])
     state = pickle.dumps(records)
@@ -212,7 +212,7 @@ def probe_pass(folder: str, num_workers: int, source: str) -> dict:
     """One epoch of a loader: seconds, and how often an image was opened."""
     from dynrefer.data import dataset as dataset_module
     from dynrefer.data.loader import RegionLoader
-    from dynrefer.data.schema import open_records
+    from dynrefer.data.record_files import open_records
     from dynrefer.data.shards import open_shards
     from dynrefer.data.stream import ShardDataset, ShardLoader
 
@@ -298,7 +298,7 @@ def opening(folder: Path, num_images: int) -> Rows:
 
 def passing(folder: Path, num_images: int) -> Rows:
     """A pass over 100,000 regions: how often an image is opened, and how long it takes beside opening alone."""
-    from dynrefer.data.schema import open_records
+    from dynrefer.data.record_files import open_records
     from dynrefer.data.shards import write_shards
     from dynrefer.images import open_image
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from data_prep.tally import Tally
 from data_prep.video import Videos, arguments, finish, place, write
 from dynrefer.boxes import to_xyxy
-from dynrefer.commands import run_command
 from dynrefer.data.clips import ClipRegion, FrameRegion
+from dynrefer.errors import run_command
 from dynrefer.videos import open_video
 
 SOURCE = "bensmot"

@@ -39,18 +39,11 @@ from tqdm import tqdm
 
 from data_prep.conventions import SAMPLE, box_convention_problem
 from dynrefer.boxes import box_iou, check_image_hw
-from dynrefer.commands import run_command
-from dynrefer.data.index import BLOCK, ImageGroups, hashes_of
-from dynrefer.data.schema import (
-    CHECK_HINT,
-    Region,
-    atomic_path,
-    is_table,
-    parse_line,
-    read_lines,
-    read_rows,
-    record_root,
-)
+from dynrefer.data.arrow import is_table, read_rows
+from dynrefer.data.image_groups import BLOCK, ImageGroups, hashes_of
+from dynrefer.data.records import CHECK_HINT, Region, record_root
+from dynrefer.errors import run_command
+from dynrefer.files import atomic_path, parse_line, read_lines
 from dynrefer.images import open_image
 from dynrefer.masks import mask_to_box, rle_to_box, to_mask
 from dynrefer.phash import grey, low_frequencies

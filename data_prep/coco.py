@@ -59,8 +59,8 @@ from data_prep.sources import (
     write_list,
 )
 from dynrefer.boxes import check_image_hw
-from dynrefer.commands import run_command
-from dynrefer.data.schema import Region
+from dynrefer.data.records import Region
+from dynrefer.errors import run_command
 from dynrefer.masks import check_mask_record, mask_to_box, rle_to_box, to_mask
 
 SHARED_WITH = "the tests of RefCOCOg and OVAD"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from data_prep.conventions import add_box_format
 from data_prep.own import Found, OwnImages, arguments, write_found
-from dynrefer.commands import run_command
+from dynrefer.errors import run_command
 
 BOX_COLUMNS = {
     "xyxy": ("x1", "y1", "x2", "y2"),

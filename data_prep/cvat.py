@@ -32,8 +32,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from data_prep.own import Found, OwnImages, arguments, ellipse, turned_rectangle, write_found
-from dynrefer.commands import run_command
-from dynrefer.data.schema import atomic_path
+from dynrefer.errors import run_command
+from dynrefer.files import atomic_path
 from dynrefer.masks import mask_to_box
 
 NO_REGION = ("polyline", "points", "cuboid", "skeleton", "tag")

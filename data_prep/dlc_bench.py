@@ -25,8 +25,9 @@ from typing import Any
 
 from data_prep.coco import PHOTOS, Converter, Dataset
 from data_prep.sources import ImageFolder, arguments, check_counts, read_object, tell, write
-from dynrefer.commands import run_command
-from dynrefer.data.schema import Region, atomic_path
+from dynrefer.data.records import Region
+from dynrefer.errors import run_command
+from dynrefer.files import atomic_path
 
 QUESTIONS = "questions.json"
 POINTS = {"positive": (1, 0.5, 0, -1), "negative": (1, 0, -1)}

@@ -31,7 +31,9 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from dynrefer.data.schema import Region, atomic_path, read_jsonl, write_records
+from dynrefer.data.record_files import write_records
+from dynrefer.data.records import Region
+from dynrefer.files import atomic_path, read_jsonl
 from dynrefer.images import open_image
 
 SOURCE = "flickr30k-entities"

@@ -34,8 +34,10 @@ from data_prep.conventions import BoxReader
 from data_prep.sources import read_items, tell, write
 from data_prep.tally import Tally
 from dynrefer.boxes import DENSECAP_LONGER_SIDE, share_beyond
-from dynrefer.commands import run_command
-from dynrefer.data.schema import Region, atomic_path, detector_file, open_records
+from dynrefer.data.record_files import detector_file, open_records
+from dynrefer.data.records import Region
+from dynrefer.errors import run_command
+from dynrefer.files import atomic_path
 
 MIN_BOXES = 100  # fewer cannot tell how a file is scaled
 LICENCE = "Boxes: GRiT; photographs: their Flickr owners"

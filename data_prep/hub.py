@@ -26,8 +26,8 @@ from PIL import Image
 
 from data_prep.conventions import add_box_format
 from data_prep.own import Found, arguments, write_found
-from dynrefer.commands import run_command
-from dynrefer.data.schema import atomic_path
+from dynrefer.errors import run_command
+from dynrefer.files import atomic_path
 from dynrefer.images import DECODE_ERRORS, read_image_hw
 from dynrefer.masks import mask_to_rle, to_mask
 

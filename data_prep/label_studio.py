@@ -35,7 +35,7 @@ from PIL import Image
 
 from data_prep.cvat import rle_of_part
 from data_prep.own import Found, OwnImages, arguments, ellipse, read_entries, turned_rectangle, write_found
-from dynrefer.commands import run_command
+from dynrefer.errors import run_command
 from dynrefer.images import DECODE_ERRORS
 from dynrefer.masks import to_mask
 

@@ -33,7 +33,7 @@ import numpy as np
 
 from data_prep.conventions import add_box_format
 from data_prep.own import Found, OwnImages, arguments, read_entries, read_questions, read_turns, write_found
-from dynrefer.commands import run_command
+from dynrefer.errors import run_command
 from dynrefer.masks import mask_to_rle, to_mask
 
 IMAGES = ("image", "file_name", "filename", "img_file_name", "image_path")

@@ -24,8 +24,8 @@ from pathlib import Path
 from data_prep.conventions import BoxReader
 from data_prep.sources import ImageFolder, arguments, check_counts, tell, write, write_list
 from dynrefer.boxes import check_image_hw
-from dynrefer.commands import run_command
-from dynrefer.data.schema import Region
+from dynrefer.data.records import Region
+from dynrefer.errors import run_command
 from dynrefer.images import read_image_hw
 
 SOURCE = "openimages-7"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from data_prep.coco import PHOTOS, Converter, Dataset, Labels, coco_names, convert
 from data_prep.sources import ImageFolder, arguments, read_items
-from dynrefer.commands import run_command
+from dynrefer.errors import run_command
 from dynrefer.vocabulary import read_attributes
 
 VALUES = {1: 1, 0: -1}  # has it, has it not; -1 is unknown and stays out

@@ -21,7 +21,8 @@ import numpy as np
 from data_prep.conventions import BoxReader
 from data_prep.sources import NUM_SIZES_CHECKED, ImageFolder, read_items, tell, write
 from dynrefer.boxes import check_image_hw
-from dynrefer.data.schema import Region, read_jsonl
+from dynrefer.data.records import Region
+from dynrefer.files import read_jsonl
 from dynrefer.images import read_image_hw
 from dynrefer.masks import rle_to_box
 

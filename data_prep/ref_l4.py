@@ -36,8 +36,9 @@ from data_prep.conventions import BoxReader
 from data_prep.own import read_entries
 from data_prep.sources import ImageFolder, arguments, check_counts, read_json, tell, write
 from dynrefer.boxes import check_image_hw
-from dynrefer.commands import run_command
-from dynrefer.data.schema import Region, read_jsonl
+from dynrefer.data.records import Region
+from dynrefer.errors import run_command
+from dynrefer.files import read_jsonl
 
 NUM_REGIONS = {"val": 13_420, "test": 31_921}
 SHA256 = {  # of the parquet files since June 2024

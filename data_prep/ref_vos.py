@@ -37,8 +37,8 @@ from data_prep.video import (
     rle_place,
     write,
 )
-from dynrefer.commands import run_command
 from dynrefer.data.clips import ClipRegion, FrameRegion
+from dynrefer.errors import run_command
 from dynrefer.masks import to_mask
 from dynrefer.videos import VideoFolder
 

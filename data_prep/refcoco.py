@@ -73,8 +73,8 @@ from data_prep.sources import (
 )
 from data_prep.tally import Tally
 from dynrefer.boxes import check_image_hw
-from dynrefer.commands import run_command
-from dynrefer.data.schema import Region
+from dynrefer.data.records import Region
+from dynrefer.errors import run_command
 from dynrefer.masks import check_mask_record
 
 COUNTED = ("expressions", "regions", "images")

@@ -23,8 +23,8 @@ from data_prep.sources import check_counts, read_object
 from data_prep.tally import Tally
 from data_prep.video import Videos, arguments, finish, mask_place, read_mask_picture, rle_place, write
 from dynrefer.boxes import check_image_hw
-from dynrefer.commands import run_command
 from dynrefer.data.clips import ClipRegion, FrameRegion
+from dynrefer.errors import run_command
 from dynrefer.videos import open_video
 
 SOURCE = "sa-v"

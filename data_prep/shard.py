@@ -20,9 +20,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.sources import tell
-from dynrefer.commands import run_command
-from dynrefer.data.schema import Region, is_table, open_records, read_jsonl, record_root, save_arrow
+from dynrefer.data.arrow import is_table, save_arrow
+from dynrefer.data.record_files import open_records
+from dynrefer.data.records import Region, record_root
 from dynrefer.data.shards import MAX_BYTES, write_shards
+from dynrefer.errors import run_command
+from dynrefer.files import read_jsonl
 
 
 def regions(files: Sequence[Path], folder: Path, split: str | None = None) -> Iterator[Region]:

@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dynrefer.commands import run_command
-from dynrefer.data.schema import Region, RegionRecords, atomic_path, open_records
+from dynrefer.data.record_files import open_records
+from dynrefer.data.records import Region, RegionRecords
+from dynrefer.errors import run_command
+from dynrefer.files import atomic_path
 from dynrefer.images import open_image
 from dynrefer.pages import outline, picture_uri, text
 from dynrefer.views import crop_views

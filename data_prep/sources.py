@@ -17,7 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynrefer.data.schema import Region, atomic_path, open_records, save_arrow, write_records
+from dynrefer.data.arrow import save_arrow
+from dynrefer.data.record_files import open_records, write_records
+from dynrefer.data.records import Region
+from dynrefer.files import atomic_path
 from dynrefer.images import read_image_hw
 
 MAX_TAIL = 2**26  # bytes behind the beginning of a list that `read_list` takes from a file's end

@@ -27,7 +27,7 @@ from typing import Any
 
 from data_prep.own import Found, OwnImages, arguments, read_entries, read_turns, write_found
 from dynrefer.boxes import to_xyxy
-from dynrefer.commands import run_command
+from dynrefer.errors import run_command
 
 REF, BOX = "<ref-object>", "<bbox>"
 PLACEHOLDER = re.compile(f"({REF}|{BOX})")

@@ -26,8 +26,9 @@ from pathlib import Path
 
 from data_prep.shard import regions
 from data_prep.sources import tell, write, write_list
-from dynrefer.commands import run_command
-from dynrefer.data.schema import Region, read_jsonl, record_root
+from dynrefer.data.records import Region, record_root
+from dynrefer.errors import run_command
+from dynrefer.files import read_jsonl
 from dynrefer.vocabulary import read_words
 
 # Interchangeable: the first that the vocabulary has stands for the others.

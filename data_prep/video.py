@@ -26,7 +26,8 @@ from data_prep.sources import tell
 from data_prep.tally import Tally
 from dynrefer.boxes import check_boxes
 from dynrefer.data.clips import CHECK_HINT, ClipRegion, FrameRegion, write_clips
-from dynrefer.data.schema import parse_line, read_lines, record_root
+from dynrefer.data.records import record_root
+from dynrefer.files import parse_line, read_lines
 from dynrefer.images import DECODE_ERRORS
 from dynrefer.masks import mask_to_box, mask_to_rle, rle_to_box, to_mask
 from dynrefer.videos import VideoFolder, open_video

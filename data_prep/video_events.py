@@ -17,9 +17,9 @@ from pathlib import Path
 from data_prep.conventions import BoxReader
 from data_prep.tally import Tally
 from data_prep.video import Videos, arguments, finish, write
-from dynrefer.commands import run_command
 from dynrefer.data.clips import ClipRegion
-from dynrefer.data.schema import read_jsonl
+from dynrefer.errors import run_command
+from dynrefer.files import read_jsonl
 from dynrefer.videos import open_video
 
 

@@ -23,8 +23,8 @@ from data_prep.sources import check_counts, read_items, read_object
 from data_prep.tally import Tally
 from data_prep.video import Videos, arguments, finish, place, write
 from dynrefer.boxes import check_image_hw
-from dynrefer.commands import run_command
 from dynrefer.data.clips import ClipRegion, FrameRegion
+from dynrefer.errors import run_command
 
 SOURCE = "vidstg"
 LICENCE = "Annotations: VidSTG and VidOR, research use; videos: Flickr, Creative Commons as their owners chose"

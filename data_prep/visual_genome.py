@@ -47,8 +47,8 @@ from data_prep.densecap import MAX_WORDS, SPLITS, clamp_box, clean_phrase, read_
 from data_prep.sources import ImageFolder, arguments, check_counts, excluded_images, read_items, tell, write
 from data_prep.tally import Tally
 from dynrefer.boxes import check_image_hw
-from dynrefer.commands import run_command
-from dynrefer.data.schema import Region
+from dynrefer.data.records import Region
+from dynrefer.errors import run_command
 from dynrefer.images import read_image_hw
 
 DENSECAP_SETS = ("1.0", "1.2", "coco")

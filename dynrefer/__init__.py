@@ -19,10 +19,12 @@ __version__ = "0.3.0"
 _PUBLIC = {
     "load": "dynrefer.models.auto",
     "RegionPredictor": "dynrefer.predictor",
-    "Region": "dynrefer.data.schema",
-    "RegionResult": "dynrefer.data.schema",
-    "DynReferConfig": "dynrefer.models.dynrefer.config",
-    "DynReferModel": "dynrefer.models.dynrefer.model",
+    "Region": "dynrefer.data.records",
+    "RegionResult": "dynrefer.data.records",
+    "open_records": "dynrefer.data.record_files",
+    "write_records": "dynrefer.data.record_files",
+    "DynReferConfig": "dynrefer.models.dynrefer.configuration",
+    "DynReferModel": "dynrefer.models.dynrefer.modeling",
     "DynReferProcessor": "dynrefer.models.dynrefer.processor",
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import dynrefer
-from dynrefer.commands import message
+from dynrefer.errors import message
 
 DTYPES = ("float32", "bfloat16", "float16")
 USER_ERROR = 2
@@ -133,7 +133,7 @@ def _model_options(parser: argparse.ArgumentParser, name: str) -> None:
 def _converters() -> dict[str, str]:
     """Whose weights can be converted -> the module that does it: the model families', and LAVIS's BLIP-2."""
     families = sorted(path.parent.name for path in Path(__file__).parent.glob("models/*/convert.py"))
-    return {**{name: f"dynrefer.models.{name}.convert" for name in families}, "lavis": "dynrefer.models.lavis"}
+    return {**{name: f"dynrefer.models.{name}.convert" for name in families}, "lavis": "dynrefer.convert.lavis"}
 
 
 def _load(args: argparse.Namespace) -> Any:

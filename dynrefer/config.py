@@ -18,16 +18,17 @@ is replaced.
 """
 
 import dataclasses
-import difflib
 import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+
+from dynrefer.errors import check_keys, suggestion
 
 Config = TypeVar("Config")
 
@@ -63,21 +64,6 @@ class _CommandLineValue:
 
     value: Any
     text: str
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'lr'?" where a known name is close to `name`, else ""."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
-def check_keys(given: Iterable[str], known: Iterable[str], what: str) -> None:
-    """ValueError that names the first unknown key, the nearest known one and all known ones; it starts with `what`."""
-    known = list(known)
-    for key in given:
-        if key not in known:
-            names = ", ".join(sorted(map(str, known))) or "none"
-            raise ValueError(f"{what}: unknown key {key!r}.{suggestion(key, known)} Known keys: {names}.")
 
 
 def parse_value(text: str) -> Any:

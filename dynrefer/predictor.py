@@ -12,7 +12,7 @@ from dynrefer.masks import mask_to_box, to_mask
 from dynrefer.prompts import CONTROL_FORMS, Control, is_one_control, region_controls
 
 if TYPE_CHECKING:
-    from dynrefer.data.schema import RegionResult
+    from dynrefer.data.records import RegionResult
 
 
 class RegionPredictor:

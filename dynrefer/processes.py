@@ -9,7 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # one process may work or score long after the others are done; a process that died is noticed at once
 PATIENCE = datetime.timedelta(days=2)
@@ -91,3 +94,26 @@ class Processes:
             meanwhile()
             time.sleep(1)
         barrier.wait()
+
+
+def gather_rows(rows: "Tensor", fill: int = 0) -> "tuple[Tensor, int]":
+    """All processes' rows below each other, in rank order, and the offset of this process's own.
+
+    rows: (N, T), N and T may differ between processes; T is padded with `fill`. Returns (sum N, max T), no gradient.
+    """
+    import torch
+    import torch.distributed as dist
+
+    rank, world_size = Processes.here()
+    if world_size == 1:
+        return rows, 0
+    shape = torch.tensor(rows.shape, device=rows.device)
+    shapes = [torch.empty_like(shape) for _ in range(world_size)]
+    dist.all_gather(shapes, shape)
+    most_rows, most_columns = (max(int(s[i]) for s in shapes) for i in (0, 1))
+    padded = rows.new_full((most_rows, most_columns), fill)
+    padded[: rows.shape[0], : rows.shape[1]] = rows
+    gathered = [torch.empty_like(padded) for _ in shapes]
+    dist.all_gather(gathered, padded)
+    parts = [part[: int(s[0])] for part, s in zip(gathered, shapes, strict=True)]
+    return torch.cat(parts), sum(len(part) for part in parts[:rank])

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import suggestion
+from .errors import suggestion
 
 SPARE = 16  # view pixels that may be made beside a crop of a reduced image
 

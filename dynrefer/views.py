@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import suggestion
+from .errors import suggestion
 from .phash import grey, hash_bits, low_frequencies
 from .resize import crops, crops_on_device
 

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
-from dynrefer.data.schema import Region
+from dynrefer.data.records import Region
 
 from .captions import lower_tokens
 

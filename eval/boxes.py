@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dynrefer.data.schema import RegionRecords, RegionResult, detector_file, is_number, open_records, read_jsonl
+from dynrefer.data.record_files import detector_file, open_records
+from dynrefer.data.records import RegionRecords, RegionResult, is_number
+from dynrefer.files import read_jsonl
 
 from .formats import Predictions
 from .predict import file_sha256

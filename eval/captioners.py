@@ -32,7 +32,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.kosmos2.processing_kosmos2 import coordinate_to_patch_index
 
-from dynrefer.data.schema import Region, RegionResult
+from dynrefer.data.records import Region, RegionResult
 from dynrefer.models import FAMILIES
 from dynrefer.models.auto import check_dtype, first_line, model_folder, pick_device
 from dynrefer.models.language import check_generation, log_probability

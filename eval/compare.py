@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynrefer.commands import run_command
+from dynrefer.errors import run_command
 
 from .evaluate import SCORES, scores_beside
 from .predict import file_sha256

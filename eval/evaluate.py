@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 import dynrefer
-from dynrefer.data.schema import Region, RegionRecords, RegionResult, atomic_path
+from dynrefer.data.records import Region, RegionRecords, RegionResult
+from dynrefer.files import atomic_path
 from dynrefer.processes import is_main
 
 from . import statistics

@@ -21,8 +21,8 @@ import yaml
 from PIL import Image
 from tqdm import tqdm
 
-from dynrefer.commands import run_command
-from dynrefer.data.schema import atomic_path
+from dynrefer.errors import run_command
+from dynrefer.files import atomic_path
 
 from .harness.exported import SHOW, Exported, check_exportable
 from .options import open_task

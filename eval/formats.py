@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from dynrefer.boxes import DENSECAP_LONGER_SIDE, share_beyond
-from dynrefer.data.schema import Region, RegionResult, is_number, parse_line
+from dynrefer.data.records import Region, RegionResult, is_number
+from dynrefer.files import parse_line
 
 from .tables import TABLES, read_table
 

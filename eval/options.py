@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dynrefer.data.schema import RegionRecords, open_records
+from dynrefer.data.record_files import open_records
+from dynrefer.data.records import RegionRecords
 
 from .tasks import TASKS, Task, get_task
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from dynrefer.data.schema import Region
+from dynrefer.data.records import Region
 
 RED = (255, 0, 0)
 WIDTH_SHARE = 1 / 200  # of the image's longer side: 3 pixels of 640, which outlast the resizing to 224 pixels

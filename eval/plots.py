@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dynrefer.data.schema import Region, RegionResult
+from dynrefer.data.records import Region, RegionResult
 
 MAX_POINTS = 300  # of a curve; longer ones are averaged
 MAX_SIZES = 8  # bins of region sizes, of as many regions each

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dynrefer.data.schema import RegionRecords, RegionResult, atomic_path, naming, read_jsonl
+from dynrefer.data.records import RegionRecords, RegionResult
+from dynrefer.files import atomic_path, naming, read_jsonl
 from dynrefer.models.fingerprint import model_fingerprint
 from dynrefer.processes import Processes
 

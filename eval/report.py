@@ -17,8 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynrefer.commands import run_command
-from dynrefer.data.schema import Region, RegionRecords, RegionResult, atomic_path, open_records
+from dynrefer.data.record_files import open_records
+from dynrefer.data.records import Region, RegionRecords, RegionResult
+from dynrefer.errors import run_command
+from dynrefer.files import atomic_path
 from dynrefer.pages import outline, picture_uri, text
 
 from .densecap import MIN_IOUS, MIN_METEORS

@@ -24,9 +24,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynrefer.commands import run_command
 from dynrefer.config import parse_pairs
-from dynrefer.data.schema import Region, RegionRecords, open_records
+from dynrefer.data.record_files import open_records
+from dynrefer.data.records import Region, RegionRecords
+from dynrefer.errors import run_command
 from dynrefer.models.fingerprint import model_fingerprint
 from dynrefer.processes import is_main, launched
 

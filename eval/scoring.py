@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynrefer.data.schema import Region, RegionResult
+from dynrefer.data.records import Region, RegionResult
 from dynrefer.images import open_image
 
 from . import statistics

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dynrefer.data.schema import Region
+from dynrefer.data.records import Region
 from dynrefer.vocabulary import read_words
 
 from .attributes import attribute_entries

@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dynrefer.commands import run_command
-from dynrefer.data.schema import RegionRecords, atomic_path
+from dynrefer.data.records import RegionRecords
+from dynrefer.errors import run_command
+from dynrefer.files import atomic_path
 from dynrefer.processes import is_main, launched
 
 from .compare import table

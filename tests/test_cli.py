@@ -12,7 +12,7 @@ from PIL import Image
 
 import dynrefer
 from dynrefer import cli
-from dynrefer.data.schema import RegionResult
+from dynrefer.data.records import RegionResult
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BOX = ["--box", "0", "0", "5", "5"]
@@ -267,8 +267,9 @@ TINY = {
 def run_folder(tmp_path_factory):
     """A run folder whose best checkpoint is a real, tiny, untrained model of the world's words."""
     pytest.importorskip("torch")
-    from dynrefer import models, world
-    from dynrefer.data.schema import open_records
+    from data_prep import world
+    from dynrefer import models
+    from dynrefer.data.record_files import open_records
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     records = open_records(world.write(folder.parent / "world", 4, "train", seed=0))

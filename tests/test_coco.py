@@ -13,7 +13,8 @@ from data_prep.check import check_file
 from data_prep.coco import DATASETS, Converter, main
 from data_prep.sources import ImageFolder
 from dynrefer.data import open_records
-from dynrefer.data.schema import Region, write_records
+from dynrefer.data.record_files import write_records
+from dynrefer.data.records import Region
 from dynrefer.masks import mask_to_rle
 from dynrefer.vocabulary import read_attributes, read_words
 

@@ -6,7 +6,8 @@ from typing import Literal
 
 import pytest
 
-from dynrefer.config import check_keys, from_dict, load_config, parse_value, save_config, suggestion, to_dict
+from dynrefer.config import from_dict, load_config, parse_value, save_config, to_dict
+from dynrefer.errors import check_keys, suggestion
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import dynrefer
-from dynrefer.data.schema import Region
+from dynrefer.data.records import Region
 from dynrefer.masks import mask_to_rle
 from dynrefer.models.dynrefer import convert
 from dynrefer.models.language import CausalLM, Seq2SeqLM
-from tests import small
-from tests.layout import SIZES, fill, released_shapes, save_base, text_shapes, write_base
+from tests import tiny_dynrefer as small
+from tests.released_layout import SIZES, fill, released_shapes, save_base, text_shapes, write_base
 
 LISTS = {"vocabulary": "tags.txt", "attributes": "ovad.json", "categories": "coco.json"}
 FILES = {"checkpoint": "dynrefer.pth", "base": "base", "text_encoder": "text.pt", **LISTS}

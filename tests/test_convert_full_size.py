@@ -1,7 +1,7 @@
 """The published sizes on the meta device: names, shapes and numbers of parameters, without a byte of weights.
 
-The released layout comes from layout.py, which is written from its description, the base models from transformers and
-open_clip; `expected` numbers were counted there.
+The released layout comes from released_layout.py, which is written from its description, the base models from
+transformers and open_clip; `expected` numbers were counted there.
 """
 
 import pytest
@@ -11,7 +11,7 @@ from transformers import LlamaConfig, T5Config
 
 from dynrefer import DynReferConfig, DynReferModel
 from dynrefer.models.dynrefer import convert
-from tests.layout import Sizes, released_shapes, text_shapes
+from tests.released_layout import Sizes, released_shapes, text_shapes
 
 FLAN_T5_XL = T5Config(
     vocab_size=32128,

@@ -13,7 +13,8 @@ from PIL import Image
 from data_prep.check import check_file
 from data_prep.dlc_bench import DLC_BENCH, NUM_QUESTIONS, main
 from dynrefer.data import open_records
-from dynrefer.data.schema import Region, RegionResult, write_records
+from dynrefer.data.record_files import write_records
+from dynrefer.data.records import Region, RegionResult
 from dynrefer.masks import mask_to_rle
 from eval import run as eval_run
 from eval.choices import shown_region

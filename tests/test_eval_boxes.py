@@ -9,7 +9,8 @@ from torch import nn
 
 import eval.run as run
 from data_prep import grit_boxes
-from dynrefer.data.schema import Region, RegionResult, open_records, write_records
+from dynrefer.data.record_files import open_records, write_records
+from dynrefer.data.records import Region, RegionResult
 from eval.predict import read_predictions
 
 TRUE = {100: [(10, 10, 70, 60), (100, 10, 160, 60)], 101: [(20, 20, 90, 80), (110, 30, 190, 90)]}

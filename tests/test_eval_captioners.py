@@ -9,12 +9,14 @@ import torch
 from PIL import Image
 
 import eval.run as run
-from dynrefer.data.schema import Region, open_records, write_records
+from dynrefer.data.record_files import open_records, write_records
+from dynrefer.data.records import Region
 from eval.captioners import CAPTIONERS, NewTokens, Prompts, clean, load
 from eval.overlay import RED, overlay
 from eval.predict import predict
 from eval.tasks import TASKS, Task, get_task
-from tests import others, small
+from tests import others
+from tests import tiny_dynrefer as small
 
 TASK = Task(
     "tiny",

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import eval.run as run
-from dynrefer.data.schema import open_records
+from dynrefer.data.record_files import open_records
 from eval import compare, java
 from eval.captions import METEOR_JAR, PTB_JAR, jar_path
 from eval.predict import file_sha256

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dynrefer.data.schema import Region
+from dynrefer.data.records import Region
 from eval.formats import read_any
 
 ITEMS = [  # an expression each: two of the first image

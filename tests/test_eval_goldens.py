@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import eval.run as run
-from dynrefer.data.schema import Region, write_records
+from dynrefer.data.record_files import write_records
+from dynrefer.data.records import Region
 from eval.tasks import TASKS, get_task
 from tests.test_eval_captions import FIXTURES, GOLDENS, needs_goldens
 

@@ -16,7 +16,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from dynrefer.data.schema import Region, open_records, write_records
+from dynrefer.data.record_files import open_records, write_records
+from dynrefer.data.records import Region
 from eval.export import main as export
 from eval.formats import read_any
 from eval.harness.exported import EXPORT, check_exportable, exported, score_answers

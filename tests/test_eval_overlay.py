@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from dynrefer.data.schema import Region
+from dynrefer.data.records import Region
 from eval.overlay import RED, overlay
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dynrefer.data.schema import RegionResult, open_records, write_records
+from dynrefer.data.record_files import open_records, write_records
+from dynrefer.data.records import RegionResult
 from eval.predict import _collect, predict, read_predictions
-from tests import small
+from tests import tiny_dynrefer as small
 from tests.test_eval_run import Model, data  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +38,7 @@ sys.exit(run.main())
 SCRIPT = """
 import os, sys, time
 import dynrefer
-from dynrefer.data.schema import open_records
+from dynrefer.data.record_files import open_records
 from dynrefer.processes import launched
 from eval.predict import predict
 

@@ -15,7 +15,8 @@ from test_eval_run import TASK, Model, data, results_of  # noqa: F401 (data is a
 import eval.report as report_module
 import eval.run as run_module
 import eval.views as views_module
-from dynrefer.data.schema import Region, RegionRecords, RegionResult, open_records
+from dynrefer.data.record_files import open_records
+from dynrefer.data.records import Region, RegionRecords, RegionResult
 from eval.densecap import MIN_IOUS, MIN_METEORS
 from eval.evaluate import baseline_scores, evaluate, report_scores, write_json
 from eval.plots import MAX_POINTS, by_size, calibration, ticks

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import nn
 
 import eval.run as run
-from dynrefer.data.schema import Region, RegionResult, open_records, write_records
+from dynrefer.data.record_files import open_records, write_records
+from dynrefer.data.records import Region, RegionResult
 from eval import compare, java, views
 from eval.baselines import commonest_captions, constant_caption, one_human, true_type_template
 from eval.captions import PTB

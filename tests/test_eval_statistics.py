@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import eval.run as run
-from dynrefer.data.schema import Region, RegionResult, write_records
+from dynrefer.data.record_files import write_records
+from dynrefer.data.records import Region, RegionResult
 from eval.captions import caption_scores
 from eval.compare import paired as paired_scores
 from eval.scoring import intervals, score, without_interval

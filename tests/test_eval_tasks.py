@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dynrefer.data.schema import Region, RegionResult
+from dynrefer.data.records import Region, RegionResult
 from eval.captions import caption_scores
 from eval.recognition import SCORE_SOURCES
 from eval.scoring import CLEANING, intervals, score, without_interval

@@ -18,12 +18,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, BitsAndBytesConfig
 
 import dynrefer
-from dynrefer.data.schema import Region, open_records, save_arrow, write_records
+from dynrefer.data.arrow import save_arrow
+from dynrefer.data.record_files import open_records, write_records
+from dynrefer.data.records import Region
 from dynrefer.models import adapt, base_parts
 from dynrefer.models.base_parts import Source, content_hash
 from dynrefer.models.card import MARK
 from dynrefer.models.tokenizer import train_tokenizer
-from tests import small
+from tests import tiny_dynrefer as small
 from tests.hub_server import Hub
 
 BOXES = np.array(small.BOXES, np.float32)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import small
+from tests import tiny_dynrefer as small
 
 TARGETS = {"t5": ["q", "wi"], "llama": ["q_proj", "down_proj"]}
 

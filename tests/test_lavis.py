@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import small
+import tiny_dynrefer as small
 import torch
 from lavis_parity.tiny import HEADS, SIZES, blip2, pixels, randomize, save_language
 from lavis_parity.wheel import ABSENT, FOUND, lavis_modules
@@ -14,7 +14,7 @@ from transformers import Blip2ForConditionalGeneration
 
 import dynrefer
 from dynrefer import cli
-from dynrefer.models import lavis
+from dynrefer.convert import lavis
 from dynrefer.models.dynrefer import convert
 from dynrefer.models.dynrefer.convert import read_torch
 from dynrefer.models.vision import VisionEncoder

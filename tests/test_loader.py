@@ -9,7 +9,7 @@ from PIL import Image
 from dynrefer.data import Region, open_records, save_arrow, write_records
 from dynrefer.data import dataset as dataset_module
 from dynrefer.data.dataset import RegionDataset
-from dynrefer.data.index import ImageGroups
+from dynrefer.data.image_groups import ImageGroups
 from dynrefer.data.loader import LANES, DataConfig, RegionLoader, Visits, parts_of_batch
 
 HW = (20, 30)

@@ -10,14 +10,14 @@ from PIL import Image
 
 from dynrefer.config import load_config
 from dynrefer.data import Region, open_records, save_arrow, write_records
-from dynrefer.data.batch import RegionBatch
 from dynrefer.data.loader import ANNOTATIONS, DataConfig, RegionLoader, Source
 from dynrefer.data.mixture import MixLoader, Mixture, counts_after, draws, open_training, training_loader
 from dynrefer.data.shards import Shards, write_shards
 from dynrefer.data.stream import ShardLoader
-from dynrefer.models.dynrefer.model import TASKS
-from tests import small
-from tests.tiny import load_tiny, tiny_family, write_squares
+from dynrefer.models.dynrefer.batch import RegionBatch
+from dynrefer.models.dynrefer.modeling import TASKS
+from tests import tiny_dynrefer as small
+from tests.tiny_squares import load_tiny, tiny_family, write_squares
 from train.run import RunConfig, main
 
 HW = (20, 30)

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import dynrefer
-from dynrefer.data.batch import RegionBatch
 from dynrefer.models import adapt
 from dynrefer.models.dynrefer.align import DeformableAlign
+from dynrefer.models.dynrefer.batch import RegionBatch
 from dynrefer.models.language import check_generation
-from tests import small
+from tests import tiny_dynrefer as small
 
 NUMBERS = np.array(small.BOXES, np.float32)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tiny import TinyModel
+from tests.tiny_squares import TinyModel
 from train.optim import OptimConfig, WeightAverage, build_optimizer, lr_factor, parameter_groups, set_lr
 
 

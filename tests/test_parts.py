@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig
 
 from dynrefer.models.vision import VisionEncoder
-from tests import small
+from tests import tiny_dynrefer as small
 
 VIT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dynrefer.data.schema import RegionResult
+from dynrefer.data.records import RegionResult
 from dynrefer.predictor import RegionPredictor
 
 

@@ -13,7 +13,7 @@ from dynrefer.data.shards import open_shards, write_shards
 from dynrefer.data.stream import ShardDataset, ShardLoader
 from dynrefer.models.dynrefer import processor as processor_module
 from dynrefer.views import crop_views
-from tests import small
+from tests import tiny_dynrefer as small
 
 HW = (400, 600)
 LARGE, MIDDLE, SMALL = (20.0, 30.0, 330.0, 340.0), (100.0, 80.0, 260.0, 239.0), (5.0, 5.0, 40.0, 60.0)

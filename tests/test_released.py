@@ -20,8 +20,8 @@ from dynrefer import cli
 from dynrefer import views as view_functions
 from dynrefer.models.dynrefer import convert
 from dynrefer.models.language import UntiedT5
-from tests.layout import Sizes, released_shapes, text_shapes
 from tests.released import BASE, CHECKPOINT, FIXTURE, RECORDED, TEXT, unpack
+from tests.released_layout import Sizes, released_shapes, text_shapes
 
 WHOLE = Path(os.environ.get("DYNREFER_VECTORS", Path(__file__).parents[2] / "shared/vectors"))
 WHOLE = WHOLE / "dynrefer" if (WHOLE / "dynrefer").is_dir() else WHOLE

@@ -1,4 +1,4 @@
-"""The training loop in one process, with the tiny family of tests/tiny.py."""
+"""The training loop in one process, with the tiny family of tests/tiny_squares.py."""
 
 import json
 import os
@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from dynrefer.config import load_config
-from dynrefer.data.schema import open_records
-from tests.tiny import TinyModel, TinyProcessor, load_tiny, tiny_family, write_squares
+from dynrefer.data.record_files import open_records
+from tests.tiny_squares import TinyModel, TinyProcessor, load_tiny, tiny_family, write_squares
 from train import checkpoint
 from train.evaluate import EvalConfig, batch_size_for, part_of
 from train.log import LogConfig, drop_lines_after

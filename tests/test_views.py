@@ -11,7 +11,7 @@ from PIL import Image
 
 from dynrefer import phash, views
 from dynrefer.images import open_image
-from dynrefer.models.dynrefer.config import DynReferConfig
+from dynrefer.models.dynrefer.configuration import DynReferConfig
 from dynrefer.phash import dct_rows
 from dynrefer.resize import RESIZE, crops, shared
 from dynrefer.views import (

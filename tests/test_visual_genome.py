@@ -11,7 +11,7 @@ from data_prep.check import check_file
 from data_prep.densecap import SPLITS, clamp_box, clean_phrase, read_splits
 from data_prep.visual_genome import main
 from dynrefer.data import open_records
-from dynrefer.data.schema import read_jsonl
+from dynrefer.files import read_jsonl
 
 WIDTH, HEIGHT = 200, 100
 TRAIN, VAL, TEST = (1, 2, 3), (4,), (5, 6)

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import world as prepare
-from dynrefer import world
-from dynrefer.data.schema import Region, open_records
+from data_prep import world
+from data_prep.world import __main__ as prepare
+from data_prep.world.objects import draw_object, extent
+from data_prep.world.scenes import NEAR
+from dynrefer.data.record_files import open_records
+from dynrefer.data.records import Region
 from dynrefer.masks import mask_to_box, to_mask
-from dynrefer.world.objects import draw_object, extent
-from dynrefer.world.scenes import NEAR
 
 SEEDS = range(60)
 SCENES = [(split, seed) for split in ("train", "test") for seed in SEEDS]

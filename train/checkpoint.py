@@ -23,9 +23,9 @@ import torch
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
-from dynrefer.data.schema import RegionRecords
+from dynrefer.data.records import RegionRecords
+from train.launch import zero_stage
 from train.optim import WeightAverage
-from train.processes import zero_stage
 
 LOOP_FILE = "loop.json"
 # what an exact resume must find unchanged; the rest (length of the run, logging, evaluation, workers) may change

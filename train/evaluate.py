@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from dynrefer.config import suggestion
 from dynrefer.data.dataset import RegionDataset
 from dynrefer.data.loader import DataConfig, RegionLoader
-from dynrefer.data.schema import RegionRecords
-from train import processes
+from dynrefer.data.records import RegionRecords
+from dynrefer.errors import suggestion
+from train import launch
 
 CAPTION_METRICS = {"CIDEr": "cider", "BLEU-4": "bleu", "ROUGE-L": "rouge", "METEOR": "meteor"}
 
@@ -75,16 +75,16 @@ def evaluate(
     if cfg.metric != "loss":
         # ZeRO-3 brings weights together only where all processes run the same layers, and the length of a caption
         # decides how often: there every process describes all regions
-        for batch in batches(*(alone if processes.zero_stage(accelerator) == 3 else share)):
+        for batch in batches(*(alone if launch.zero_stage(accelerator) == 3 else share)):
             predict = functools.partial(model.predict, batch, generation=cfg.generation or None)
             with accelerator.autocast():
-                results = processes.call_as_forward(accelerator, model, predict)
+                results = launch.call_as_forward(accelerator, model, predict)
             captions += [(result.id, result.caption) for result in results]
 
     if share != alone:
-        totals = processes.sum_over_processes(accelerator, [*sums, *counts])
+        totals = launch.sum_over_processes(accelerator, [*sums, *counts])
         sums, counts = np.split(np.array(totals), 2)
-        captions = processes.gather_lists(accelerator, captions)
+        captions = launch.gather_lists(accelerator, captions)
     means = {task: float(sums[i] / counts[i]) for i, task in enumerate(tasks) if counts[i]}
     scores = {"loss": sum(losses[task] * mean for task, mean in means.items())}
     scores |= {f"loss/{task}": mean for task, mean in means.items()}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from dynrefer.config import suggestion
+from dynrefer.errors import suggestion
 
 
 @dataclass(frozen=True)

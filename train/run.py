@@ -24,12 +24,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from dynrefer.config import load_config, save_config, suggestion, to_dict
+from dynrefer.config import load_config, save_config, to_dict
 from dynrefer.data.loader import DataConfig, Loader
 from dynrefer.data.mixture import open_training, training_loader
-from dynrefer.data.schema import open_records
+from dynrefer.data.record_files import open_records
+from dynrefer.errors import suggestion
 from dynrefer.models import adapt
-from train import checkpoint, processes
+from train import checkpoint, launch
 from train.evaluate import EvalConfig, evaluate
 from train.log import LogConfig, RunLog
 from train.optim import OptimConfig, WeightAverage, build_optimizer, set_lr
@@ -121,7 +122,7 @@ def main(cfg: RunConfig, build: Callable | None = None, load: Callable | None = 
 
     Raises ValueError for settings that do not fit the data, the model or the run folder, NonFiniteLoss.
     """
-    accelerator = processes.start(
+    accelerator = launch.start(
         precision=cfg.loop.precision,
         deepspeed=cfg.loop.deepspeed,
         clip=cfg.loop.clip,
@@ -133,12 +134,12 @@ def main(cfg: RunConfig, build: Callable | None = None, load: Callable | None = 
     try:
         return train(cfg, accelerator, build or new_model, load or saved_model)
     finally:
-        processes.finish(accelerator)
+        launch.finish(accelerator)
 
 
 def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Callable) -> RunResult:
     folder, settings = Path(cfg.output) / cfg.name, to_dict(cfg)
-    if cfg.loop.ema and processes.zero_stage(accelerator) == 3:
+    if cfg.loop.ema and launch.zero_stage(accelerator) == 3:
         raise ValueError("loop.ema does not work with ZeRO-3, which splits the weights; use ZeRO-2 or loop.ema=0")
     resume_from = checkpoint.checkpoint_to_resume(folder, cfg.loop.resume, cfg.loop.overwrite)
     if resume_from is not None:
@@ -179,8 +180,8 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
     total_steps = cfg.loop.steps or max(1, round(cfg.loop.epochs * steps_per_epoch))
 
     # optimizer and processes
-    if processes.zero_stage(accelerator):
-        processes.prepare_for_deepspeed(model, cfg.loop.precision)
+    if launch.zero_stage(accelerator):
+        launch.prepare_for_deepspeed(model, cfg.loop.precision)
     optimizer = build_optimizer(model, cfg.optim)
     if cfg.loop.compile:
         model.compile()
@@ -233,7 +234,7 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
     limit_seconds = 60 * cfg.loop.minutes if cfg.loop.minutes else math.inf
     evaluated_step = saved_step = progress.step if resume_from is not None else None
     out_of_time = False
-    with contextlib.closing(log), processes.StopSignal() as stop_signal:
+    with contextlib.closing(log), launch.StopSignal() as stop_signal:
         batches = stream(loader, progress, steps_per_epoch * cfg.loop.accumulation)
         while progress.step < last_step and not out_of_time and not stop_signal.received:
             started = time.perf_counter()
@@ -244,7 +245,7 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
             # what the sums of this step are divided by: counts over all processes and all accumulated batches
             own = [sum(batch.counts().get(task, 0.0) for batch in window) for task in tasks]
             num_own = sum(len(batch) for batch in window)
-            *counts, num_regions = processes.sum_over_processes(accelerator, [*own, num_own])
+            *counts, num_regions = launch.sum_over_processes(accelerator, [*own, num_own])
             if not any(counts):
                 raise ValueError(
                     f"step {step}: none of its {num_regions:.0f} regions has a target for {', '.join(tasks)}; choose "
@@ -344,7 +345,7 @@ def check_finite(accelerator: Accelerator, parts: torch.Tensor, window: list, st
     """Sums over batches and processes, (tasks,). NonFiniteLoss on every process where one of `parts` (accumulation,
     tasks) of any process is NaN or infinite."""
     bad = [number for number, part in enumerate(parts) if not part.isfinite().all()]
-    *totals, num_bad = processes.sum_over_processes(accelerator, [*parts.sum(0).tolist(), len(bad)])
+    *totals, num_bad = launch.sum_over_processes(accelerator, [*parts.sum(0).tolist(), len(bad)])
     if num_bad:
         raise NonFiniteLoss(
             describe_regions(accelerator, f"step {step}: the loss is not finite", [window[number] for number in bad])
@@ -354,7 +355,7 @@ def check_finite(accelerator: Accelerator, parts: torch.Tensor, window: list, st
 
 def describe_regions(accelerator: Accelerator, fault: str, batches: list) -> str:
     """Every process calls it with its own batches; returns the whole message."""
-    ids = processes.gather_lists(accelerator, [region_id for batch in batches for region_id in batch.ids])
+    ids = launch.gather_lists(accelerator, [region_id for batch in batches for region_id in batch.ids])
     return (
         f"{fault}; nothing was saved over. It came from these {len(ids)} regions: {', '.join(ids)}. Look at them with "
         "`python -m data_prep.check FILE`, or lower optim.lr or loop.clip"
@@ -363,7 +364,7 @@ def describe_regions(accelerator: Accelerator, fault: str, batches: list) -> str
 
 def clip_gradients(accelerator: Accelerator, model, clip: float) -> float:
     """The gradient's global norm before clipping to `clip` (0: not clipped)."""
-    if processes.zero_stage(accelerator):  # DeepSpeed has clipped in its own step
+    if launch.zero_stage(accelerator):  # DeepSpeed has clipped in its own step
         return float(model.get_global_grad_norm())
     return float(accelerator.clip_grad_norm_(model.parameters(), clip or math.inf))
 

@@ -17,15 +17,8 @@ import numpy as np
 import orjson
 
 from dynrefer.boxes import check_image_hw
-from dynrefer.data.schema import (
-    _box,
-    _mask_box,
-    _text,
-    _texts,
-    atomic_path,
-    parse_line,
-    record_root,
-)
+from dynrefer.data.records import box_of, mask_box, record_root, text_of, texts_of
+from dynrefer.files import atomic_path, parse_line
 from dynrefer.masks import check_mask_record, rle_to_box, to_mask
 from dynrefer.videos import VideoFolder, open_video
 
@@ -85,7 +78,7 @@ class ClipRegion:
             raise ValueError(f"unknown key {sorted(map(str, unknown))}; a record has {[*REQUIRED, *OPTIONAL]}")
         if missing := [key for key in REQUIRED if d.get(key) is None]:
             raise ValueError(f"missing key {missing}; a record has at least {list(REQUIRED)}")
-        region_id, frame_hw = _text(d, "id", empty=False), _frame_hw(d["frame_hw"])
+        region_id, frame_hw = text_of(d, "id", empty=False), _frame_hw(d["frame_hw"])
         num_frames = _whole(d, "num_frames", 1)
         end_frame = num_frames if d.get("end_frame") is None else _whole(d, "end_frame", 1)
         prompt_frame = _whole(d, "prompt_frame", 0)
@@ -104,18 +97,18 @@ class ClipRegion:
             raise ValueError(f"frame_rate {rate!r}: expected frames a second, or nothing")
         return cls(
             id=region_id,
-            video=_text(d, "video", empty=False),
+            video=text_of(d, "video", empty=False),
             num_frames=num_frames,
             frame_hw=frame_hw,
             prompt_frame=prompt_frame,
             frames=frames,
             end_frame=end_frame,
             frame_rate=None if rate is None else float(rate),
-            captions=_texts(d.get("captions") or (), "captions"),
-            category=None if d.get("category") is None else _text(d, "category", empty=False),
-            source=_text(d, "source"),
-            licence=_text(d, "licence"),
-            split=_text(d, "split"),
+            captions=texts_of(d.get("captions") or (), "captions"),
+            category=None if d.get("category") is None else text_of(d, "category", empty=False),
+            source=text_of(d, "source"),
+            licence=text_of(d, "licence"),
+            split=text_of(d, "split"),
         )
 
     def to_dict(self) -> dict:
@@ -293,10 +286,10 @@ def _place(place: object, frame_hw: tuple[int, int], region_id: str) -> FrameReg
     if mask is not None:
         check_mask_record(mask, frame_hw)
     if box is not None:
-        return FrameRegion(_box(box, frame_hw, region_id), mask)
+        return FrameRegion(box_of(box, frame_hw, region_id), mask)
     if mask is None:
         raise ValueError("neither box nor mask; say null where the region is not in the frame")
-    tight = rle_to_box(mask) if isinstance(mask, dict) else _mask_box(mask, frame_hw)
+    tight = rle_to_box(mask) if isinstance(mask, dict) else mask_box(mask, frame_hw)
     if tight is None:
         raise ValueError("empty mask; say null where the region is not in the frame")
     return FrameRegion(tuple(map(float, tight)), mask)

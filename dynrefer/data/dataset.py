@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dynrefer.data.index import ImageGroups
-from dynrefer.data.schema import Region, RegionRecords
+from dynrefer.data.image_groups import ImageGroups
+from dynrefer.data.records import Region, RegionRecords
 from dynrefer.images import open_image, read_image_hw
 
 UNFINISHED_BYTES = 72 << 20  # room for decoded images of which the next batches want more, in each worker

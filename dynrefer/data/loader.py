@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from dynrefer.data.dataset import RegionDataset
-from dynrefer.data.index import ImageGroups
+from dynrefer.data.image_groups import ImageGroups
 
 # told apart from the generators of single samples, which are seeded by (seed, epoch, index)
 PLAN_STREAM = 0x504C414E

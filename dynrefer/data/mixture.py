@@ -19,7 +19,8 @@ from typing import Any
 
 from dynrefer.data.dataset import RegionDataset, SampleProcessor
 from dynrefer.data.loader import ANNOTATIONS, DataConfig, Key, Loader, RegionLoader, Source, share
-from dynrefer.data.schema import Region, RegionRecords, open_records
+from dynrefer.data.record_files import open_records
+from dynrefer.data.records import Region, RegionRecords
 from dynrefer.data.shards import Shards, is_shards, open_shards
 from dynrefer.data.stream import ShardDataset, ShardLoader
 

@@ -26,7 +26,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import orjson
 
-from dynrefer.data.schema import Region, RegionRecords, atomic_path, licences_of
+from dynrefer.data.records import Region, RegionRecords, licences_of
+from dynrefer.files import atomic_path
 
 INDEX = "index.json"
 FORMAT = "dynrefer-shards-1"

@@ -32,7 +32,7 @@ from dynrefer.data.loader import (
     parts_of_batch,
     share,
 )
-from dynrefer.data.schema import Region
+from dynrefer.data.records import Region
 from dynrefer.data.shards import EncodedImage, Shards
 
 AHEAD = 4  # batches that are read before they are asked for

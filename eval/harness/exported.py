@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dynrefer.data.schema import Region, RegionRecords, RegionResult, open_records
+from dynrefer.data.record_files import open_records
+from dynrefer.data.records import Region, RegionRecords, RegionResult
 from dynrefer.images import open_image
 
 from ..overlay import overlay

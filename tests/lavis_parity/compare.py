@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from dynrefer.models import lavis
+from dynrefer.convert import lavis
 from dynrefer.models.dynrefer.convert import BASE_NAMES, rename, rename_all
 from dynrefer.models.tokenizer import train_tokenizer
-from tests import small
+from tests import tiny_dynrefer as small
 
 from .tiny import HEADS, LANGUAGES, QFORMER, SIZES, VISION, pixels, randomize
 

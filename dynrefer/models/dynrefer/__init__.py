@@ -1,8 +1,8 @@
 """The DynRefer family."""
 
 from .build import adapt, build
-from .config import DynReferConfig
-from .model import DynReferModel
+from .configuration import DynReferConfig
+from .modeling import DynReferModel
 from .processor import DynReferProcessor
 
 __all__ = ["DynReferConfig", "DynReferModel", "DynReferProcessor", "adapt", "build"]

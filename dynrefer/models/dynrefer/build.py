@@ -13,8 +13,8 @@ from dynrefer.vocabulary import read_attributes, read_words, words_of_records
 from ..base_parts import Source, fill_part, locate
 from ..language import MODES
 from ..tokenizer import train_tokenizer
-from .config import DynReferConfig
-from .model import DynReferModel
+from .configuration import DynReferConfig
+from .modeling import DynReferModel
 from .processor import DynReferProcessor
 
 PARTS = ("vision", "language", "text")

@@ -251,7 +251,7 @@ def convert(
     """
     from dynrefer.vocabulary import read_attributes, read_words
 
-    from .config import DynReferConfig
+    from .configuration import DynReferConfig
     from .processor import DynReferProcessor
 
     words = {
@@ -366,7 +366,7 @@ def check_language(released: Mapping[str, Tensor], base_config, checkpoint: str,
 def filled_model(config, tensors: Mapping[str, Tensor]):
     """The config's model in float32 with exactly these tensors; ValueError naming what does not fit. Text embeddings
     of the word lists are still zero."""
-    from .model import DynReferModel
+    from .modeling import DynReferModel
 
     skeleton = DynReferModel.skeleton(config)  # tensors are checked before memory is taken
     check_fit(skeleton, tensors)

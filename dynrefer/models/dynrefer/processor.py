@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 from transformers.utils import PushToHubMixin
 
-from dynrefer.data.batch import RegionBatch
-from dynrefer.data.schema import Region
+from dynrefer.data.records import Region
 from dynrefer.masks import mask_to_box
 from dynrefer.prompts import control_prompt, training_words
 from dynrefer.resize import FASTEST, shared
@@ -21,7 +20,8 @@ from dynrefer.views import HASH_STRATEGIES, choose_scales, crop_views, crop_view
 from dynrefer.vocabulary import Vocabulary
 
 from ..language import language_kind
-from .config import DynReferConfig
+from .batch import RegionBatch
+from .configuration import DynReferConfig
 
 TEXT_TOKENIZER = "text_tokenizer"
 MAX_CAPTION_TOKENS = 64

@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .auto import model_folder
-from .dynrefer.convert import (
+from dynrefer.models.auto import model_folder
+from dynrefer.models.dynrefer.convert import (
     BASE_NAMES,
     CHECKPOINT_NAMES,
     base_folder,

@@ -1,6 +1,6 @@
 """The embedded world: scenes drawn on the spot, with exact boxes, masks, captions, tags, attributes and categories.
 
-    from dynrefer import world
+    from data_prep import world
 
     drawn = world.scene(seed=0, split="train")
     drawn.image                                   # RGB uint8 (288, 384, 3)
@@ -11,10 +11,10 @@ Its purpose is to show what each view is good for: patterns, letters and numbers
 close to the box (t near 0) shows them; neighbours and sides need a view with surroundings. See `scenes.py`.
 """
 
-from dynrefer.world.grammar import ATTRIBUTE_LIST, ATTRIBUTES, CATEGORIES, TAGS, template_caption
-from dynrefer.world.objects import COLOURS, COMBINATIONS, PATTERNS, SPLITS
-from dynrefer.world.scenes import IMAGE_HW, Scene, WorldObject, scene
-from dynrefer.world.writer import write
+from data_prep.world.grammar import ATTRIBUTE_LIST, ATTRIBUTES, CATEGORIES, TAGS, template_caption
+from data_prep.world.objects import COLOURS, COMBINATIONS, PATTERNS, SPLITS
+from data_prep.world.scenes import IMAGE_HW, Scene, WorldObject, scene
+from data_prep.world.writer import write
 
 __all__ = [
     "ATTRIBUTES",

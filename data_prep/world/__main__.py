@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 
-from dynrefer import world
+from data_prep import world
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from dynrefer.data.schema import Region, write_records
-from dynrefer.world.grammar import ATTRIBUTE_LIST, CATEGORIES, TAGS
-from dynrefer.world.objects import SPLITS
-from dynrefer.world.scenes import IMAGE_HW, scene
+from data_prep.world.grammar import ATTRIBUTE_LIST, CATEGORIES, TAGS
+from data_prep.world.objects import SPLITS
+from data_prep.world.scenes import IMAGE_HW, scene
+from dynrefer.data.record_files import write_records
+from dynrefer.data.records import Region
 
 SCENES_PER_SEED = 1_000_000
 

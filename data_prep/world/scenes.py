@@ -17,9 +17,9 @@ from functools import cached_property
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dynrefer.data.schema import Region
-from dynrefer.world import draw, grammar
-from dynrefer.world.objects import COMBINATIONS, INKS, KINDS, LETTERS, NUMBERS, SPLITS, draw_object, extent
+from data_prep.world import draw, grammar
+from data_prep.world.objects import COMBINATIONS, INKS, KINDS, LETTERS, NUMBERS, SPLITS, draw_object, extent
+from dynrefer.data.records import Region
 
 IMAGE_HW = (288, 384)
 SMALLEST_HW = (192, 256)

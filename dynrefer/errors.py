@@ -1,10 +1,11 @@
 """What all commands share: a mistake in input or settings is one line and exit status 2, not a traceback."""
 
 import argparse
+import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 INTERRUPTED = 130  # as a shell says of a command that Ctrl-C has ended
 NEXT_STEP = {  # of the operating system's errors
@@ -48,3 +49,18 @@ def run_command(
         if not interrupted or os.environ.get("RANK", "0") == "0":  # Ctrl-C reaches all processes
             print(f"{name}: {stopped if interrupted else f'error: {message(error)}'}", file=sys.stderr)
         return INTERRUPTED if interrupted else 2
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """ " Did you mean 'lr'?" where a known name is close to `name`, else ""."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_keys(given: Iterable[str], known: Iterable[str], what: str) -> None:
+    """ValueError that names the first unknown key, the nearest known one and all known ones; it starts with `what`."""
+    known = list(known)
+    for key in given:
+        if key not in known:
+            names = ", ".join(sorted(map(str, known))) or "none"
+            raise ValueError(f"{what}: unknown key {key!r}.{suggestion(key, known)} Known keys: {names}.")

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from dynrefer.data.schema import Region
+from dynrefer.data.records import Region
 from dynrefer.models import build
 
 T5 = {

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny import write_squares
-from train import processes
+from tests.tiny_squares import write_squares
+from train import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
@@ -22,7 +22,7 @@ COMPARED = ("loss", "loss/captions", "loss/tags", "grad_norm", "eval/loss", "eva
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Starts `-m tests.tiny` under a launcher and returns the run's folder; a single process run is made once."""
+    """Starts `-m tests.tiny_squares` under a launcher, returns the run's folder; a single process run is made once."""
     folder = tmp_path_factory.mktemp("processes")
     write_squares(folder, 24)
     write_squares(folder, 8, seed=9, prefix="v")
@@ -38,7 +38,7 @@ log: {{tensorboard: false}}
 """
     )
 
-    def start(launcher: list[str], *settings: str, module: str = "tests.tiny") -> Path:
+    def start(launcher: list[str], *settings: str, module: str = "tests.tiny_squares") -> Path:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
         done = subprocess.run(
             [*launcher, "-m", module, "--config", str(folder / "run.yaml"), *settings],
@@ -97,14 +97,14 @@ def test_deepspeed_gets_weights_that_it_can_send_as_bytes():
     model.scale = torch.nn.Parameter(torch.tensor(2.0))
     model.to(torch.bfloat16).to(memory_format=torch.channels_last)
     before = [parameter.clone() for parameter in model.parameters()]
-    processes.prepare_for_deepspeed(model, "bf16")
+    launch.prepare_for_deepspeed(model, "bf16")
     assert all(parameter.data.view(torch.uint8).numel() for parameter in model.parameters())
     assert all(torch.equal(new, old.view(new.shape)) for new, old in zip(model.parameters(), before, strict=True))
     assert model.scale.shape == (1,)
     model.append(torch.nn.BatchNorm2d(5))
-    processes.prepare_for_deepspeed(model, "fp32")
+    launch.prepare_for_deepspeed(model, "fp32")
     with pytest.raises(ValueError, match="2 is a batch normalization.*set loop.precision=fp32"):
-        processes.prepare_for_deepspeed(model, "bf16")
+        launch.prepare_for_deepspeed(model, "bf16")
 
 
 def test_a_process_group_that_accelerate_does_not_see_is_an_error(monkeypatch):
@@ -114,22 +114,22 @@ def test_a_process_group_that_accelerate_does_not_see_is_an_error(monkeypatch):
         num_processes, distributed_type = 1, "NO"
 
     with pytest.raises(ValueError, match="3 processes were started but Accelerate sees 1"):
-        processes._check_world(Alone(), 3, None)
+        launch._check_world(Alone(), 3, None)
 
 
 def test_deepspeed_settings_that_the_loop_decides_may_not_stand_in_the_json(tmp_path):
     path = tmp_path / "ds.json"
     path.write_text('{"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0}')
     with pytest.raises(ValueError, match="'gradient_clipping' is set by the run's own settings"):
-        processes._deepspeed_settings(str(path), "fp32", 1.0, 8, 2)
+        launch._deepspeed_settings(str(path), "fp32", 1.0, 8, 2)
     path.write_text('{"zero_optimization": {"stage": 1}}')
     with pytest.raises(ValueError, match="stage is 1; this loop runs stages 2 and 3"):
-        processes._deepspeed_settings(str(path), "fp32", 1.0, 8, 2)
+        launch._deepspeed_settings(str(path), "fp32", 1.0, 8, 2)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_the_deepspeed_configs_divide_nothing_twice(stage):
-    settings = processes._deepspeed_settings(str(ROOT / f"configs/accelerate/ds_zero{stage}.json"), "bf16", 1.0, 8, 2)
+    settings = launch._deepspeed_settings(str(ROOT / f"configs/accelerate/ds_zero{stage}.json"), "bf16", 1.0, 8, 2)
     assert settings["gradient_accumulation_steps"] == 1 and settings["zero_optimization"]["stage"] == stage
     assert settings["train_batch_size"] == 2 * settings["train_micro_batch_size_per_gpu"] == 8
     assert settings["bf16"] == {"enabled": True}

@@ -7,16 +7,11 @@ import pickle
 import numpy as np
 import pytest
 
-from dynrefer.data.index import column_hashes, hashes_of, repeated
-from dynrefer.data.schema import (
-    Region,
-    RegionResult,
-    atomic_path,
-    open_records,
-    read_jsonl,
-    save_arrow,
-    write_records,
-)
+from dynrefer.data.arrow import save_arrow
+from dynrefer.data.image_groups import column_hashes, hashes_of, repeated
+from dynrefer.data.record_files import open_records, write_records
+from dynrefer.data.records import Region, RegionResult
+from dynrefer.files import atomic_path, read_jsonl
 from dynrefer.masks import mask_to_rle
 
 RECORD = {

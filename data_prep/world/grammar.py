@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynrefer.world.draw import SKY, SURFACES
-from dynrefer.world.objects import COLOURS, INK_RGB, KINDS, LETTERS, NUMBERS, PATTERNS
+from data_prep.world.draw import SKY, SURFACES
+from data_prep.world.objects import COLOURS, INK_RGB, KINDS, LETTERS, NUMBERS, PATTERNS
 
 if TYPE_CHECKING:
-    from dynrefer.world.scenes import WorldObject
+    from data_prep.world.scenes import WorldObject
 
 SIZES = ("small", "big")
 DIRECTIONS = ("left", "right", "above", "below")

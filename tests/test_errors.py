@@ -5,7 +5,7 @@ import errno
 
 import pytest
 
-from dynrefer.commands import run_command
+from dynrefer.errors import run_command
 
 
 def ending(capsys, error: BaseException, **options) -> tuple[int, str]:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Blip2QFormerModel
 
-from dynrefer.data.batch import RegionBatch
-from dynrefer.data.schema import RegionResult
-from dynrefer.distributed import gather_rows
+from dynrefer.data.records import RegionResult
 from dynrefer.losses import asymmetric_loss, attribute_loss, category_loss, sigmoid_region_text_loss
+from dynrefer.processes import gather_rows
 from dynrefer.prompts import Control, parse_control, region_controls
 from dynrefer.vocabulary import attribute_texts, category_texts, read_attributes, text_hash
 
@@ -20,7 +19,8 @@ from ..saving import RegionModel
 from ..text_encoder import TextEncoder
 from ..vision import VisionEncoder
 from .align import DeformableAlign
-from .config import DynReferConfig
+from .batch import RegionBatch
+from .configuration import DynReferConfig
 from .decoders import TextQueryDecoder, ViewTextHead
 from .region_encoder import RegionEncoder
 

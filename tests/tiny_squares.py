@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dynrefer.data.schema import Region, RegionResult, write_records
+from dynrefer.data.record_files import write_records
+from dynrefer.data.records import Region, RegionResult
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (250, 250, 250)}
 WORDS = ["<pad>", "<end>", "a", "big", "square", *COLORS]
@@ -182,7 +183,7 @@ def load_tiny(path: str) -> TinyModel:
     return model
 
 
-if __name__ == "__main__":  # python -m tests.tiny --config ...: train.run with this family
+if __name__ == "__main__":  # python -m tests.tiny_squares --config ...: train.run with this family
     import sys
 
     from train.run import command

@@ -1,0 +1,1 @@
+"""Files of others -> our model folders, and back: what the converters of several families share."""
