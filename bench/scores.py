@@ -33,7 +33,7 @@ class Sentences:
     """Random captions, and others that say nearly the same."""
 
     def __init__(self, seed: int):
-        from eval.captions import METEOR_JAR, jar_path
+        from eval.metrics.captions import METEOR_JAR, jar_path
 
         with zipfile.ZipFile(jar_path(METEOR_JAR)) as jar:
             lines = jar.read("synonym/english.synsets").decode().split()
@@ -76,8 +76,8 @@ def captions(folder: Path, number: int) -> Rows:
 
 def dense_captions(folder: Path, number: int) -> Rows:
     """Dense captions: matching and ranking, beside the plain loop; with METEOR; the command, with intervals."""
-    from eval.densecap import Boxes, densecap_scores
     from eval.java import end_programs
+    from eval.metrics.densecap import Boxes, densecap_scores
 
     sentences, rng = Sentences(1), np.random.default_rng(1)
     references, predictions = {}, {}

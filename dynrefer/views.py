@@ -27,7 +27,7 @@ VIEW_STRATEGIES = {
     "joint": ("those whose hashes differ most from view 0 and from each other", "inference, when asked for"),
     "task": ("those nearest to what a task likes; task:attributes names it", "inference, when one task counts"),
     "random": ("distinct ones, uniform; random:0.2 shows 1 region in 5 at one scale", "training, by default"),
-    "fixed": ("exactly these, view 0 included; fixed:0,0.3,1", "measuring scales (eval.views); flickr30k_small"),
+    "fixed": ("exactly these, view 0 included; fixed:0,0.3,1", "measuring scales (eval.sweep); flickr30k_small"),
 }
 
 # The scale a task likes, from the paper's figure 4: attributes live in the region itself, captions want some context,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dynrefer.data.records import Region
 
-from .captions import lower_tokens
+from .metrics.captions import lower_tokens
 
 
 def coarse_type(region: Region) -> str | None:

@@ -22,8 +22,8 @@ from .predict import file_sha256
 from .statistics import difference, samples
 
 if TYPE_CHECKING:
+    from .benchmarks import Task
     from .scoring import Scores
-    from .tasks import Task
 
 # Keys of scores.json that are the same where numbers compare.
 PROTOCOL = ("task", "task_version", "prompt", "boxes", "score_source", "cleaning", "tokenizer", "split")

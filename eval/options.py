@@ -7,7 +7,7 @@ from typing import Any
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import RegionRecords
 
-from .tasks import TASKS, Task, get_task
+from .benchmarks import TASKS, Task, get_task
 
 STOPPED = "stopped; the same command goes on (without --overwrite)"  # what a model has predicted is kept
 
@@ -46,7 +46,7 @@ def load_model(args: argparse.Namespace) -> Any:
     """One of our models, or a `Captioner`."""
     import dynrefer
 
-    from .captioners import is_captioner, load
+    from .others import is_captioner, load
 
     place = {"device": args.device, "dtype": args.dtype, "revision": args.revision}
     family, prompt = getattr(args, "captioner", None), getattr(args, "prompt", None)

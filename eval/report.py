@@ -5,7 +5,7 @@ pictures with what was said.
     python -m eval.run --predictions predictions.jsonl --task refcocog-a --report report.html
 
 The first needs the files that `python -m eval.run --model RUN --task TASK --baselines` wrote. The loss curve of
-RUN/log.jsonl and the sweep of `python -m eval.views` are shown where they are.
+RUN/log.jsonl and the sweep of `python -m eval.sweep` are shown where they are.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from dynrefer.errors import run_command
 from dynrefer.files import atomic_path
 from dynrefer.pages import outline, picture_uri, text
 
-from .densecap import MIN_IOUS, MIN_METEORS
+from .benchmarks import TASKS
 from .evaluate import ITEMS, PREDICTIONS, SCORES, default_out
+from .metrics.densecap import MIN_IOUS, MIN_METEORS
 from .plots import averaged, bins_chart, by_size, calibration, chart
 from .predict import read_predictions
-from .tasks import TASKS
-from .views import best_settings, fixed_scale, lone_scale
+from .sweep import best_settings, fixed_scale, lone_scale
 
 HEADLINES = ("CIDEr", "METEOR", "dense mAP", "LVIS AP", "semantic similarity", "word IoU", "choice score", "tag mAP")
 HEADLINES += ("attribute mAP", "category accuracy", "COCO mAP")
@@ -673,7 +673,7 @@ def report_run(
     """RUN/report.html from the files in a run folder; returns its path.
 
     data: the records, where scores.json names them if not given; predictions: the folder with scores.json, views: the
-    folder with views.json, where `eval.run` and `eval.views` put them if not given. ValueError names what is missing.
+    folder with views.json, where `eval.run` and `eval.sweep` put them if not given. ValueError names what is missing.
     """
     run = Path(run)
     folder = Path(predictions or default_out(str(run), task, None, None))

@@ -11,9 +11,9 @@
     python -m eval.compare ours/scores.json theirs/scores.json
 
 Writes predictions.jsonl (a killed run goes on with it) and scores.json into --out; scores of FOLDER/theirs.json go
-into FOLDER/theirs-TASK/. --predictions reads the files of other models too, see `eval/formats.py`; several are one
-model with several seeds. --model takes ours and, told by their config.json, those of `eval/captioners.py`. The table of
-benchmarks is `eval/tasks.py`.
+into FOLDER/theirs-TASK/. --predictions reads the files of other models too, see `eval/inputs/formats.py`; several are
+one model with several seeds. --model takes ours and, told by their config.json, those of `eval/others.py`. The
+benchmarks are in `eval/benchmarks`.
 """
 
 import argparse
@@ -32,8 +32,7 @@ from dynrefer.models.fingerprint import model_fingerprint
 from dynrefer.processes import is_main, launched
 
 from . import compare, statistics
-from .boxes import DetectedBoxes, open_boxes
-from .choices import HTTPJudge
+from .benchmarks import Task, get_task
 from .compare import table
 from .evaluate import (
     ITEMS,
@@ -47,12 +46,13 @@ from .evaluate import (
     report_scores,
     write_json,
 )
-from .formats import Predictions, read_any
+from .inputs.detected import DetectedBoxes, open_boxes
+from .inputs.formats import Predictions, read_any
+from .metrics.judge import HTTPJudge
 from .options import STOPPED, arguments, load_model, open_task
 from .predict import file_sha256
 from .report import report_of
 from .scoring import Scores, score
-from .tasks import Task, get_task
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,19 +13,19 @@ from dynrefer.data.records import Region, RegionResult
 from dynrefer.images import open_image
 
 from . import statistics
-from .attributes import attribute_groups, attribute_precisions
-from .captions import TOKENIZERS, lower_tokens, meteor_of, token_scores
-from .categories import category_accuracy
-from .choices import Judge, Question, choice_scores, judge_captions, shown_region
-from .densecap import Boxes, average_precisions, match, score_captions
-from .recognition import Objects, coco_map, lvis_ap, region_detections
-from .similarity import plain_name, similarity_scores
+from .metrics.attributes import attribute_groups, attribute_precisions
+from .metrics.captions import TOKENIZERS, lower_tokens, meteor_of, token_scores
+from .metrics.categories import category_accuracy
+from .metrics.coco import Objects, coco_map, lvis_ap, region_detections
+from .metrics.densecap import Boxes, average_precisions, match, score_captions
+from .metrics.judge import Judge, Question, choice_scores, judge_captions, shown_region
+from .metrics.similarity import plain_name, similarity_scores
+from .metrics.tags import tag_map
 from .statistics import Resampling
-from .tags import tag_map
 from .versions import metric_versions
 
 if TYPE_CHECKING:
-    from .tasks import Task
+    from .benchmarks import Task
 
 CIDER_WORDS = "CIDEr: how rare a word is stays what it is in the references of all regions"
 CLEANING = {  # what is done to predictions and references alike before the tokenizer

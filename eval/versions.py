@@ -6,11 +6,11 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from .captions import METEOR_JAR, METEOR_WORDS, PTB_JAR, SPICE_JAR, jar_path
-from .similarity import ENCODER
+from .metrics.captions import METEOR_JAR, METEOR_WORDS, PTB_JAR, SPICE_JAR, jar_path
+from .metrics.similarity import ENCODER
 
 if TYPE_CHECKING:
-    from .tasks import Task
+    from .benchmarks import Task
 
 TOKENIZERS = {
     "ptb": lambda: f"PTB tokenizer {_jar(PTB_JAR)}",

@@ -12,7 +12,7 @@ from PIL import Image
 from data_prep.dlc_bench import QUESTIONS
 from data_prep.ref_l4 import SHA256
 from eval import run as eval_run
-from eval.tasks import TASKS
+from eval.benchmarks import TASKS
 from tests.test_readme import parse_only, read_commands
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
@@ -144,7 +144,7 @@ def test_ospreys_samples(tmp_path, monkeypatch, name):
         | {"annotations": [{"segmentation": square}] * 2, "categories": ["dog_collar", "car:wheel"]}
     ]
     Path(f"{name}_val_1k_category.json").write_text(json.dumps(sample))
-    monkeypatch.setattr("eval.similarity.SentenceEncoder", lambda: lambda texts: np.eye(9)[: len(texts)])
+    monkeypatch.setattr("eval.metrics.similarity.SentenceEncoder", lambda: lambda texts: np.eye(9)[: len(texts)])
     said = {"139-0": "Dog collar", "139-1": "wheel"}
     content = convert_and_score("data_prep.coco", ["--subset"], f"{name}-similarity", said)
     assert content["prompt"] == "mask" and content["scores"]["word IoU"] == pytest.approx((1 + 0.5) / 2)

@@ -17,9 +17,9 @@ from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region, RegionResult
 from dynrefer.masks import mask_to_rle
 from eval import run as eval_run
-from eval.choices import shown_region
+from eval.benchmarks import get_task
+from eval.metrics.judge import shown_region
 from eval.scoring import read_questions, score
-from eval.tasks import get_task
 
 HW = (60, 80)
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import captions, java
-from eval.captions import (
+from eval import java
+from eval.benchmarks import get_task
+from eval.metrics import captions
+from eval.metrics.captions import (
     caption_scores,
     lower_tokens,
     meteor_of,
@@ -22,7 +24,6 @@ from eval.captions import (
     one_line,
     ptb_tokens,
 )
-from eval.tasks import get_task
 from eval.versions import metric_versions
 
 FIXTURES = Path(__file__).parent / "fixtures" / "metrics"

@@ -7,9 +7,9 @@ import pytest
 import eval.run as run
 from dynrefer.data.record_files import open_records
 from eval import compare, java
-from eval.captions import METEOR_JAR, PTB_JAR, jar_path
+from eval.benchmarks import TASKS, get_task
+from eval.metrics.captions import METEOR_JAR, PTB_JAR, jar_path
 from eval.predict import file_sha256
-from eval.tasks import TASKS, get_task
 from eval.versions import VERSIONS, metric_versions
 from tests.test_eval_run import data, predictions_of, tiny  # noqa: F401 (fixtures)
 

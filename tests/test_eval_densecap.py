@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bench.metrics import densecap_loop
-from eval.densecap import (
+from eval.metrics.densecap import (
     Boxes,
     average_precisions,
     densecap_scores,

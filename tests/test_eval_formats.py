@@ -6,7 +6,7 @@ import json
 import pytest
 
 from dynrefer.data.records import Region
-from eval.formats import read_any
+from eval.inputs.formats import read_any
 
 ITEMS = [  # an expression each: two of the first image
     Region(f"refcocog-umd-val-e{number}", f"../train2014/COCO_train2014_{image:012d}.jpg", (8, 8), (0, 0, 4, 4))

@@ -10,7 +10,7 @@ import pytest
 import eval.run as run
 from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region
-from eval.tasks import TASKS, get_task
+from eval.benchmarks import TASKS, get_task
 from tests.test_eval_captions import FIXTURES, GOLDENS, needs_goldens
 
 HW = (10_000, 10_000)  # of images that nobody looks at

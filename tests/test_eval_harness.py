@@ -18,12 +18,12 @@ from PIL import Image
 
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region
+from eval.benchmarks import TASKS, get_task
 from eval.export import main as export
-from eval.formats import read_any
 from eval.harness.exported import EXPORT, check_exportable, exported, score_answers
+from eval.inputs.formats import read_any
+from eval.inputs.tables import read_table
 from eval.run import main as run
-from eval.tables import read_table
-from eval.tasks import TASKS, get_task
 
 RLE = {"size": [40, 60], "counts": [205, 20, 2175]}  # of image_hw (40, 60): column 5, rows 5 to 24
 SAID = ["a red cup", "the lamp on a table", "a dog", "two cups"]

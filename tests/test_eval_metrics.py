@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.attributes import attribute_groups, attribute_map
-from eval.categories import category_accuracy
-from eval.choices import HTTPJudge, Question, choice_accuracy, choice_scores, judge_captions, prompt, read_choice
-from eval.similarity import SentenceEncoder, similarity_scores, word_iou
-from eval.tags import average_precision, tag_map
+from eval.metrics.attributes import attribute_groups, attribute_map
+from eval.metrics.categories import category_accuracy
+from eval.metrics.judge import HTTPJudge, Question, choice_accuracy, choice_scores, judge_captions, prompt, read_choice
+from eval.metrics.similarity import SentenceEncoder, similarity_scores, word_iou
+from eval.metrics.tags import average_precision, tag_map
 
 FIXTURES = Path(__file__).parent / "fixtures" / "metrics"
 

@@ -182,7 +182,7 @@ def test_a_sweep_by_two_processes_measures_what_one_does(folder):
     tables = {}
     for processes, launcher in ((1, [sys.executable]), (2, [*TORCHRUN, "2"])):
         out = folder / f"views-{processes}"
-        command = ["-m", "eval.views", "--model", folder / "model", "--data", folder / "records.jsonl", "--out", out]
+        command = ["-m", "eval.sweep", "--model", folder / "model", "--data", folder / "records.jsonl", "--out", out]
         command += ["--task", "world", "--device", "cpu", "--batch-size", "3", "--num-workers", "0"]
         command += ["--settings", "random", "fixed:0,0.5,0.5"]
         done = subprocess.run(

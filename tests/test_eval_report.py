@@ -14,15 +14,15 @@ from test_eval_run import TASK, Model, data, results_of  # noqa: F401 (data is a
 
 import eval.report as report_module
 import eval.run as run_module
-import eval.views as views_module
+import eval.sweep as views_module
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import Region, RegionRecords, RegionResult
-from eval.densecap import MIN_IOUS, MIN_METEORS
+from eval.benchmarks import TASKS, Published
 from eval.evaluate import baseline_scores, evaluate, report_scores, write_json
+from eval.metrics.densecap import MIN_IOUS, MIN_METEORS
 from eval.plots import MAX_POINTS, by_size, calibration, ticks
 from eval.report import read_log, report, report_run
-from eval.tasks import TASKS, Published
-from eval.views import best_settings, fixed_scale, plot, sweep, view_settings
+from eval.sweep import best_settings, fixed_scale, plot, sweep, view_settings
 
 
 def test_view_settings_fit_the_number_of_views():

@@ -14,12 +14,13 @@ from torch import nn
 import eval.run as run
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region, RegionResult
-from eval import compare, java, views
+from eval import compare, java
 from eval.baselines import commonest_captions, constant_caption, one_human, true_type_template
-from eval.captions import PTB
+from eval.benchmarks import TASKS, Task, get_task
+from eval.metrics.captions import PTB
 from eval.predict import file_sha256, predict, read_predictions
 from eval.scoring import score
-from eval.tasks import TASKS, Task, get_task
+from eval.sweep import sweep
 
 TASK = Task("tiny", "test.jsonl", "a test", caption_metrics=("rouge", "cider"), tokenizer="lower")
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -436,7 +437,7 @@ def test_a_run_with_baselines_and_seeds_a_comparison_and_a_sweep_start_one_token
     options = ["--task", "tiny", "--out", str(data / "o")]
     assert run.main([*options, "--baselines", "--predictions", *paths]) == 0
     assert run.main([*options, "--compare", *paths]) == 0
-    views.sweep(Model(), task, records, data / "v", settings=["phash", "fixed:0,0.3"], num_workers=0)
+    sweep(Model(), task, records, data / "v", settings=["phash", "fixed:0,0.3"], num_workers=0)
     assert sum("PTBTokenizer" in argument for command in started for argument in command) == 1
 
 

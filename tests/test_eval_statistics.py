@@ -9,8 +9,10 @@ import pytest
 import eval.run as run
 from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region, RegionResult
-from eval.captions import caption_scores
+from eval.benchmarks import TASKS, get_task
 from eval.compare import paired as paired_scores
+from eval.metrics.captions import caption_scores
+from eval.metrics.tags import average_precision, tag_map
 from eval.scoring import intervals, score, without_interval
 from eval.statistics import (
     CHUNK,
@@ -29,8 +31,6 @@ from eval.statistics import (
     samples,
     unit_of,
 )
-from eval.tags import average_precision, tag_map
-from eval.tasks import TASKS, get_task
 
 ONE_EACH = [f"image {n}" for n in range(500)]
 

@@ -27,7 +27,7 @@ SMALLER = {
     "data_prep.world": ["--train", "12", "--val", "4", "--test", "4"],
     "train.run": ["loop.steps=2", "loop.epochs=null", "loop.eval_every=0", "loop.overwrite=true", "data.num_workers=0"],
     "eval.run": ["--limit", "8"],
-    "eval.views": ["--limit", "8"],
+    "eval.sweep": ["--limit", "8"],
     "bench.run": ["--seconds", "0.01"],
 }
 INSTALLING = ("git", "cd", "pip", "source", ".", "python -m venv", "python -m pip", "python3 -m venv", "apt-get")

@@ -11,7 +11,7 @@ from data_prep.check import check_file
 from data_prep.ref_l4 import NUM_REGIONS, SHA256, main
 from dynrefer.data import open_records
 from eval import run as eval_run
-from eval.tasks import get_task
+from eval.benchmarks import get_task
 
 
 def entry(number, file_name, caption, bbox=(10.5, 20, 30, 25), split="val", **more):

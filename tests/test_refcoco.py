@@ -16,7 +16,7 @@ from data_prep.refcoco import PUBLISHED, ROWS, main
 from data_prep.sources import read_list
 from dynrefer.data import open_records
 from dynrefer.masks import mask_to_box
-from eval.formats import read_any
+from eval.inputs.formats import read_any
 
 WIDTH, HEIGHT = 64, 48
 SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_sample"

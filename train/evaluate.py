@@ -104,7 +104,7 @@ def batch_size_for(num_regions: int, wanted: int, world_size: int) -> int:
 
 
 def caption_scores_of(captions: dict[str, str], records: RegionRecords, cfg: EvalConfig) -> dict[str, float]:
-    from eval.captions import caption_scores
+    from eval.metrics.captions import caption_scores
 
     references = {region.id: list(region.captions) for region in records if region.captions}
     if not references:

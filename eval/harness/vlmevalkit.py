@@ -17,7 +17,7 @@ import vlmeval.dataset
 from vlmeval.dataset.image_base import ImageBaseDataset
 from vlmeval.smp import LMUDataRoot
 
-from ..formats import read_any
+from ..inputs.formats import read_any
 from .exported import EXPORT, PREFIX, Exported, exported
 
 HEADLINES = ("CIDEr", "category accuracy", "semantic similarity", "dense mAP")

@@ -11,10 +11,10 @@ from PIL import Image
 import eval.run as run
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region
-from eval.captioners import CAPTIONERS, NewTokens, Prompts, clean, load
+from eval.benchmarks import TASKS, Task, get_task
+from eval.others import CAPTIONERS, NewTokens, Prompts, clean, load
 from eval.overlay import RED, overlay
 from eval.predict import predict
-from eval.tasks import TASKS, Task, get_task
 from tests import others
 from tests import tiny_dynrefer as small
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .java import SILENT_SECONDS, JavaProgram, find_java
+from ..java import SILENT_SECONDS, JavaProgram, find_java
 
 METRICS = ("bleu", "rouge", "meteor", "cider")  # what every installation computes
 KNOWN = (*METRICS, "spice")  # which needs more files

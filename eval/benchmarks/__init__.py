@@ -14,11 +14,11 @@ from typing import Any
 from dynrefer.data.records import Region
 from dynrefer.vocabulary import read_words
 
-from .attributes import attribute_entries
-from .captions import METRICS as CAPTION_METRICS
-from .captions import TOKENIZERS
-from .recognition import SCORE_SOURCES
-from .scoring import CLEANING, METRICS, Scores, score
+from ..metrics.attributes import attribute_entries
+from ..metrics.captions import METRICS as CAPTION_METRICS
+from ..metrics.captions import TOKENIZERS
+from ..metrics.coco import SCORE_SOURCES
+from ..scoring import CLEANING, METRICS, Scores, score
 
 __all__ = ["METRICS", "TASKS", "Published", "Scores", "Task", "get_task", "score"]
 
@@ -53,7 +53,7 @@ class Task:
     references: captions a region, "1", "several" or "" (no captions are scored). clean: a row of CLEANING.
     metrics: rows of METRICS; caption_metrics, tokenizer: see `caption_scores`. generation: decoding, over the model's
     own settings; tag_threshold: of control words, precision and recall; score_source: what ranks recognised regions,
-    a row of `recognition.SCORE_SOURCES`. protocol: what a reader must know to compare a number. published: numbers of
+    a row of `metrics.coco.SCORE_SOURCES`. protocol: what a reader must know to compare a number. published: numbers of
     others that may stand beside it.
     question: what a model is asked that takes instructions; line_width: pixels of the line around the region on the
     image of a model that takes no boxes, None = by the size of the image (`eval.overlay`).

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from dynrefer.data.records import Region, RegionResult
-from eval.captions import caption_scores
-from eval.recognition import SCORE_SOURCES
+from eval.benchmarks import TASKS, Task, get_task
+from eval.metrics.captions import caption_scores
+from eval.metrics.coco import SCORE_SOURCES
 from eval.scoring import CLEANING, intervals, score, without_interval
-from eval.tasks import TASKS, Task, get_task
 
 
 def test_the_table_has_the_benchmarks_and_each_row_says_what_it_is():

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from eval.recognition import Objects, coco_map, lvis_ap, region_detections
+from eval.metrics.coco import Objects, coco_map, lvis_ap, region_detections
 
 pytest.importorskip("faster_coco_eval", reason="pip install faster-coco-eval")
 

@@ -3,7 +3,7 @@
 What is read: this package's JSON lines; COCO results lists ([{"image_id", "caption"}], as Osprey and GLaMM write them,
 or boxes with scores); one object {annotation id: text}, as DAM writes; lists and JSON lines with a text an id, as of
 Ref-L4, PixelRefer, LLaVA ({"question_id", "text"}) and the samples that lmms-eval logs ({"doc_id", "filtered_resps"});
-tables of answers, as VLMEvalKit writes them (`eval/tables.py`).
+tables of answers, as VLMEvalKit writes them (`eval/inputs/tables.py`).
 Ids of a benchmark are brought to ours by the ends of ours: 12345 is "refcocog-umd-val-12345". What fits none or several
 regions is an error, and so are several texts of one prediction that differ: one of them may be the reference.
 """

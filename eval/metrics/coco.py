@@ -3,7 +3,7 @@
 Two average precisions can only be compared when their scores come from the same source: a classifier's raw logits, its
 probabilities, a detector's confidences, or 1 for every box of a model that answers with words. `region_detections`
 makes detections of recognised ground-truth regions and takes that source by name. The accuracy over the same regions
-is `eval.categories.category_accuracy`.
+is `eval.metrics.categories.category_accuracy`.
 """
 
 import difflib

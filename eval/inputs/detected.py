@@ -12,9 +12,9 @@ from dynrefer.data.record_files import detector_file, open_records
 from dynrefer.data.records import RegionRecords, RegionResult, is_number
 from dynrefer.files import read_jsonl
 
+from ..benchmarks import Task
+from ..predict import file_sha256
 from .formats import Predictions
-from .predict import file_sha256
-from .tasks import Task
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Files of others: predictions in many formats, tables of answers, boxes of a detector."""
