@@ -11,9 +11,10 @@ Its purpose is to show what each view is good for: patterns, letters and numbers
 close to the box (t near 0) shows them; neighbours and sides need a view with surroundings. See `scenes.py`.
 """
 
+from data_prep.world.facts import WorldObject
 from data_prep.world.grammar import ATTRIBUTE_LIST, ATTRIBUTES, CATEGORIES, TAGS, template_caption
 from data_prep.world.objects import COLOURS, COMBINATIONS, PATTERNS, SPLITS
-from data_prep.world.scenes import IMAGE_HW, Scene, WorldObject, scene
+from data_prep.world.scenes import IMAGE_HW, Scene, scene
 from data_prep.world.writer import write
 
 __all__ = [

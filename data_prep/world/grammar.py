@@ -8,15 +8,12 @@ surroundings show (the neighbour, its side, the sun).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_prep.world.draw import SKY, SURFACES
+from data_prep.world.facts import WorldObject
 from data_prep.world.objects import COLOURS, INK_RGB, KINDS, LETTERS, NUMBERS, PATTERNS
-
-if TYPE_CHECKING:
-    from data_prep.world.scenes import WorldObject
 
 SIZES = ("small", "big")
 DIRECTIONS = ("left", "right", "above", "below")

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from data_prep.world import draw, grammar
+from data_prep.world.facts import Relation, WorldObject
 from data_prep.world.objects import COMBINATIONS, INKS, KINDS, LETTERS, NUMBERS, SPLITS, draw_object, extent
 from dynrefer.data.records import Region
 
@@ -29,39 +30,6 @@ CLEARLY_NEARER = 8.0  # and neither is one that another object is almost as near
 _GROUP_GAP = 27.0  # pixels between the boxes of objects that are not a pair
 _EDGE = 3  # pixels kept free along the image's border
 SOURCE, LICENCE = "world", "CC0-1.0"
-
-
-@dataclass(frozen=True)
-class Relation:
-    """`word`: left, right, above or below where that is clear, else near; `neighbour`: index in the scene."""
-
-    word: str
-    neighbour: int
-
-
-@dataclass
-class WorldObject:
-    """One object and the facts that captions, tags and attributes are made of.
-
-    box: xyxy pixels, continuous edges, of the visible pixels; mask: bool (H, W) of the visible pixels.
-    glyph: the letter or number on it; ink: the pattern's colour (None for plain); under: "sun", "moon" or None.
-    """
-
-    kind: str
-    colour: str
-    pattern: str
-    glyph: str | None
-    ink: str | None
-    size: str
-    side: float
-    flip: bool
-    place: tuple[int, int, int, int]  # where it is drawn, before others hide a part of it
-    box: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    mask: np.ndarray | None = None
-    visible: float = 1.0  # share of its own pixels that no other object hides
-    surface: str = ""
-    relation: Relation | None = None
-    under: str | None = None
 
 
 @dataclass

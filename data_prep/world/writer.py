@@ -16,23 +16,17 @@ from data_prep.world.objects import SPLITS
 from data_prep.world.scenes import IMAGE_HW, scene
 from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region
+from dynrefer.files import atomic_path
 
 SCENES_PER_SEED = 1_000_000
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def _write_scene(number: int, folder: Path, split: str, image_hw: tuple[int, int]) -> list[Region]:
     """Draws one scene, saves its picture and returns its records."""
     drawn = scene(number, split, image_hw)
     path = folder / "images" / f"{split}-{number:07d}.png"
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(drawn.image).save(part, format="PNG", compress_level=1)
-    os.replace(part, path)
+    with atomic_path(path) as temporary:
+        Image.fromarray(drawn.image).save(temporary, format="PNG", compress_level=1)
     return drawn.regions(f"images/{path.name}")
 
 
@@ -70,9 +64,14 @@ def write(
         raise ValueError(f"world seed {seed}: must be 0 or more")
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    _write_text(folder / "tags.txt", "\n".join(TAGS) + "\n")
-    _write_text(folder / "categories.txt", "\n".join(CATEGORIES) + "\n")
-    _write_text(folder / "attributes.json", json.dumps({"attributes": list(ATTRIBUTE_LIST)}, indent=1) + "\n")
+    lists = {
+        "tags.txt": "\n".join(TAGS) + "\n",
+        "categories.txt": "\n".join(CATEGORIES) + "\n",
+        "attributes.json": json.dumps({"attributes": list(ATTRIBUTE_LIST)}, indent=1) + "\n",
+    }
+    for name, text in lists.items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     first = seed * SCENES_PER_SEED
     path = folder / f"{split}.jsonl"
     write_records(path, list(_records(folder, range(first, first + num_scenes), split, image_hw, workers)))
