@@ -21,8 +21,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.tally import Tally
-from data_prep.video import Videos, arguments, finish, place, write
+from data_prep.counts import Tally
+from data_prep.video_converter import Videos, finish, place, video_arguments, write
 from dynrefer.boxes import to_xyxy
 from dynrefer.data.clips import ClipRegion, FrameRegion
 from dynrefer.errors import run_command
@@ -131,10 +131,10 @@ def _lines(path: Path) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = arguments("bensmot", __doc__.splitlines()[0], "BenSMOT/train or BenSMOT/test")
+    parser = video_arguments("bensmot", __doc__.splitlines()[0], "BenSMOT/train or BenSMOT/test")
     parser.add_argument("--split", required=True, help="split that the records say (train, test)")
     parser.add_argument("--pair-uneven", action="store_true", help="captions in order, where there are more tracks")
-    return run_command("bensmot", _run, parser.parse_args(argv))
+    return run_command("data_prep.bensmot", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from data_prep.sources import read_items
+from data_prep.json_files import read_items
 from dynrefer.boxes import check_image_hw
 
 

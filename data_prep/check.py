@@ -6,8 +6,8 @@ r"""Says what is wrong with a record file, every problem with its line, before a
 
 Looks at the form of every record, boxes and their convention, masks, captions and ids, and opens every image once:
 whether it can be read and has the recorded size. --against: its pixels must not be in other files, nor the same picture
-stored or scaled anew. Exit status 1 when there is a problem. Files of video regions are checked by
-`python -m data_prep.video`, also when they are given here.
+stored or scaled anew. Exit status 1 when there is a problem. Of files of video regions it checks the form of every
+record, boxes and masks, and whether every video is as long and large as recorded.
 
 --fix writes a copy without what can be put right without a doubt: boxes that reach beyond their image are clipped to
 it, empty captions and tags are left out, and records that stand in the file twice, letter by letter, are kept once. All
@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.conventions import SAMPLE, box_convention_problem
+from data_prep.box_formats import SAMPLE, box_convention_problem
 from dynrefer.boxes import box_iou, check_image_hw
 from dynrefer.data.arrow import is_table, read_rows
 from dynrefer.data.image_groups import BLOCK, ImageGroups, hashes_of
@@ -620,7 +620,7 @@ def _holds_clips(path: Path) -> bool:
 
 
 def _check_clips(path: Path) -> Report:
-    from data_prep.video import check_clips
+    from data_prep.check_clips import check_clips
 
     problems, num_records, num_videos = check_clips(path)
     return Report(path, Problems(problems), num_records=num_records, num_images=num_videos, pictures="videos")

@@ -44,20 +44,19 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from data_prep.conventions import BoxReader, add_box_format
-from data_prep.sources import (
+from data_prep.box_formats import BoxReader, add_box_format
+from data_prep.converter import (
     ImageFolder,
     arguments,
-    check_counts,
     coco_image_id,
     excluded_images,
     image_key,
     image_keys,
-    read_items,
-    tell,
     write,
     write_list,
 )
+from data_prep.counts import check_counts, tell
+from data_prep.json_files import read_items
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
@@ -254,7 +253,7 @@ DATASETS = {
 class Converter:
     """Records of one COCO JSON file. Images and categories are read at once, annotations streamed by `regions`.
 
-    name: begins the records' ids, NAME-SPLIT-ID. exclude: keys of images to leave out (`sources.image_keys`). subset:
+    name: begins the records' ids, NAME-SPLIT-ID. exclude: keys of images to leave out (`converter.image_keys`). subset:
     counts may differ and images may be missing. strict: what would be left out as damaged is an error. counts: what the
     file held and what was left out. Raises ValueError for a damaged file, another dataset's or another split's.
     """
@@ -545,7 +544,7 @@ def convert(converter: Converter, out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = arguments("python -m data_prep.coco", __doc__.splitlines()[0], SHARED_WITH)
+    parser = arguments("coco", __doc__.splitlines()[0], SHARED_WITH)
     parser.add_argument("--dataset", required=True, choices=DATASETS, help="whose file it is")
     parser.add_argument("--split", default="train", help="train (default), val, test; anything for your own data")
     parser.add_argument("--annotations", type=Path, required=True, help="the .json or .json.gz")

@@ -17,8 +17,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.conventions import add_box_format
-from data_prep.own import Found, OwnImages, arguments, write_found
+from data_prep.box_formats import add_box_format
+from data_prep.own_data import Found, OwnImages, own_arguments, write_found
 from dynrefer.errors import run_command
 
 BOX_COLUMNS = {
@@ -125,7 +125,7 @@ def _number(text: str, column: str, where: str) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = arguments("csv_boxes", __doc__.splitlines()[0])
+    parser = own_arguments("csv_boxes", __doc__.splitlines()[0])
     parser.add_argument("--csv", type=Path, required=True, help="the table")
     add_box_format(parser)
     parser.add_argument("--delimiter", default=",", help=r"between cells (default ,); \t or tab for a tab")
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--box-columns", nargs=4, metavar="NAME", help="x1 y1 x2 y2, x y width height, or cx cy ...")
     for key in OPTIONAL:
         parser.add_argument(f"--{key}-column", metavar="NAME", help=f"default: {key}, where there is such a column")
-    return run_command("csv_boxes", _run, parser.parse_args(argv))
+    return run_command("data_prep.csv_boxes", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:

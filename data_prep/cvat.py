@@ -31,7 +31,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from data_prep.own import Found, OwnImages, arguments, ellipse, turned_rectangle, write_found
+from data_prep.own_data import Found, OwnImages, own_arguments, write_found
+from data_prep.polygons import ellipse, turned_rectangle
 from dynrefer.errors import run_command
 from dynrefer.files import atomic_path
 from dynrefer.masks import mask_to_box
@@ -270,12 +271,12 @@ def _unpack(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Pa
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = arguments("cvat", __doc__.splitlines()[0], images_required=False)
+    parser = own_arguments("cvat", __doc__.splitlines()[0], images_required=False)
     parser.add_argument("--export", type=Path, required=True, help="the zip as downloaded, or its annotations.xml")
     parser.add_argument(
         "--caption-attribute", nargs="+", default=[], metavar="NAME", help="attributes whose text is a caption"
     )
-    return run_command("cvat", _run, parser.parse_args(argv))
+    return run_command("data_prep.cvat", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.coco import PHOTOS, Converter, Dataset
-from data_prep.sources import ImageFolder, arguments, check_counts, read_object, tell, write
+from data_prep.converter import ImageFolder, arguments, write
+from data_prep.counts import check_counts, tell
+from data_prep.json_files import read_object
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
 from dynrefer.files import atomic_path
@@ -100,7 +102,7 @@ def _question(entry: Any, where: str) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = arguments("python -m data_prep.dlc_bench", __doc__.splitlines()[0])
+    parser = arguments("dlc_bench", __doc__.splitlines()[0])
     parser.add_argument("--annotations", type=Path, required=True, help="annotations.json")
     parser.add_argument("--qa", type=Path, metavar="FILE", help="qa.json (default: the one beside the annotations)")
     parser.add_argument("--class-names", type=Path, metavar="FILE", help="class_names.json (default: likewise)")

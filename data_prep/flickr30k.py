@@ -31,8 +31,10 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
+from data_prep.counts import tell
 from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region
+from dynrefer.errors import run_command
 from dynrefer.files import atomic_path, read_jsonl
 from dynrefer.images import open_image
 
@@ -421,19 +423,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--groups", choices=("drop", "keep"), default="drop", help="boxes whose phrases name a group")
     parser.add_argument("--tags", type=Path, help="tag list of another split, one word a line (default: count words)")
     parser.add_argument("--min-tag-count", type=int, default=20, help="regions that a tag must have (default 20)")
-    args = parser.parse_args(arguments)
-    try:
-        counts = _run(args)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {args.out}")
-    for name, count in counts.items():
-        print(f"{count:>9,}  {name}")
-    return 0
+    return run_command("data_prep.flickr30k", _run, parser.parse_args(arguments))
 
 
-def _run(args: argparse.Namespace) -> dict[str, int]:
+def _run(args: argparse.Namespace) -> None:
     official = args.annotations is not None and args.sentences is not None
     if (args.jsonl is None) != official or (args.jsonl is not None and (args.annotations or args.sentences)):
         raise ValueError("give either --jsonl FILE, or --annotations and --sentences")
@@ -456,7 +449,7 @@ def _run(args: argparse.Namespace) -> dict[str, int]:
         photos = (photo for photo in read_photos(args.jsonl) if wanted is None or photo.id in wanted)
     images = ImageStore(args.images)
     try:
-        return convert(
+        counts = convert(
             photos,
             images,
             args.out,
@@ -469,6 +462,7 @@ def _run(args: argparse.Namespace) -> dict[str, int]:
         )
     finally:
         images.close()
+    tell(args.out, counts)
 
 
 if __name__ == "__main__":

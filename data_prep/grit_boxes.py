@@ -30,9 +30,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.conventions import BoxReader
-from data_prep.sources import read_items, tell, write
-from data_prep.tally import Tally
+from data_prep.box_formats import BoxReader
+from data_prep.converter import write
+from data_prep.counts import Tally, tell
+from data_prep.json_files import read_items
 from dynrefer.boxes import DENSECAP_LONGER_SIDE, share_beyond
 from dynrefer.data.record_files import detector_file, open_records
 from dynrefer.data.records import Region
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
         help="the boxes count pixels of images scaled to this longer side; 0 = of the images as they are (default 720)",
     )
     parser.add_argument("--strict", action="store_true", help="a box with nothing in its image is an error")
-    return run_command(parser.prog, convert, parser.parse_args(argv))
+    return run_command("data_prep.grit_boxes", convert, parser.parse_args(argv))
 
 
 def convert(args: argparse.Namespace) -> None:

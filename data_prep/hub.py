@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep.conventions import add_box_format
-from data_prep.own import Found, arguments, write_found
+from data_prep.box_formats import add_box_format
+from data_prep.own_data import Found, own_arguments, write_found
 from dynrefer.errors import run_command
 from dynrefer.files import atomic_path
 from dynrefer.images import DECODE_ERRORS, read_image_hw
@@ -197,7 +197,7 @@ def _inside(feature: Any) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = arguments("hub", __doc__.splitlines()[0], images=False)
+    parser = own_arguments("hub", __doc__.splitlines()[0], images=False)
     parser.set_defaults(split="train")
     parser.add_argument("--dataset", required=True, help="name on the Hub, or a folder")
     parser.add_argument("--config", help="of a dataset that has several")
@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--category-column")
     parser.add_argument("--id-column")
     add_box_format(parser, required=False)
-    return run_command("hub", _run, parser.parse_args(argv))
+    return run_command("data_prep.hub", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:

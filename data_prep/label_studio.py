@@ -34,7 +34,8 @@ import numpy as np
 from PIL import Image
 
 from data_prep.cvat import rle_of_part
-from data_prep.own import Found, OwnImages, arguments, ellipse, read_entries, turned_rectangle, write_found
+from data_prep.own_data import Found, OwnImages, own_arguments, read_entries, write_found
+from data_prep.polygons import ellipse, turned_rectangle
 from dynrefer.errors import run_command
 from dynrefer.images import DECODE_ERRORS
 from dynrefer.masks import to_mask
@@ -279,11 +280,11 @@ def _decode_picture(address: Any, image_hw: tuple[int, int], where: str) -> np.n
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = arguments("label_studio", __doc__.splitlines()[0])
+    parser = own_arguments("label_studio", __doc__.splitlines()[0])
     parser.add_argument("--export", type=Path, required=True, help="the project's JSON export")
     parser.add_argument("--image-key", default="image", help="where a task's data name its image (default image)")
     parser.add_argument("--annotations", choices=WHICH, default="only", help="of a task that has several")
-    return run_command("label_studio", _run, parser.parse_args(argv))
+    return run_command("data_prep.label_studio", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:

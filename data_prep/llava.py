@@ -31,8 +31,9 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.conventions import add_box_format
-from data_prep.own import Found, OwnImages, arguments, read_entries, read_questions, read_turns, write_found
+from data_prep.box_formats import add_box_format
+from data_prep.conversations import read_questions, read_turns
+from data_prep.own_data import Found, OwnImages, own_arguments, read_entries, write_found
 from dynrefer.errors import run_command
 from dynrefer.masks import mask_to_rle, to_mask
 
@@ -205,12 +206,12 @@ def _pattern(question: str | None) -> re.Pattern:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = arguments("llava", __doc__.splitlines()[0])
+    parser = own_arguments("llava", __doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help=".json or .jsonl, also .gz")
     add_box_format(parser, required=False)
     parser.add_argument("--first-region", type=int, choices=(0, 1), help="number of the first region in placeholders")
     parser.add_argument("--question", metavar="REGEX", help="only answers to questions with this in them are captions")
-    return run_command("llava", _run, parser.parse_args(argv))
+    return run_command("data_prep.llava", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:

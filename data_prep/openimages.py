@@ -21,8 +21,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_prep.conventions import BoxReader
-from data_prep.sources import ImageFolder, arguments, check_counts, tell, write, write_list
+from data_prep.box_formats import BoxReader
+from data_prep.converter import ImageFolder, arguments, write, write_list
+from data_prep.counts import check_counts, tell
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
@@ -160,7 +161,7 @@ def read_sizes(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = arguments("python -m data_prep.openimages", __doc__.splitlines()[0])
+    parser = arguments("openimages", __doc__.splitlines()[0])
     parser.add_argument("--split", choices=PUBLISHED, required=True, help="whose boxes they are")
     parser.add_argument("--boxes", type=Path, required=True, help="the split's ...annotations-bbox.csv")
     parser.add_argument("--classes", type=Path, required=True, help="...class-descriptions-boxable.csv")

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.coco import PHOTOS, Converter, Dataset, Labels, coco_names, convert
-from data_prep.sources import ImageFolder, arguments, read_items
+from data_prep.converter import ImageFolder, arguments
+from data_prep.json_files import read_items
 from dynrefer.errors import run_command
 from dynrefer.vocabulary import read_attributes
 
@@ -60,7 +61,7 @@ OVAD = Dataset(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = arguments("python -m data_prep.ovad", __doc__.splitlines()[0])
+    parser = arguments("ovad", __doc__.splitlines()[0])
     parser.add_argument("--annotations", type=Path, required=True, help="ovad2000.json")
     parser.add_argument("--strict", action="store_true", help="stop at what would be left out as damaged")
     return run_command("data_prep.ovad", _run, parser.parse_args(argv))

@@ -32,9 +32,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_prep.conventions import BoxReader
-from data_prep.own import read_entries
-from data_prep.sources import ImageFolder, arguments, check_counts, read_json, tell, write
+from data_prep.box_formats import BoxReader
+from data_prep.converter import ImageFolder, arguments, write
+from data_prep.counts import check_counts, tell
+from data_prep.json_files import read_json
+from data_prep.own_data import read_entries
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
@@ -210,7 +212,7 @@ def regions(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = arguments("python -m data_prep.ref_l4", __doc__.splitlines()[0])
+    parser = arguments("ref_l4", __doc__.splitlines()[0])
     parser.add_argument("--split", choices=tuple(NUM_REGIONS), required=True)
     parser.add_argument("--annotations", type=Path, required=True, help="ref-l4-SPLIT.parquet, or the same as JSON")
     parser.add_argument("--short", type=Path, metavar="FILE", help="refl4_gt.json, or {annotation id: phrase}")

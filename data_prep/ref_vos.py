@@ -25,18 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.sources import check_counts, read_object
-from data_prep.tally import Tally
-from data_prep.video import (
-    Videos,
-    arguments,
-    finish,
-    mask_place,
-    read_mask_picture,
-    read_pairs,
-    rle_place,
-    write,
-)
+from data_prep.counts import Tally, check_counts
+from data_prep.json_files import read_object, read_pairs
+from data_prep.video_converter import Videos, finish, mask_place, read_mask_picture, rle_place, video_arguments, write
 from dynrefer.data.clips import ClipRegion, FrameRegion
 from dynrefer.errors import run_command
 from dynrefer.masks import to_mask
@@ -201,7 +192,7 @@ def _record(dataset: str, meant: Meant, videos: Videos, split: str, tally: Tally
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = arguments("ref_vos", __doc__.splitlines()[0], "folder JPEGImages")
+    parser = video_arguments("ref_vos", __doc__.splitlines()[0], "folder JPEGImages")
     parser.add_argument("--dataset", required=True, choices=LICENCES)
     parser.add_argument("--split", required=True, help="split that the records say (train, valid_u)")
     parser.add_argument("--expressions", type=Path, required=True, help="meta_expressions.json")
@@ -209,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--objects", type=Path, help="meta.json of Refer-YouTube-VOS")
     parser.add_argument("--several", action="store_true", help="also expressions that mean several things together")
     parser.add_argument("--subset", action="store_true", help="knowingly a part: counts may differ")
-    return run_command("ref_vos", _run, parser.parse_args(argv))
+    return run_command("data_prep.ref_vos", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -56,22 +56,12 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.box_formats import BoxReader
 from data_prep.captioned_boxes import read_captioned_boxes
-from data_prep.conventions import BoxReader
+from data_prep.converter import ImageFolder, arguments, coco_image_id, excluded_images, image_keys, write
+from data_prep.counts import Tally, check_counts, tell
+from data_prep.json_files import read_items, read_list
 from data_prep.plain_pickle import read_plain_pickle
-from data_prep.sources import (
-    ImageFolder,
-    arguments,
-    check_counts,
-    coco_image_id,
-    excluded_images,
-    image_keys,
-    read_items,
-    read_list,
-    tell,
-    write,
-)
-from data_prep.tally import Tally
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
@@ -385,7 +375,7 @@ def _mask(reference: Reference, tally: Tally) -> list | dict | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = arguments("python -m data_prep.refcoco", "RefCOCO, RefCOCO+, RefCOCOg -> record files", SHARED)
+    parser = arguments("refcoco", "RefCOCO, RefCOCO+, RefCOCOg -> record files", SHARED)
     parser.add_argument("--dataset", choices=(*PUBLISHED, *ROWS), required=True)
     parser.add_argument("--split", required=True, help="train, val, test, testA or testB, as the dataset has it")
     parser.add_argument("--refs", type=Path, metavar="FILE", help="REFER's refs(unc).p, refs(umd).p or refs(google).p")
@@ -394,7 +384,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=Path, nargs="+", metavar="FILE", help="lmms-eval's Parquet files instead")
     parser.add_argument("--per", choices=PER, default="region", help="what a record is (default: region)")
     parser.add_argument("--strict", action="store_true", help="a faulty box or mask is an error")
-    return run_command(parser.prog, convert, parser.parse_args(argv))
+    return run_command("data_prep.refcoco", convert, parser.parse_args(argv))
 
 
 def convert(args: argparse.Namespace) -> None:

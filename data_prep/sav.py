@@ -19,9 +19,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.sources import check_counts, read_object
-from data_prep.tally import Tally
-from data_prep.video import Videos, arguments, finish, mask_place, read_mask_picture, rle_place, write
+from data_prep.counts import Tally, check_counts
+from data_prep.json_files import read_object
+from data_prep.video_converter import Videos, finish, mask_place, read_mask_picture, rle_place, video_arguments, write
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.clips import ClipRegion, FrameRegion
 from dynrefer.errors import run_command
@@ -128,14 +128,14 @@ def _record(
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = arguments("sav", __doc__.splitlines()[0], "folder of the .mp4 files, or JPEGImages_24fps")
+    parser = video_arguments("sav", __doc__.splitlines()[0], "folder of the .mp4 files, or JPEGImages_24fps")
     parser.add_argument("--split", required=True, choices=PUBLISHED)
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--masklets", type=Path, help="folder of VIDEO_manual.json and VIDEO_auto.json")
     kind.add_argument("--masks", type=Path, help="folder Annotations_6fps")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of --masklets (default: both)")
     parser.add_argument("--subset", action="store_true", help="knowingly a part: counts may differ")
-    return run_command("sav", _run, parser.parse_args(argv))
+    return run_command("data_prep.sav", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:

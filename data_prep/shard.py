@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep.sources import tell
+from data_prep.counts import tell
 from dynrefer.data.arrow import is_table, save_arrow
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import Region, record_root

@@ -25,7 +25,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.own import Found, OwnImages, arguments, read_entries, read_turns, write_found
+from data_prep.conversations import read_turns
+from data_prep.own_data import Found, OwnImages, own_arguments, read_entries, write_found
 from dynrefer.boxes import to_xyxy
 from dynrefer.errors import run_command
 
@@ -153,10 +154,10 @@ def _runs(parts: Iterable[tuple[str, Any]]) -> Iterator[tuple[list[str], list[in
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = arguments("swift", __doc__.splitlines()[0])
+    parser = own_arguments("swift", __doc__.splitlines()[0])
     parser.add_argument("--jsonl", type=Path, required=True, help=".jsonl or .json, also .gz")
     parser.add_argument("--refs", choices=("captions", "categories"), default="captions", help="what refs are, too")
-    return run_command("swift", _run, parser.parse_args(argv))
+    return run_command("data_prep.swift", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:

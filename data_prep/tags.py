@@ -24,8 +24,9 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from data_prep.converter import write, write_list
+from data_prep.counts import tell
 from data_prep.shard import regions
-from data_prep.sources import tell, write, write_list
 from dynrefer.data.records import Region, record_root
 from dynrefer.errors import run_command
 from dynrefer.files import read_jsonl

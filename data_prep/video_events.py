@@ -14,9 +14,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.conventions import BoxReader
-from data_prep.tally import Tally
-from data_prep.video import Videos, arguments, finish, write
+from data_prep.box_formats import BoxReader
+from data_prep.counts import Tally
+from data_prep.video_converter import Videos, finish, video_arguments, write
 from dynrefer.data.clips import ClipRegion
 from dynrefer.errors import run_command
 from dynrefer.files import read_jsonl
@@ -66,12 +66,12 @@ def clips(events: Path, videos: Videos, tally: Tally, **keys: str) -> Iterator[C
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = arguments("video_events", __doc__.splitlines()[0], "folder of the videos' folders of frames")
+    parser = video_arguments("video_events", __doc__.splitlines()[0], "folder of the videos' folders of frames")
     parser.add_argument("--events", type=Path, required=True, help=".jsonl, one video a line")
     parser.add_argument("--split", default="", help="split that the records say")
     parser.add_argument("--source", default="events", help="where the data come from, for the records")
     parser.add_argument("--licence", default="", help="licence that the records say")
-    return run_command("video_events", _run, parser.parse_args(argv))
+    return run_command("data_prep.video_events", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:

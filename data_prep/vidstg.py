@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.sources import check_counts, read_items, read_object
-from data_prep.tally import Tally
-from data_prep.video import Videos, arguments, finish, place, write
+from data_prep.counts import Tally, check_counts
+from data_prep.json_files import read_items, read_object
+from data_prep.video_converter import Videos, finish, place, video_arguments, write
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.clips import ClipRegion, FrameRegion
 from dynrefer.errors import run_command
@@ -138,14 +138,14 @@ def _video_clips(
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = arguments("vidstg", __doc__.splitlines()[0], "VidOR's folder video")
+    parser = video_arguments("vidstg", __doc__.splitlines()[0], "VidOR's folder video")
     parser.add_argument("--split", required=True, choices=PUBLISHED)
     parser.add_argument("--annotations", type=Path, required=True, help="SPLIT_annotations.json of VidSTG")
     parser.add_argument(
         "--vidor", type=Path, required=True, help="folder of VidOR's annotations, training or validation"
     )
     parser.add_argument("--subset", action="store_true", help="the file is knowingly a part: counts may differ")
-    return run_command("vidstg", _run, parser.parse_args(argv))
+    return run_command("data_prep.vidstg", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -41,11 +41,12 @@ from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import NamedTuple
 
+from data_prep.box_formats import BoxReader
 from data_prep.captioned_boxes import read_captioned_boxes
-from data_prep.conventions import BoxReader
+from data_prep.converter import ImageFolder, arguments, excluded_images, write
+from data_prep.counts import Tally, check_counts, tell
 from data_prep.densecap import MAX_WORDS, SPLITS, clamp_box, clean_phrase, read_splits
-from data_prep.sources import ImageFolder, arguments, check_counts, excluded_images, read_items, tell, write
-from data_prep.tally import Tally
+from data_prep.json_files import read_items
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
@@ -297,7 +298,7 @@ def captioned_regions(
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = arguments("python -m data_prep.visual_genome", "Visual Genome regions -> record files", shared_with=SHARED)
+    parser = arguments("visual_genome", "Visual Genome regions -> record files", shared_with=SHARED)
     parser.add_argument("--set", choices=(*DENSECAP_SETS, *CAPTION_SETS), required=True, help="see the file's head")
     parser.add_argument("--split", choices=tuple(SPLITS), required=True)
     parser.add_argument("--regions", type=Path, metavar="FILE", help="region_descriptions.json (1.0, 1.2, coco)")
@@ -305,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--splits", type=Path, metavar="FILE", help="densecap_splits.json (1.0, 1.2, coco)")
     parser.add_argument("--captions", type=Path, metavar="FILE", help="test_caption.json (glamm), test.json (grit)")
     parser.add_argument("--strict", action="store_true", help="a faulty region or picture is an error")
-    return run_command(parser.prog, convert, parser.parse_args(argv))
+    return run_command("data_prep.visual_genome", convert, parser.parse_args(argv))
 
 
 def convert(args: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@ import pytest
 from PIL import Image
 
 from data_prep.bensmot import main
-from data_prep.video import check_clips
+from data_prep.check_clips import check_clips
 from dynrefer.data.clips import open_clips
 
 HW = (48, 64)

@@ -80,7 +80,7 @@ def test_a_bad_record_names_its_line_and_frame(tmp_path, change, rule):
     (tmp_path / "a.jsonl").write_text(json.dumps(record()) + "\n\n" + json.dumps(record("8", **change)) + "\n")
     if change.get("frames", 1) is not None:
         assert len(records := open_clips(tmp_path / "a.jsonl")) == 2
-        with pytest.raises(ValueError, match=f"a.jsonl:3: .*{rule}.*data_prep.video FILE"):
+        with pytest.raises(ValueError, match=f"a.jsonl:3: .*{rule}.*data_prep.check FILE"):
             records[1]
     with pytest.raises(ValueError, match=rule):
         ClipRegion.from_dict(record("8", **change))

@@ -11,7 +11,7 @@ from PIL import Image
 from data_prep import coco
 from data_prep.check import check_file
 from data_prep.coco import DATASETS, Converter, main
-from data_prep.sources import ImageFolder
+from data_prep.converter import ImageFolder
 from dynrefer.data import open_records
 from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from data_prep import ref_vos
+from data_prep.check_clips import check_clips
 from data_prep.ref_vos import main
-from data_prep.video import check_clips
 from dynrefer.data.clips import open_clips
 from dynrefer.masks import mask_to_rle
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from data_prep.check import check_file
+from data_prep.json_files import read_list
 from data_prep.plain_pickle import read_plain_pickle
 from data_prep.refcoco import PUBLISHED, ROWS, main
-from data_prep.sources import read_list
 from dynrefer.data import open_records
 from dynrefer.masks import mask_to_box
 from eval.inputs.formats import read_any

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from data_prep import sav
+from data_prep.check_clips import check_clips
 from data_prep.sav import main
-from data_prep.video import check_clips
 from dynrefer.data.clips import clip_frames, open_clips, read_clip
 from dynrefer.masks import mask_to_rle
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_prep import vidstg
-from data_prep.video import check_clips
+from data_prep.check_clips import check_clips
 from data_prep.vidstg import main
 from dynrefer.data.clips import clip_frames, open_clips, read_clip
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Sequence
 
 from data_prep import world
+from dynrefer.errors import run_command
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data_prep.world", description="Draw the embedded world.")
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--train", type=int, default=2000, help="training scenes (about four regions each)")
@@ -21,7 +23,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--test", type=int, default=200, help="test scenes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes")
-    args = parser.parse_args(argv)
+    return run_command("data_prep.world", _run, parser.parse_args(argv))
+
+
+def _run(args: argparse.Namespace) -> None:
     numbers = {"train": args.train, "val": args.val, "test": args.test}
     start = time.perf_counter()
     for split, number in numbers.items():
@@ -32,4 +37,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

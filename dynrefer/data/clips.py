@@ -22,7 +22,7 @@ from dynrefer.files import atomic_path, parse_line
 from dynrefer.masks import check_mask_record, rle_to_box, to_mask
 from dynrefer.videos import VideoFolder, open_video
 
-CHECK_HINT = "`python -m data_prep.video FILE` lists every bad record"
+CHECK_HINT = "`python -m data_prep.check FILE` lists every bad record"
 REQUIRED = ("id", "video", "num_frames", "frame_hw", "prompt_frame", "frames")
 OPTIONAL = ("end_frame", "frame_rate", "captions", "category", "source", "licence", "split")
 

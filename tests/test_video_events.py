@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_prep.video import check_clips
+from data_prep.check_clips import check_clips
 from data_prep.video_events import main
 from dynrefer.data.clips import clip_frames, open_clips, read_clip
 
@@ -96,7 +96,7 @@ def test_the_check_tells_every_problem_with_its_line(folder, capsys):
     lines += [{**lines[0], "video": "../frames/v9", "id": "x"}, lines[0], {"id": "y"}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"id": ')
     done = subprocess.run(
-        [sys.executable, "-m", "data_prep.video", str(path)], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "data_prep.check", str(path)], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     found = {int(line.split(":")[1]): line for line in done.stdout.splitlines()[:-1]}
     rules = {

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_prep.conventions import BoxReader, box_convention_problem
+from data_prep.box_formats import BoxReader, box_convention_problem
 from dynrefer.boxes import BOX_FORMATS, to_xyxy
 
 HW = (480, 640)

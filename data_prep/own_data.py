@@ -1,5 +1,5 @@
 """What the converters of users' own data share: their options, images named in any way and measured by their headers,
-entries of JSON and JSONL files, conversations, and masks.
+and entries of JSON and JSONL files.
 
     python -m data_prep.csv_boxes      a table: image, box, caption
     python -m data_prep.llava          conversations about <region>s (Osprey, GLaMM, ViP-LLaVA and the like)
@@ -16,15 +16,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
-from data_prep.conventions import BoxReader
-from data_prep.sources import NUM_SIZES_CHECKED, ImageFolder, read_items, tell, write
+from data_prep.box_formats import BoxReader
+from data_prep.converter import NUM_SIZES_CHECKED, ImageFolder, write
+from data_prep.counts import tell
+from data_prep.json_files import read_items
+from data_prep.polygons import mask_box
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.records import Region
 from dynrefer.files import read_jsonl
 from dynrefer.images import read_image_hw
-from dynrefer.masks import rle_to_box
 
 NUM_SIZES = 65536  # image sizes remembered, in case the rows of an image do not stand together
 
@@ -33,7 +33,7 @@ NUM_SIZES = 65536  # image sizes remembered, in case the rows of an image do not
 Found = tuple[list | None, tuple[int, int], str, dict]
 
 
-def arguments(
+def own_arguments(
     name: str, description: str, images: bool = True, images_required: bool = True
 ) -> argparse.ArgumentParser:
     """The options that converters of own data share. images: whether the pictures lie in a folder of their own."""
@@ -155,85 +155,3 @@ def read_entries(path: Path) -> Iterator[tuple[str, dict]]:
         if not isinstance(entry, dict):
             raise ValueError(f"{where}: {type(entry).__name__} instead of an object")
         yield where, entry
-
-
-def read_turns(entry: dict, where: str) -> list[tuple[str, str]]:
-    """(speaker, text) of a conversation in any of the usual spellings; speaker is "user", "assistant" or "system".
-
-    conversations: [{from: human, value}, {from: gpt, value}]; messages: [{role: user, content}, ...], content also as
-    [{type: text, text}, ...]; conversation: [{human, assistant}]; query and response with history.
-    """
-    if isinstance(turns := entry.get("conversations", entry.get("messages")), list):
-        result = []
-        for turn in turns:
-            if not isinstance(turn, dict):
-                raise ValueError(f"{where}: a turn of the conversation is {turn!r}; expected an object")
-            speaker, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-            if isinstance(text, list):  # parts: texts and pictures
-                text = "".join(part.get("text", "") for part in text if isinstance(part, dict))
-            if not isinstance(speaker, str) or speaker not in _SPEAKERS or not isinstance(text, str):
-                raise ValueError(
-                    f"{where}: a turn of {speaker!r} saying {text!r}; expected a text of {', '.join(_SPEAKERS)}"
-                )
-            result.append((_SPEAKERS[speaker], text))
-        return result
-    pairs: list = []
-    if isinstance(turns := entry.get("conversation"), list):
-        pairs = [(turn.get("human"), turn.get("assistant")) for turn in turns if isinstance(turn, dict)]
-    elif "query" in entry and "response" in entry:
-        pairs = [*(entry.get("history") or []), (entry["query"], entry["response"])]
-    if bad := [pair for pair in pairs if len(pair) != 2 or not all(isinstance(text, str) for text in pair)]:
-        raise ValueError(f"{where}: question and answer {bad[0]!r}: expected two texts")
-    return [turn for question, answer in pairs for turn in (("user", question), ("assistant", answer))]
-
-
-_SPEAKERS = {
-    **dict.fromkeys(("human", "user", "USER"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "bot", "chatgpt", "ASSISTANT"), "assistant"),
-    **dict.fromkeys(("system", "tool", "tool_call", "tool_response", "function_call", "observation"), "system"),
-}
-
-
-def read_questions(turns: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """(question, answer) of a conversation; an answer to nothing is left out, and a question without an answer."""
-    question = None
-    for speaker, text in turns:
-        if speaker == "user":
-            question = text
-        elif speaker == "assistant" and question is not None:
-            yield question, text
-            question = None
-
-
-def mask_box(mask: dict | list, image_hw: tuple[int, int], where: str) -> tuple[float, float, float, float] | None:
-    """The box of run lengths or polygons, clipped to the image, without painting them; None where nothing is inside."""
-    try:
-        if isinstance(mask, dict):
-            if tuple(mask.get("size") or ()) != tuple(image_hw):
-                raise ValueError(f"of size {mask.get('size')} for an image of {image_hw}, both (height, width)")
-            box = rle_to_box(mask)
-            return None if box is None else tuple(box.tolist())
-        x = [number for polygon in mask for number in polygon[0::2]]
-        y = [number for polygon in mask for number in polygon[1::2]]
-        low = max(0.0, float(min(x))), max(0.0, float(min(y)))
-        high = min(float(image_hw[1]), float(max(x))), min(float(image_hw[0]), float(max(y)))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: mask: expected COCO run lengths or polygons ({error})") from error
-    return (*low, *high) if low[0] < high[0] and low[1] < high[1] else None
-
-
-def turned_rectangle(x: float, y: float, width: float, height: float, degrees: float) -> list[float]:
-    """Corners [x1, y1, ..., x4, y4] in pixels of a rectangle turned clockwise (as seen) about its corner (x, y)."""
-    angle = np.deg2rad(degrees)
-    along = np.array([np.cos(angle), np.sin(angle)]) * width
-    across = np.array([-np.sin(angle), np.cos(angle)]) * height
-    corner = np.array([x, y])
-    return np.concatenate([corner, corner + along, corner + along + across, corner + across]).tolist()
-
-
-def ellipse(cx: float, cy: float, rx: float, ry: float, degrees: float, num_corners: int = 64) -> list[float]:
-    """Corners [x1, y1, ...] of a polygon of the ellipse's form, turned clockwise (as seen) about its centre."""
-    turn, angle = np.deg2rad(degrees), np.arange(num_corners) * (2 * np.pi / num_corners)
-    x, y = rx * np.cos(angle), ry * np.sin(angle)
-    corners = [cx + x * np.cos(turn) - y * np.sin(turn), cy + x * np.sin(turn) + y * np.cos(turn)]
-    return np.stack(corners, axis=1).reshape(-1).tolist()

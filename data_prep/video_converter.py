@@ -1,87 +1,28 @@
-"""Clip files: a check of what is in them, and what the converters of video regions share.
+"""What the converters of video regions share: their options, videos in a folder, places in frames, clip files.
 
-    python -m data_prep.video data/vidstg/train.jsonl
-
-Says what is wrong with every record and every video, with its line: the form of records, boxes and masks, videos that
-are missing, damaged, of another size or shorter than recorded. Exit status 1 when there is a problem. The converters:
-
-    python -m data_prep.vidstg         VidSTG on VidOR: boxes by frame, one sentence
-    python -m data_prep.bensmot        BenSMOT: persons in MOTChallenge's form, a caption each
-    python -m data_prep.sav            SA-V: masklets
-    python -m data_prep.ref_vos        MeViS and Refer-YouTube-VOS: masklets with referring expressions
-    python -m data_prep.video_events   events with a box in their first frame, a sentence each
+python -m data_prep.vidstg         VidSTG on VidOR: boxes by frame, one sentence
+python -m data_prep.bensmot        BenSMOT: persons in MOTChallenge's form, a caption each
+python -m data_prep.sav            SA-V: masklets
+python -m data_prep.ref_vos        MeViS and Refer-YouTube-VOS: masklets with referring expressions
+python -m data_prep.video_events   events with a box in their first frame, a sentence each
 """
 
 import argparse
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from data_prep.sources import tell
-from data_prep.tally import Tally
+from data_prep.check_clips import video_problems
+from data_prep.counts import Tally, tell
 from dynrefer.boxes import check_boxes
-from dynrefer.data.clips import CHECK_HINT, ClipRegion, FrameRegion, write_clips
-from dynrefer.data.records import record_root
-from dynrefer.files import parse_line, read_lines
+from dynrefer.data.clips import ClipRegion, FrameRegion, write_clips
 from dynrefer.images import DECODE_ERRORS
-from dynrefer.masks import mask_to_box, mask_to_rle, rle_to_box, to_mask
-from dynrefer.videos import VideoFolder, open_video
+from dynrefer.masks import mask_to_box, mask_to_rle, rle_to_box
 
-NUM_VIDEOS_CHECKED = 20  # whose frames are looked at while converting; the check above looks at all
-
-
-def check_clips(path: str | Path) -> tuple[list[tuple[int, str]], int, int]:
-    """(problems as (line, text), number of records, number of videos) of a clip file."""
-    path = Path(path)
-    problems: list[tuple[int, str]] = []
-    lines: dict[str, int] = {}
-    by_video: dict[str, list[tuple[int, int, tuple[int, int]]]] = {}  # -> (line, num_frames, frame_hw)
-    line = 0
-    try:
-        for line, text in read_lines(path):
-            try:
-                clip = ClipRegion.from_dict(parse_line(text, f"{path}:{line}"))
-            except ValueError as error:
-                problems.append((line, str(error).removeprefix(f"{path}:{line}: ").removeprefix("record: ")))
-                continue
-            if (first := lines.setdefault(clip.id, line)) != line:
-                problems.append((line, f"id {clip.id!r} stands in line {first} already; ids are unique"))
-            by_video.setdefault(clip.video, []).append((line, clip.num_frames, clip.frame_hw))
-            problems.extend((line, text) for text in _mask_problems(clip))
-    except ValueError as error:  # the file itself
-        problems.append((line, str(error)))
-    for video, users in by_video.items():
-        problems.extend(_video_problems(record_root(path) / video, users))
-    problems = [(line, text.removesuffix(f"; {CHECK_HINT}")) for line, text in sorted(problems)]
-    return problems or ([] if lines else [(0, "no records in it")]), len(lines), len(by_video)
-
-
-def _mask_problems(clip: ClipRegion) -> Iterator[str]:
-    for index, place in clip.frames.items():
-        try:
-            if place is not None and place.mask is not None:
-                to_mask(place.mask, clip.frame_hw)
-        except ValueError as error:
-            yield f"clip {clip.id}, frame {index}: {error}"
-
-
-def _video_problems(path: Path, users: list[tuple[int, int, tuple[int, int]]]) -> Iterator[tuple[int, str]]:
-    try:
-        video = open_video(path)
-        frame_hw = video.frame_hw
-    except ValueError as error:
-        yield users[0][0], f"{error} ({len(users)} records)"
-        return
-    for line, num_frames, recorded_hw in users:
-        if num_frames > video.num_frames or (isinstance(video, VideoFolder) and num_frames != video.num_frames):
-            yield line, f"num_frames {num_frames}, but {path} has {video.num_frames}"
-        if recorded_hw != frame_hw:
-            yield line, f"frame_hw {recorded_hw}, but frames of {path} are {frame_hw} (height, width)"
+NUM_VIDEOS_CHECKED = 20  # whose frames are looked at while converting; `data_prep.check` looks at all
 
 
 class Videos:
@@ -106,11 +47,11 @@ class Videos:
         """ValueError where a video is shorter or of another size than recorded. Looks into the first ones only."""
         if self._unchecked:
             self._unchecked -= 1
-            for _, problem in _video_problems(self.folder / name, [(0, num_frames, tuple(frame_hw))]):
+            for _, problem in video_problems(self.folder / name, [(0, num_frames, tuple(frame_hw))]):
                 raise ValueError(f"{where}: {problem}; convert with the videos that were annotated")
 
 
-def arguments(name: str, description: str, videos: str = "folder of the videos") -> argparse.ArgumentParser:
+def video_arguments(name: str, description: str, videos: str = "folder of the videos") -> argparse.ArgumentParser:
     """The options that converters of video regions share. videos: help of --videos."""
     parser = argparse.ArgumentParser(prog=f"python -m data_prep.{name}", description=description)
     parser.add_argument("--videos", type=Path, required=True, help=f"{videos}; records point into it")
@@ -189,39 +130,3 @@ def read_mask_picture(path: Path, frame_hw: tuple[int, int]) -> np.ndarray:
     if values.shape != tuple(frame_hw):
         raise ValueError(f"{path}: mask of shape {values.shape} for frames of {tuple(frame_hw)}, (height, width)")
     return values
-
-
-def read_pairs(path: Path) -> Iterator[tuple[str, Any]]:
-    """(key, value) of a file's JSON object one after the other, the file never in memory as a whole; ValueError for a
-    file that is missing, cut off or something else."""
-    import ijson
-
-    count = 0
-    try:
-        with open(path, "rb") as file:
-            for key, value in ijson.kvitems(file, "", use_float=True):
-                count += 1
-                yield key, value
-    except (ijson.JSONError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(
-            f"{path}: not JSON from its first to its last byte ({error}), damaged behind entry {count}; download it "
-            "again"
-        ) from error
-    if not count:
-        raise ValueError(f"{path}: no object with entries; is it the right file?")
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.video", description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path, help="clip file, .jsonl")
-    args = parser.parse_args(argv)
-    problems, num_records, num_videos = check_clips(args.file)
-    for line, text in problems:
-        print(f"{args.file}:{line}: {text}" if line else f"{args.file}: {text}")
-    found = "no problems" if not problems else "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    print(f"{args.file}: {found}; {num_records} records, {num_videos} videos")
-    return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,21 +1,12 @@
-"""What every converter shares: reading official files as a stream, images that tests need left out, published counts,
-and records written beside their images.
-
-    for image in read_items("region_descriptions.json", "item"): ...
-    check_counts({"images": 108077}, published={"images": 108077}, name="Visual Genome 1.2")
-"""
+"""What the converters of published data share: their options, images in a folder, images that tests need left out, and
+records and word lists written beside their images."""
 
 import argparse
-import gzip
-import io
 import json
-import mmap
 import os
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from dynrefer.data.arrow import save_arrow
 from dynrefer.data.record_files import open_records, write_records
@@ -23,84 +14,8 @@ from dynrefer.data.records import Region
 from dynrefer.files import atomic_path
 from dynrefer.images import read_image_hw
 
-MAX_TAIL = 2**26  # bytes behind the beginning of a list that `read_list` takes from a file's end
 NUM_SIZES_CHECKED = 1000  # pictures of a folder whose headers are compared with the recorded size
 COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.jpg$")
-
-
-def read_items(path: str | os.PathLike, prefix: str, required: bool = True) -> Iterator[Any]:
-    """The values at `prefix` of a .json or .json.gz file one after the other, the file never in memory as a whole.
-
-    prefix: as ijson has it: "item" for the entries of a top-level list, "annotations.item" for those of
-    {"annotations": [...]}. Raises ValueError for a file that is missing, cut off or not JSON, and, where it is
-    `required`, for one with nothing at `prefix`.
-    """
-    import ijson
-
-    path = Path(path)
-    count = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            for value in ijson.items(file, prefix, use_float=True):
-                count += 1
-                yield value
-    except (ijson.JSONError, UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path}: not JSON from its first to its last byte ({error}), damaged behind entry {count} of {prefix!r}; "
-            "download it again"
-        ) from error
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
-    if required and not count:
-        raise ValueError(f"{path}: nothing at {prefix!r}; is it the right file?")
-
-
-def read_list(path: str | os.PathLike, key: str, required: bool = True) -> list:
-    """The list at `key` of a file's object: categories, mostly behind millions of annotations, which are not read.
-
-    required: a file without it, or with an empty one, is an error; otherwise it gives an empty list. Raises ValueError
-    as `read_items` does, but does not notice damage before the list.
-    """
-    import ijson
-
-    try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            start = data.rfind(b'"%s"' % key.encode())
-            if start >= 0 and len(data) - start <= MAX_TAIL:
-                tail = io.BytesIO(b"{" + data[start:])  # an object again, if this is the list and not a word in a text
-                if entries := list(ijson.items(tail, f"{key}.item", use_float=True)):
-                    return entries
-    except (ijson.JSONError, OSError, ValueError):
-        pass  # .gz, a word in a text, damaged: what the whole file says
-    return list(read_items(path, f"{key}.item", required))
-
-
-def read_json(path: str | os.PathLike) -> Any:
-    """The value of a JSON file that fits in memory; ValueError for one that is missing, cut off or something else."""
-    try:
-        return json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
-        raise ValueError(f"{path}: not JSON from its first to its last byte ({error}); download it again") from error
-
-
-def read_object(path: str | os.PathLike) -> dict[str, Any]:
-    """`read_json` of an object; ValueError for another value."""
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: {type(value).__name__} instead of an object; is it the right file?")
-    return value
-
-
-def check_counts(found: Mapping[str, int], published: Mapping[str, int], name: str, subset: bool = False) -> None:
-    """ValueError where a published count differs from what a file held. subset: the file is knowingly a part."""
-    wrong = [f"{found.get(key, 0):,} {key}, published {count:,}" for key, count in published.items()]
-    wrong = [text for text, key in zip(wrong, published, strict=True) if found.get(key, 0) != published[key]]
-    if wrong and not subset:
-        raise ValueError(
-            f"{name}: {'; '.join(wrong)}: another version or a broken download? `--subset` converts a part knowingly"
-        )
 
 
 def coco_image_id(name: str) -> int | None:
@@ -125,10 +40,10 @@ def image_key(name: str) -> int | str:
     return Path(name).name if coco_id is None else coco_id
 
 
-def arguments(prog: str, description: str, shared_with: str | None = None) -> argparse.ArgumentParser:
+def arguments(name: str, description: str, shared_with: str | None = None) -> argparse.ArgumentParser:
     """The options that converters share. shared_with: test sets whose images occur in this dataset's training part;
     --exclude is required then."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser = argparse.ArgumentParser(prog=f"python -m data_prep.{name}", description=description)
     parser.add_argument("--images", type=Path, required=True, help="folder of the images; records point into it")
     parser.add_argument("--out", type=Path, required=True, help="record file: .jsonl, .jsonl.gz, or an Arrow folder")
     parser.add_argument("--subset", action="store_true", help="the files are knowingly a part: counts may differ")
@@ -236,10 +151,3 @@ def write_list(path: Path, entries: Sequence[str] | Sequence[dict], check_only: 
     if not check_only:
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-
-
-def tell(out: Path, counts: Mapping[str, int]) -> None:
-    """Prints what was counted, a line each, and where it went."""
-    for name, count in counts.items():
-        print(f"{count:>12,}  {name}")
-    print(f"-> {out}")
