@@ -17,60 +17,31 @@ Some 40 bytes a record are held, and each image's name once: files of millions o
 """
 
 import argparse
-import gzip
-import hashlib
-import json
-import multiprocessing
-import os
-import re
 import sys
 from array import array
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from data_prep.box_formats import SAMPLE, box_convention_problem
-from dynrefer.boxes import box_iou, check_image_hw
-from dynrefer.data.arrow import is_table, read_rows
+from data_prep.check_clips import check_clips
+from data_prep.mend import mended_path, parsed, until_damaged, write_mended
+from data_prep.pictures import Pictures, look_at
+from data_prep.published import published_counts
+from data_prep.record_form import Problems, box_numbers, record_contents, record_region
+from dynrefer.boxes import check_image_hw
+from dynrefer.data.arrow import is_table
 from dynrefer.data.image_groups import BLOCK, ImageGroups, hashes_of
-from dynrefer.data.records import CHECK_HINT, Region, record_root
+from dynrefer.data.records import record_root
 from dynrefer.errors import run_command
-from dynrefer.files import atomic_path, parse_line, read_lines
-from dynrefer.images import open_image
-from dynrefer.masks import mask_to_box, rle_to_box, to_mask
-from dynrefer.phash import grey, low_frequencies
+from dynrefer.files import read_lines
 
 NUM_LINES_SHOWN = 5  # of an image that many records share
-MAX_PROBLEMS = 100_000  # told one by one, the others are counted
-BEYOND = 0.01  # pixels that a box may reach beyond its image: rounding
-SMALL_POLYGON = 4  # pixels of its shorter side
 FEW_BOXES = 3  # fewer are told one by one: they make no convention
-IMAGES_AT_ONCE = 32  # handed to a worker
-NOT_JSON = object()  # a line that is told already
-# The same picture: of the 63 lowest frequencies but the mean, so many may lie on the other side of their median, and
-# they correlate so well. Measured on 247 photos: scaled to a half or 160 x 160, as JPEG of quality 30, or grey, at most
-# 4 bits and at least 0.998; different photos at least 14 bits and at most 0.89.
-NEAR_BITS, NEAR_CORRELATION = 6, 0.99
-
-
-class Problems(list):
-    """(line, text) of what is wrong; line 0: the file. Beyond MAX_PROBLEMS they are only counted."""
-
-    num_more = 0
-
-    def add(self, line: int, text: str) -> None:
-        if len(self) < MAX_PROBLEMS:
-            self.append((line, text))
-        else:
-            self.num_more += 1
 
 
 @dataclass
@@ -120,7 +91,7 @@ def check_file(
     if others and not images:
         raise ValueError("--against compares images, --no-images opens none; give one of them")
     if fix is not None:
-        fix = _fix_path(path, Path(fix))
+        fix = mended_path(path, Path(fix))
     if _holds_clips(path):
         if others or counts or fix:
             raise ValueError(
@@ -141,7 +112,8 @@ def check_file(
         _check_images(path, seen, others, workers, report.problems, wrong_size)
     report.problems.extend((0, text) for text in seen.count_problems(report, published, counts))
     if fix is not None:
-        form = _write_fixed(path, fix, report, form, repeated, None if convention else wrong_size)
+        report.fixes, dropped, form = write_mended(path, fix, form, repeated, None if convention else wrong_size)
+        report.problems[:] = [problem for problem in report.problems if problem[0] not in dropped]
     report.problems.extend(form)
     report.problems.num_more += form.num_more
     report.problems.sort(key=lambda problem: problem[0])
@@ -182,7 +154,7 @@ class _Seen:
             self.codes.append(self.names.setdefault(image, len(self.names)))
             self.heights.append(height)
             self.widths.append(width)
-        if len(self._boxes) < SAMPLE and (box := _numbers(content.get("box"))) and max(map(abs, box)) < 1e9:
+        if len(self._boxes) < SAMPLE and (box := box_numbers(content.get("box"))) and max(map(abs, box)) < 1e9:
             self._boxes.append((*box, height, width))
 
     def _hash_ids(self) -> None:
@@ -210,10 +182,10 @@ class _Seen:
 
 def _read(path: Path, report: Report, form: Problems) -> _Seen:
     seen = _Seen()
-    for line, content in _contents(path, form):
+    for line, content in record_contents(path, form):
         report.num_records += 1
         seen.add(line, content)
-        region, problem = _region(content)
+        region, problem = record_region(content)
         if problem:
             form.add(line, problem)
         if region is not None:
@@ -223,187 +195,14 @@ def _read(path: Path, report: Report, form: Problems) -> _Seen:
     return seen
 
 
-def _contents(path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
-    """(line, record as JSON types) of every line; what is not JSON, and a file cut off, joins `problems`."""
-    line = 0
-    rows = read_rows(path) if is_table(path) else read_lines(path)
-    try:
-        for line, content in tqdm(rows, desc=path.name, unit=" records", disable=None):
-            if isinstance(content, bytes):
-                try:
-                    content = parse_line(content, "")
-                except ValueError as error:
-                    problems.add(line, str(error).removeprefix(": "))
-                    content = NOT_JSON
-            yield line, content
-    except ValueError as error:  # the file itself: missing, or cut off after `line`
-        problems.add(line, str(error).removeprefix(f"{path}:{line}: ").removeprefix(f"{path}: "))
-
-
-def _region(content: Any) -> tuple[Region | None, str | None]:
-    """A record's region, and what is wrong with it."""
-    if content is NOT_JSON:
-        return None, None
-    try:
-        region = Region.from_dict(content)
-    except ValueError as error:
-        return None, str(error).removeprefix("record: ").removesuffix(f"; {CHECK_HINT}")
-    return region, _mask_problem(region) or _box_problem(content, region) or _caption_problem(region)
-
-
-def _mask_problem(region: Region) -> str | None:
-    if region.mask is None:
-        return None
-    try:
-        mask_box = _mask_box(region)
-    except ValueError as error:
-        return f"region {region.id}: {error}"
-    if not box_iou([region.box], [mask_box])[0, 0] > 0:
-        return f"region {region.id}: box {list(region.box)} and mask (its box is {mask_box.tolist()}) do not overlap"
-    return None
-
-
-def _mask_box(region: Region) -> np.ndarray:
-    """About the box of a region's mask, decoded only where it matters: polygons of a few pixels may cover none."""
-    if isinstance(region.mask, dict):
-        if (box := rle_to_box(region.mask)) is None:
-            raise ValueError("empty mask: no pixel is inside")
-        return box
-    corners = np.concatenate([np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in region.mask])
-    height, width = region.image_hw
-    box = np.array([*corners.min(axis=0), *corners.max(axis=0)]).clip(0, [width, height] * 2)
-    if min(box[2:] - box[:2]) > SMALL_POLYGON and box_iou([region.box], [box])[0, 0] > 0:
-        return box
-    return mask_to_box(to_mask(region.mask, region.image_hw))
-
-
-def _box_problem(content: dict, region: Region) -> str | None:
-    box = content.get("box")
-    if box is None or tuple(box) == region.box:
-        return None
-    beyond = max(abs(float(side) - clipped) for side, clipped in zip(box, region.box, strict=True))
-    if beyond <= BEYOND:
-        return None
-    height, width = region.image_hw
-    return f"region {region.id}: box {list(box)} reaches beyond its image, {width} wide and {height} high"
-
-
-def _caption_problem(region: Region) -> str | None:
-    for caption in region.captions:
-        if not re.search(r"\w", caption):
-            return f"region {region.id}: caption {caption!r} has no word in it"
-        if "\ufffd" in caption:
-            return f"region {region.id}: caption {caption!r} was read in another encoding than it was written in"
-    return None
-
-
-def _numbers(box: Any) -> tuple | None:
-    """A box's four numbers; None where it has not."""
-    if isinstance(box, list | tuple) and len(box) == 4 and all(type(side) in (int, float) for side in box):
-        return tuple(box)
-    return None
-
-
 def _tell_repeated(path: Path, lines: set[int], problems: Problems) -> None:
     first: dict[str, int] = {}
-    for line, content in _contents(path, Problems()) if lines else ():
+    for line, content in record_contents(path, Problems()) if lines else ():
         if line in lines and (before := first.setdefault(content["id"], line)) != line:
             problems.add(line, f"id {content['id']!r} stands in line {before} already; ids are unique")
 
 
 # --- the images ----------------------------------------------------------------------------------------------------
-
-
-class Look(NamedTuple):
-    """What opening an image showed. exact: the same for the same pixels; low: (63,) what the whole looks like, or None
-    for a flat picture. Both empty where nothing is compared."""
-
-    error: str
-    image_hw: tuple[int, int]
-    exact: bytes
-    low: np.ndarray | None
-
-
-def look(path: Path, compare: bool) -> Look:
-    """Opens one image. compare: also what tells it from others."""
-    try:
-        pixels = open_image(path)
-    except ValueError as error:
-        return Look(str(error), (0, 0), b"", None)
-    image_hw = pixels.shape[:2]
-    if not compare:
-        return Look("", image_hw, b"", None)
-    exact = hashlib.blake2b(repr(image_hw).encode() + pixels.tobytes(), digest_size=16).digest()
-    height, width = image_hw
-    low = low_frequencies(grey(pixels), np.array([[0, 0, width, height]]))[0].reshape(-1)[1:]  # without the mean
-    size = float(np.linalg.norm(low))
-    return Look("", image_hw, exact, low / size if size > 1 else None)
-
-
-class Pictures:
-    """Pictures of other files, to find one again: by its pixels, or the same picture stored or scaled anew."""
-
-    def __init__(self) -> None:
-        self._exact: dict[bytes, int] = {}
-        self._names: list[str] = []
-        self._low: list[np.ndarray] = []  # float16, of pictures that are not flat
-        self._places = array("q")  # their names
-        self._bits: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def add(self, name: str, seen: Look) -> None:
-        """Adds a picture that could be opened."""
-        self._exact.setdefault(seen.exact, len(self._names))
-        if seen.low is not None:
-            self._low.append(seen.low.astype(np.float16))
-            self._places.append(len(self._names))
-        self._names.append(name)
-        self._bits = None
-
-    def find(self, seen: Look) -> tuple[str, bool] | None:
-        """(name, whether its pixels are the same) of the picture that this one is, or None."""
-        if (place := self._exact.get(seen.exact)) is not None:
-            return self._names[place], True
-        if seen.low is None or not self._low:
-            return None
-        if self._bits is None:
-            self._bits = np.array([_bits(low.astype(np.float32)) for low in self._low], np.uint64)
-        near = np.flatnonzero(np.bitwise_count(self._bits ^ _bits(seen.low)) <= NEAR_BITS)
-        likeness = [float(self._low[k].astype(np.float32) @ seen.low) for k in near]
-        if not likeness or max(likeness) < NEAR_CORRELATION:
-            return None
-        return self._names[self._places[int(near[int(np.argmax(likeness))])]], False
-
-
-def _bits(low: np.ndarray) -> np.uint64:
-    return np.packbits(np.append(low > np.median(low), False)).view(np.uint64)[0]
-
-
-def look_at(paths: Iterable[Path], compare: bool, workers: int = 0) -> Iterator[Look]:
-    """`look` of every path, in order. workers: processes that open them, 0 = this one."""
-    paths = iter(paths)
-    if not workers:
-        yield from (look(path, compare) for path in paths)
-        return
-    try:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            waiting: deque = deque()
-            while part := list(islice(paths, IMAGES_AT_ONCE)):
-                waiting.append(pool.submit(_look_at_part, part, compare))
-                if len(waiting) > 3 * workers:
-                    yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
-    except BrokenProcessPool:
-        raise RuntimeError(
-            f"one of {workers} processes that open images ended early (out of memory?); try fewer --workers, or none"
-        ) from None
-
-
-def _look_at_part(paths: list[Path], compare: bool) -> list[Look]:
-    return [look(path, compare) for path in paths]
 
 
 def _check_images(
@@ -450,8 +249,8 @@ def _add_pictures(path: Path, pictures: Pictures, workers: int, problems: Proble
     image that cannot be compared is told."""
     root, broken = record_root(path), Problems()
     names: dict[str, None] = {}
-    for line, content in _contents(path, broken):
-        region, problem = _region(content)
+    for line, content in record_contents(path, broken):
+        region, problem = record_region(content)
         if region is not None:
             names.setdefault(region.image)
         elif problem:
@@ -466,162 +265,18 @@ def _add_pictures(path: Path, pictures: Pictures, workers: int, problems: Proble
             pictures.add(f"{path}, as {name}", picture)
 
 
-# --- published counts ----------------------------------------------------------------------------------------------
-
-COUNTED_AS = {
-    **{name: "records" for name in ("annotations", "regions", "boxes")},
-    **{name: "captions" for name in ("captions", "expressions")},
-}
-
-
-def published_counts(name: str) -> dict[str, int]:
-    """Records, images and captions of "DATASET:SPLIT" ("coco:val") that its makers publish, as the converters have
-    them. ValueError names those that are known."""
-    known = _published()
-    if name not in known:
-        raise ValueError(f"--counts {name}: no published counts of that name; known are {', '.join(sorted(known))}")
-    return known[name]
-
-
-def _published() -> dict[str, dict[str, int]]:
-    from data_prep import coco, openimages, refcoco, visual_genome
-
-    found: dict[str, dict[str, int]] = {}
-    for dataset, row in coco.DATASETS.items():
-        found.update({f"{dataset}:{split}": dict(counts) for split, counts in row.published.items()})
-    found.update({f"openimages:{split}": dict(counts) for split, counts in openimages.PUBLISHED.items()})
-    for dataset, splits in refcoco.PUBLISHED.items():
-        found.update(
-            {f"{dataset}:{split}": dict(zip(refcoco.COUNTED, row, strict=True)) for split, row in splits.items()}
-        )
-    found.update({f"visual-genome-{name}:{split}": row for (name, split), row in visual_genome.CAPTIONED.items()})
-    return {name: counts for name, row in found.items() if (counts := _of_records(row))}
-
-
-def _of_records(published: dict[str, int]) -> dict[str, int]:
-    """The counts that records have too. A photo without annotations has no record."""
-    counts = {COUNTED_AS[key]: count for key, count in published.items() if key in COUNTED_AS}
-    if images := published.get("images with annotations", published.get("images")):
-        counts["images"] = images
-    return counts
-
-
-# --- a mended copy -------------------------------------------------------------------------------------------------
-
-
-def _fix_path(path: Path, out: Path) -> Path:
-    if not out.name.endswith((".jsonl", ".jsonl.gz")):
-        raise ValueError(f"--fix {out}: expected a name that ends with .jsonl or .jsonl.gz")
-    if record_root(out).resolve() != record_root(path).resolve():
-        raise ValueError(f"--fix {out}: image paths count from {path.parent}; name a file in that folder")
-    if out.resolve() == path.resolve():
-        raise ValueError(f"--fix {out}: the file itself; name another one, and look at it first")
-    return out
-
-
-def _write_fixed(
-    path: Path, out: Path, report: Report, form: Problems, repeated: set[int], wrong_size: set[int] | None
-) -> Problems:
-    """Writes the copy, adds to the report what it has otherwise, and returns the problems of form that are left.
-
-    repeated: lines whose ids stand in others too. wrong_size: lines whose image's size is not certain, None = of all.
-    """
-    left, dropped = Problems(), set()
-    before: dict[str, set[bytes]] = {}
-    wrong = {line for line, _ in form}
-    with atomic_path(out) as temporary:
-        with gzip.open(temporary, "wb") if out.suffix == ".gz" else open(temporary, "wb") as file:
-            rows = read_rows(path) if is_table(path) else read_lines(path)
-            for line, raw in _until_damaged(rows):
-                content = raw
-                if isinstance(raw, bytes):
-                    if line in wrong or line in repeated:
-                        content = _parsed(raw)
-                    raw = raw.rstrip(b"\r\n") + b"\n"
-                else:
-                    raw = _json_line(content)
-                if line in repeated:
-                    same = before.setdefault(content["id"], set())
-                    if (text := _json_line(content, sort=True)) in same:
-                        report.fixes.append((line, f"left out, the record {content['id']!r} stands above already"))
-                        dropped.add(line)
-                        continue
-                    same.add(text)
-                if line in wrong and isinstance(content, dict):
-                    mended, fixes = _mended(content, may_clip=wrong_size is not None and line not in wrong_size)
-                    if fixes:
-                        report.fixes.extend((line, text) for text in fixes)
-                        raw = _json_line(mended)
-                        if problem := _region(mended)[1]:
-                            left.add(line, problem)
-                        wrong.discard(line)
-                file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-    report.problems[:] = [problem for problem in report.problems if problem[0] not in dropped]
-    for line, text in form:
-        if line in wrong and line not in dropped:
-            left.add(line, text)
-    left.num_more += form.num_more
-    return left
-
-
-def _until_damaged(rows: Iterator) -> Iterator:
-    """Rows as far as they can be read; that there are more was told while checking."""
-    try:
-        yield from rows
-    except ValueError:
-        return
-
-
-def _parsed(text: bytes) -> Any:
-    try:
-        return parse_line(text, "")
-    except ValueError:
-        return None
-
-
-def _json_line(content: Any, sort: bool = False) -> bytes:
-    return (json.dumps(content, ensure_ascii=False, sort_keys=sort) + "\n").encode("utf-8", "surrogatepass")
-
-
-def _mended(content: dict, may_clip: bool) -> tuple[dict, list[str]]:
-    """A record without what is certainly a slip, and what was changed."""
-    content, fixes = dict(content), []
-    for key in ("captions", "tags"):
-        texts = content.get(key)
-        if isinstance(texts, list | tuple):
-            kept = [text for text in texts if not isinstance(text, str) or text.strip()]
-            if len(kept) < len(texts):
-                content[key] = kept
-                fixes.append(f"{len(texts) - len(kept)} empty {key} left out")
-    box = _numbers(content.get("box"))
-    try:
-        height, width = check_image_hw(content.get("image_hw"))
-    except ValueError:
-        may_clip = False
-    if may_clip and box and np.isfinite(box).all():
-        clipped = [min(max(side, 0), most) for side, most in zip(box, (width, height) * 2, strict=True)]
-        if clipped != list(box) and clipped[0] < clipped[2] and clipped[1] < clipped[3]:
-            content["box"] = clipped
-            fixes.append(f"box {list(box)} clipped to its image, {clipped}")
-    return content, fixes
-
-
 # --- clips, and the command ------------------------------------------------------------------------------------------
 
 
 def _holds_clips(path: Path) -> bool:
     if not path.is_file() or is_table(path):
         return False
-    first = next(_until_damaged(read_lines(path)), (0, b""))[1]
-    content = _parsed(first)
+    first = next(until_damaged(read_lines(path)), (0, b""))[1]
+    content = parsed(first)
     return isinstance(content, dict) and "video" in content and "image" not in content
 
 
 def _check_clips(path: Path) -> Report:
-    from data_prep.check_clips import check_clips
-
     problems, num_records, num_videos = check_clips(path)
     return Report(path, Problems(problems), num_records=num_records, num_images=num_videos, pictures="videos")
 

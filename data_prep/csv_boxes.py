@@ -11,7 +11,6 @@ without a caption is a region without one. UTF-8 with or without a byte order ma
 
 import argparse
 import csv
-import difflib
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from data_prep.box_formats import add_box_format
 from data_prep.own_data import Found, OwnImages, own_arguments, write_found
-from dynrefer.errors import run_command
+from dynrefer.errors import run_command, suggestion
 
 BOX_COLUMNS = {
     "xyxy": ("x1", "y1", "x2", "y2"),
@@ -98,8 +97,7 @@ def _check_header(header: list[str], columns: dict, delimiter: str, path: Path) 
         raise ValueError(f"{path}: empty; expected a line that names the columns")
     for name in (columns["image"], *columns["box"], *(columns[key] for key in OPTIONAL if key in columns)):
         if name not in header:
-            near = difflib.get_close_matches(name, header, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f".{suggestion(name, header)}"
             if len(header) == 1 and (other := next((d for d in ",;\t|" if d != delimiter and d in header[0]), None)):
                 hint = f"; are they parted by {other!r}? Say --delimiter"
             raise ValueError(f"{path}:1: no column {name!r}; there are {header}{hint}")

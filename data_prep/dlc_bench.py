@@ -23,7 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.coco import PHOTOS, Converter, Dataset
+from data_prep.coco import Converter
+from data_prep.coco_datasets import PHOTOS, Dataset
 from data_prep.converter import ImageFolder, arguments, write
 from data_prep.counts import check_counts, tell
 from data_prep.json_files import read_object

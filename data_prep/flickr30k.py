@@ -32,6 +32,7 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from data_prep.counts import tell
+from data_prep.phrase_words import phrase_words
 from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
@@ -45,31 +46,6 @@ COLOURS = {  # word -> attribute
     **{name: name for name in "black white red blue green yellow orange pink purple brown gray tan beige".split()},
     **{"silver": "silver", "turquoise": "turquoise", "gold": "gold", "golden": "gold", "grey": "gray"},
 }
-# What names nothing and describes nothing: tags are what is left, nouns and adjectives nearly all.
-STOP_WORDS = frozenset(
-    """a about above across after against all along alongside amongst an and another any are area around as at away
-    back be been before behind being below beneath beside between beyond both bunch but by can could couple do
-    does doing down during each eight either else every few five for four from front get getting going group had
-    has have having he her here hers herself him himself his holding i if in inside into is it item items its
-    itself just kind large like looking lot lots made make many may me more most much my near next nine no not
-    number object objects of off on one ones only onto or other others our out outside over pair pairs part past
-    piece pieces s seem seems set seven several she side sides six some someone something sort such t ten than
-    that the their them themselves then there these they thing things this those three through to together top
-    toward towards two type under underneath until up upon various very was we wearing were what where which
-    while who whose will with within without you your""".split()
-)
-IRREGULAR = {
-    **{"men": "man", "women": "woman", "children": "child", "feet": "foot", "teeth": "tooth", "geese": "goose"},
-    **{"mice": "mouse", "leaves": "leaf", "wolves": "wolf", "knives": "knife", "scarves": "scarf", "calves": "calf"},
-    **{"shelves": "shelf", "loaves": "loaf", "cookies": "cookie", "movies": "movie", "hoodies": "hoodie"},
-    **{"buses": "bus", "skis": "ski", "taxis": "taxi", "firemen": "fireman", "policemen": "policeman"},
-    **{"snowmen": "snowman", "fishermen": "fisherman", "businessmen": "businessman", "horses": "horse"},
-    **{"axes": "axe", "shoes": "shoe", "canoes": "canoe", "toes": "toe", "ties": "tie", "gentlemen": "gentleman"},
-}
-NO_SINGULAR = frozenset(
-    """always binoculars bus canvas christmas clothes eyeglasses gas glasses goggles headphones jeans leggings lens
-    less overalls pajamas pants plus scissors series shorts sunglasses sweatpants texas tights trousers""".split()
-)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -133,12 +109,12 @@ def convert(
         if not regions:
             raise ValueError(f"no {part} regions in {len(seen)} photos; check the input, --ids, --groups and --holdout")
     if tags is None:
-        words = Counter(word for region in records[split] for word in set(_words(region.captions)))
+        words = Counter(word for region in records[split] for word in set(phrase_words(region.captions)))
         tags = sorted((word for word, count in words.items() if count >= min_tag_count), key=lambda w: (-words[w], w))
     known = set(tags)
     for part, regions in records.items():
         regions = [
-            replace(region, tags=tuple(w for w in dict.fromkeys(_words(region.captions)) if w in known))
+            replace(region, tags=tuple(w for w in dict.fromkeys(phrase_words(region.captions)) if w in known))
             for region in regions
         ]
         counts[f"{part} regions"] = write_records(out / f"{part}.jsonl", regions)
@@ -155,23 +131,6 @@ def convert(
 def is_held_out(photo_id: str, fraction: float) -> bool:
     """The same answer for a photo whatever else is converted."""
     return int(hashlib.sha256(photo_id.encode()).hexdigest()[:8], 16) < fraction * 16**8
-
-
-def singular(word: str) -> str:
-    """The noun's singular by rule; wrong now and then, but always the same word for the same word.
-
-    >>> [singular(word) for word in ("dogs", "ladies", "dresses", "men", "grass", "jeans")]
-    ['dog', 'lady', 'dress', 'man', 'grass', 'jeans']
-    """
-    if word in IRREGULAR:
-        return IRREGULAR[word]
-    if word in NO_SINGULAR or len(word) < 4 or not word.endswith("s") or word.endswith(("ss", "us", "is", "ous")):
-        return word
-    if word.endswith("ies") and len(word) > 4:
-        return word[:-3] + "y"
-    if word.endswith(("sses", "shes", "ches", "xes", "zes", "oes")):
-        return word[:-2]
-    return word[:-1]
 
 
 def read_photos(path: str | os.PathLike) -> Iterator[Photo]:
@@ -374,12 +333,6 @@ def _record(photo: Photo, k: int, image_name: str, image_hw: tuple[int, int], sp
         "split": split,
     }
     return Region.from_dict(d, photo.where)
-
-
-def _words(captions: Iterable[str]) -> list[str]:
-    """Singular content words of the phrases, in order, with repetitions."""
-    words = (word for caption in captions for word in re.findall(r"[a-z]+(?:-[a-z]+)*", caption.lower()))
-    return [singular(word) for word in words if word not in STOP_WORDS and len(word) > 2]
 
 
 def _numbers(values: list) -> list[float]:

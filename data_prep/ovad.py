@@ -18,7 +18,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.coco import PHOTOS, Converter, Dataset, Labels, coco_names, convert
+from data_prep.coco import Converter, convert
+from data_prep.coco_datasets import PHOTOS, Dataset, Labels, coco_names
 from data_prep.converter import ImageFolder, arguments
 from data_prep.json_files import read_items
 from dynrefer.errors import run_command

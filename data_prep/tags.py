@@ -24,6 +24,8 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+import yaml
+
 from data_prep.converter import write, write_list
 from data_prep.counts import tell
 from data_prep.shard import regions
@@ -32,116 +34,24 @@ from dynrefer.errors import run_command
 from dynrefer.files import read_jsonl
 from dynrefer.vocabulary import read_words
 
-# Interchangeable: the first that the vocabulary has stands for the others.
-EQUAL = """
-man = guy; woman = lady; child = kid; baby = infant; person = people = human; boy = lad; couch = sofa = settee
-television = tv = tv set = television set = telly; laptop = laptop computer = notebook computer; computer = pc
-cell phone = cellphone = mobile phone = smartphone = smart phone = mobile; telephone = phone; remote = remote control
-refrigerator = fridge; bicycle = bike; motorcycle = motorbike; airplane = aeroplane = plane = aircraft
-car = automobile; truck = lorry; bus = coach bus; train = locomotive; boat = ship; ship = boat; helicopter = chopper
-sidewalk = pavement; t-shirt = tee shirt = tee = tshirt; pants = trousers = pant; sneaker = trainer = tennis shoe
-sweater = jumper = pullover; glasses = eyeglasses = spectacles; sunglasses = shades = sunglass; jeans = jean
-headphones = headphone = earphones; goggles = goggle; binoculars = binocular; leggings = legging; handbag = purse
-backpack = back pack = rucksack = knapsack; hat = headwear; cap = baseball cap = ball cap; jacket = blazer
-necktie = tie; swimsuit = bathing suit; jewelry = jewellery
-trash can = garbage can = rubbish bin = trash bin = waste bin = dustbin; faucet = tap; curtain = drape; rug = carpet
-stove = cooker; oven = stove; cup = mug; dish = plate; nightstand = bedside table; closet = wardrobe; shelf = shelves
-frisbee = flying disc = disc; tennis racket = tennis racquet = racket = racquet; baseball glove = baseball mitt = mitt
-hot dog = hotdog; donut = doughnut; french fries = fries = chips; cookie = biscuit; hamburger = burger
-soda = soft drink; stuffed animal = plush toy = stuffed toy; teddy bear = teddy = stuffed bear; doll = dolly
-photo = photograph = picture = snapshot; traffic light = traffic signal = stoplight = stop light
-street light = streetlight = lamppost = lamp post = street lamp; street sign = road sign; crosswalk = zebra crossing
-road = roadway; street = road; railroad = railway; track = train track; rock = boulder; stone = rock; forest = woods
-ocean = sea; sea = ocean; beach = shore = seashore; lawn = grass; grass = lawn; plant = houseplant; leaf = foliage
-hill = hillside; mountain = mount; field = meadow; gray = grey; purple = violet; blond = blonde; large = big
-big = large; small = little; little = small; tiny = small; old = elderly; wet = soaked; metal = metallic = steel
-wooden = wood; wood = wooden; striped = stripy; colorful = colourful = multicolored = multi colored; dirty = muddy
-shiny = glossy; beautiful = pretty; round = circular; store = shop; shop = store; movie = film; rabbit = bunny
-kitten = kitty; puppy = pup; cow = cattle; donkey = ass; police officer = policeman = cop; firefighter = fireman
-soldier = serviceman; player = athlete; crowd = mob; gold = golden; golden = gold; rock wall = stone wall; pole = post
-post = pole; balloon = baloon; drum = drum kit
-"""
-# A kind of something: counts as it where the vocabulary does not know the kind.
-KINDS = """
-man < gentleman, fellow, dude, businessman, groom, grandfather, father, grandpa, fisherman, cowboy, fireman, policeman
-woman < bride, businesswoman, grandmother, mother, grandma, housewife, waitress, actress
-child < toddler, youngster, preschooler; boy < schoolboy; girl < schoolgirl
-person < pedestrian, individual, someone, somebody; baby < newborn; crowd < audience
-dog < puppy, pup, poodle, labrador, retriever, terrier, bulldog, dachshund, chihuahua
-dog < husky, dalmatian, beagle, doggy, mutt
-cat < kitten, kitty, tabby, tomcat; horse < pony, stallion, mare, foal; cow < bull, calf, ox, steer
-sheep < lamb, ram, ewe; bird < seagull, gull, pigeon, sparrow, parrot, crow, robin, hawk, owl, dove, eagle
-bear < polar bear, grizzly; duck < duckling, mallard; chicken < hen, rooster, chick
-car < sedan, taxi, cab, suv, hatchback, convertible, jeep, police car, sports car
-truck < pickup, pickup truck, dump truck, fire truck; bus < school bus, double decker
-boat < canoe, sailboat, kayak, rowboat, dinghy, ferry, yacht, motorboat; airplane < jet, jetliner, airliner, biplane
-motorcycle < scooter, moped; bicycle < mountain bike; hat < sunhat, fedora, beanie, cowboy hat, straw hat, bonnet
-cap < beanie; shirt < blouse, polo shirt, dress shirt; jacket < windbreaker, parka; coat < overcoat, raincoat, parka
-dress < gown, sundress; shoe < sneaker, sandal, high heel, slipper; boot < cowboy boot; glove < mitten, baseball glove
-necklace < pendant; bag < purse, handbag, backpack; pants < slacks, khakis, sweatpants; watch < wristwatch
-helmet < hard hat; beard < goatee; chair < armchair, highchair, stool, recliner
-table < coffee table, desk, dining table, nightstand; bed < bunk bed, crib; couch < loveseat; pillow < cushion
-cup < teacup, coffee cup; glass < wine glass, champagne glass, drinking glass
-building < skyscraper, apartment building, office building; house < cottage, cabin; church < chapel, cathedral
-tree < pine tree, palm tree, oak, palm, fir, evergreen, christmas tree; flower < rose, daisy, tulip, sunflower, lily
-road < highway, freeway; street < avenue, alley; water < seawater; ocean < pacific ocean
-sandwich < sub, burger, panini; cake < cupcake, cheesecake, birthday cake; bread < toast, loaf, baguette, bun
-apple < green apple; cheese < cheddar, mozzarella; ball < tennis ball, soccer ball, baseball, football, basketball
-knife < butter knife; plate < saucer; bottle < water bottle; red < crimson, scarlet, maroon
-blue < navy, navy blue, turquoise; green < olive green, lime green; purple < lavender; pink < magenta; brown < tan
-gray < silver; white < ivory; large < huge, giant, enormous, massive, gigantic; small < tiny, miniature
-old < aged, ancient; wooden < wood; wall < brick wall, stone wall; fence < picket fence, railing
-"""
-# Nouns in these say where or how many, not what.
-IDIOMS = frozenset(
-    " ".join(idiom.split())
-    for idiom in """
-    in front of | on top of | on the top of | at the top of | next to | in the middle of | in the back of |
-    at the back of | on the back of | on the side of | at the side of | on the left side of |
-    on the right side of | to the left of | to the right of | in the background | in the foreground |
-    in the distance | on the left | on the right | on each side | on both sides | on the other side of |
-    a lot of | lots of | a couple of | couple of | a bunch of | bunch of | a pair of | pair of | a group of |
-    a number of | a set of | set of | kind of | type of | a piece of | piece of | in the air | at the end of |
-    on the edge of | at the edge of | by the side of | back to back | side by side | hand in hand | at night |
-    in line
-    """.split("|")
+WORDS: dict[str, str] = yaml.safe_load(Path(__file__).with_name("tag_words.yaml").read_text(encoding="utf-8"))
+IDIOMS = frozenset(" ".join(idiom.split()) for idiom in WORDS["idioms"].split("|"))
+DETERMINERS, PRONOUNS, PREPOSITIONS, AGENTS, VERBS, COLOURS, SHADES, KEEP_PLURAL = (
+    frozenset(WORDS[key].split())
+    for key in (
+        "determiners",
+        "pronouns",
+        "prepositions",
+        "agents",
+        "verbs",
+        "colours",
+        "shades",
+        "keep_plural",
+    )
 )
-DETERMINERS = frozenset(
-    """a an the this that these those his her its their my your our another each every some any both all one two three
-    four five six seven eight nine ten several many few""".split()
-)
-PRONOUNS = frozenset("he she it they who which we you i him them himself herself itself themselves".split())
-PREPOSITIONS = frozenset(
-    """on in at with of by near under over behind beside between from into onto above below against along around across
-    through for to beneath underneath inside outside toward towards up down off out during while as next""".split()
-)
-OTHER_FUNCTION_WORDS = frozenset(
-    """and or but nor if than then there here is are was were be been being am has have had having do does did doing can
-    could will would may might must should not no without also very too so just only still together away back's it's
-    what where when how why more most less least such same other others own else s t ve re ll d""".split()
-)
-FUNCTION_WORDS = DETERMINERS | PRONOUNS | PREPOSITIONS | OTHER_FUNCTION_WORDS
+FUNCTION_WORDS = DETERMINERS | PRONOUNS | PREPOSITIONS | frozenset(WORDS["other_function_words"].split())
 NEGATIONS = frozenset(("no", "not", "without"))
 ENDS_NEGATION = (PREPOSITIONS - {"of"}) | {"and", "but", "is", "are"}
-AGENTS = frozenset(
-    """man woman boy girl child kid baby person people player lady guy toddler couple dog cat horse cow bird elephant
-    giraffe zebra sheep bear student worker rider skier surfer skater batter pitcher catcher""".split()
-)
-# Nouns of captions that are verbs as often, behind those who do it.
-VERBS = frozenset(
-    """stand watch walk play ride park wave swing drink dress face cook train fish point light cross surf ski run jump
-    throw catch kick work hang rest sleep smile dance race drive fly sail row land pitch serve skate step slide paint
-    plant water brush comb bat hug kiss talk look hold turn stop sit lie lean wear eat bite cut pose shop""".split()
-)
-COLOURS = frozenset(
-    """red blue green yellow black white brown gray grey pink purple orange tan beige gold golden silver blond blonde
-    turquoise maroon navy violet""".split()
-)
-SHADES = frozenset(("light", "dark", "bright", "pale", "deep"))  # of a colour: not a lamp
-KEEP_PLURAL = frozenset(  # in the singular another word, or none
-    """glasses shorts tights blinds goods greens clothes sunglasses pants trousers jeans leggings headphones binoculars
-    goggles scissors graffiti belongings""".split()
-)
 MAX_WORDS = 5  # of a group that is looked for
 
 _TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)*|[^\s\w'’-]")
@@ -326,13 +236,13 @@ def _base_form(word: str) -> str:
 
 @lru_cache(maxsize=1)
 def _synonyms() -> dict[str, tuple[str, ...]]:
-    """Text -> what may stand for it, best first. The groups above, in the form that captions are brought into."""
+    """Text -> what may stand for it, best first. In the form that captions are brought into."""
     found: dict[str, list[str]] = {}
-    for group in re.split(r"[;\n]", EQUAL):
+    for group in re.split(r"[;\n]", WORDS["equal"]):
         words = [" ".join(_words(word)) for word in group.split("=") if word.strip()]
         for word in words:
             found.setdefault(word, []).extend(other for other in words if other != word)
-    for group in re.split(r"[;\n]", KINDS):
+    for group in re.split(r"[;\n]", WORDS["kinds"]):
         whole, _, kinds = group.partition("<")
         whole = " ".join(_words(whole))
         for kind in kinds.split(","):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import check
+from data_prep import published, record_form
 from data_prep.check import check_file, main
 from dynrefer.data import Region, save_arrow
 
@@ -218,10 +218,10 @@ def test_without_images_none_is_opened(folder):
 
 
 def test_counts_are_compared_with_the_published_ones(folder, monkeypatch, capsys):
-    assert check.published_counts("coco:val") == {"records": 36781, "images": 4952}
-    assert check.published_counts("refcocog-umd:test") == {"captions": 9602, "records": 5023, "images": 2600}
+    assert published.published_counts("coco:val") == {"records": 36781, "images": 4952}
+    assert published.published_counts("refcocog-umd:test") == {"captions": 9602, "records": 5023, "images": 2600}
     path = write(folder / "r.jsonl", record("1"), record("2", captions=["a", "b"]))
-    monkeypatch.setattr(check, "_published", lambda: {"mine:val": {"records": 2, "images": 1, "captions": 4}})
+    monkeypatch.setattr(published, "_published", lambda: {"mine:val": {"records": 2, "images": 1, "captions": 4}})
     told = texts_of(check_file(path, counts="mine:val"))
     assert len(told) == 1 and "3 captions, published for mine:val are 4" in told[0]
     assert main([str(path), "--counts", "yours"]) == 2
@@ -283,7 +283,7 @@ def test_where_a_mended_copy_cannot_go(folder, name, text, capsys):
 
 
 def test_problems_beyond_many_are_counted(folder, monkeypatch):
-    monkeypatch.setattr(check, "MAX_PROBLEMS", 3)
+    monkeypatch.setattr(record_form, "MAX_PROBLEMS", 3)
     path = write(folder / "r.jsonl", *(record(str(k), box=[1, 1, 1, 1]) for k in range(8)))
     report = check_file(path)
     assert len(report.problems) == 3 and report.lines()[-2].endswith("5 problems more, not told")

@@ -10,7 +10,8 @@ from PIL import Image
 
 from data_prep import coco
 from data_prep.check import check_file
-from data_prep.coco import DATASETS, Converter, main
+from data_prep.coco import Converter, main
+from data_prep.coco_datasets import DATASETS
 from data_prep.converter import ImageFolder
 from dynrefer.data import open_records
 from dynrefer.data.record_files import write_records

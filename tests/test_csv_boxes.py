@@ -107,7 +107,7 @@ def refused(folder, capsys, table, *options, **more) -> str:
     ("table", "rule"),
     [
         ("", "mine.csv: empty"),
-        (TABLE.replace("image,", "images,"), "mine.csv:1: no column 'image'; there are .*did you mean 'images'"),
+        (TABLE.replace("image,", "images,"), "mine.csv:1: no column 'image'; there are .*Did you mean 'images'"),
         (TABLE.replace(",", ";"), "parted by ';'"),
         (TABLE.replace("caption", "tags"), "two columns are called 'tags'"),
         (TABLE.replace("0,0,200", "0,null,200"), "mine.csv:3: y1 'null': expected a number"),

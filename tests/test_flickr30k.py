@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from data_prep.check import check_file
-from data_prep.flickr30k import is_held_out, main, singular
+from data_prep.flickr30k import is_held_out, main
+from data_prep.phrase_words import singular
 from dynrefer.data import open_records
 
 WIDTH, HEIGHT = 200, 100
