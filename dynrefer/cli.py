@@ -131,9 +131,15 @@ def _model_options(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def _converters() -> dict[str, str]:
-    """Whose weights can be converted -> the module that does it: the model families', and LAVIS's BLIP-2."""
-    families = sorted(path.parent.name for path in Path(__file__).parent.glob("models/*/convert.py"))
-    return {**{name: f"dynrefer.models.{name}.convert" for name in families}, "lavis": "dynrefer.convert.lavis"}
+    """Whose weights can be converted -> the module that does it: a family's `convert.py`, or a file of
+    `dynrefer/convert/` with a `main`."""
+    here = Path(__file__).parent
+    families = {path.parent.name: path for path in sorted(here.glob("models/*/convert.py"))}
+    others = {path.stem: path for path in sorted(here.glob("convert/*.py")) if "\ndef main(" in path.read_text("utf-8")}
+    return {
+        name: ".".join(["dynrefer", *path.relative_to(here).with_suffix("").parts])
+        for name, path in (families | others).items()
+    }
 
 
 def _load(args: argparse.Namespace) -> Any:

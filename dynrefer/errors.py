@@ -35,6 +35,11 @@ def message(error: BaseException) -> str:
     return text
 
 
+def first_line(error: BaseException) -> str:
+    """Of another library's error: its first line that is not blank, or its kind; at most 200 characters."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
 def run_command(
     name: str, command: Callable[[argparse.Namespace], int | None], args: argparse.Namespace, stopped: str = "stopped"
 ) -> int:

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dynrefer.models.dynrefer.convert import clip_tokenizer
+from dynrefer.convert.clip_text import clip_tokenizer
 from dynrefer.vocabulary import attribute_texts, category_texts, read_attributes, read_words
 
 FIXTURE = Path(__file__).parent / "fixtures/dynrefer"

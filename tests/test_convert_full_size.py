@@ -10,6 +10,7 @@ import transformers
 from transformers import LlamaConfig, T5Config
 
 from dynrefer import DynReferConfig, DynReferModel
+from dynrefer.convert.blip2 import BASE_NAMES
 from dynrefer.models.dynrefer import convert
 from tests.released_layout import Sizes, released_shapes, text_shapes
 
@@ -47,7 +48,7 @@ def full_size(name, language, sizes):
     with torch.device("meta"):
         base = getattr(transformers, f"{name}ForConditionalGeneration")(config).state_dict()
     base = {name: tensor for name, tensor in base.items() if "coder.embed_tokens" not in name}
-    base = convert.rename_all(base, lambda name: convert.rename(name, convert.BASE_NAMES), name)
+    base = convert.rename_all(base, lambda name: convert.rename(name, BASE_NAMES), name)
     trained, copies = convert.split_released(meta(released_shapes(sizes)), "checkpoint")
     texts = convert.text_tensors(meta(text_shapes()))
     model = DynReferModel.skeleton(
@@ -60,7 +61,7 @@ def full_size(name, language, sizes):
             **WORDS,
         )
     )
-    convert.check_fit(model, convert.all_tensors(trained, base, texts))
+    convert.check_fit(model, convert.all_tensors(trained, base, texts), computed=convert.TEXT_BANKS.values())
     return model, copies
 
 

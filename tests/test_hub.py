@@ -22,7 +22,7 @@ from dynrefer.data.arrow import save_arrow
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region
 from dynrefer.models import adapt, base_parts
-from dynrefer.models.base_parts import Source, content_hash
+from dynrefer.models.base_parts import Origin, content_hash
 from dynrefer.models.card import MARK
 from dynrefer.models.tokenizer import train_tokenizer
 from tests import tiny_dynrefer as small
@@ -471,7 +471,7 @@ def test_a_fine_tune_of_the_full_size_model_is_below_a_gigabyte(monkeypatch):
         tags=[f"tag {i}" for i in range(4585)],
         attributes=[{"name": f"color:{i}", "type": "color", "is_has_att": "has"} for i in range(117)],
         categories=[f"category {i}" for i in range(80)],
-        base_parts={part: vars(Source("transformers", "x/y", sha256="0")) for part in ENDPOINTS},
+        base_parts={part: vars(Origin("transformers", "x/y", sha256="0")) for part in ENDPOINTS},
     )
     model = dynrefer.DynReferModel.skeleton(config)
     state = model.state_dict()
@@ -660,7 +660,7 @@ def test_a_source_on_this_machine_is_not_published(hub, tuned, bases):
     train_a_little(loaded)
     loaded.push_to_hub("me/small", save_trainable_only=True)  # the published model is the source now
     records = json.loads(files_of(hub, "me/small")["base_parts.json"])
-    assert {(row["kind"], row["name"]) for row in records.values()} == {("dynrefer", "me/whole")}
+    assert {(row["kind"], row["name"]) for row in records.values()} == {("ours", "me/whole")}
     hub.forget()
     assert_same(dynrefer.load("me/small", device="cpu"), loaded)
 

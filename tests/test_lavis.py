@@ -15,8 +15,8 @@ from transformers import Blip2ForConditionalGeneration
 import dynrefer
 from dynrefer import cli
 from dynrefer.convert import lavis
+from dynrefer.convert.tensors import read_torch
 from dynrefer.models.dynrefer import convert
-from dynrefer.models.dynrefer.convert import read_torch
 from dynrefer.models.vision import VisionEncoder
 
 MODELS = [

@@ -14,7 +14,7 @@ classes cannot hold (they take the blocks' 1e-6).
 
 from __future__ import annotations
 
-import os
+import json
 import re
 import shutil
 from collections import Counter
@@ -25,21 +25,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dynrefer.models.auto import model_folder
-from dynrefer.models.dynrefer.convert import (
-    BASE_NAMES,
-    CHECKPOINT_NAMES,
-    base_folder,
+from dynrefer.convert.blip2 import BASE_NAMES, QFORMER_NAMES, base_folder, part_settings
+from dynrefer.convert.tensors import (
     check_fit,
-    first_line,
+    check_new,
     new_folder,
-    part_settings,
     read_safetensors,
     read_torch,
     rename,
     rename_all,
+    save_torch,
     seems,
 )
+from dynrefer.errors import first_line
+from dynrefer.models import FAMILIES
+from dynrefer.models.auto import model_folder
 
 # LAVIS name -> Transformers name; {i} is a layer number. Both directions read these tables.
 VISION_NAMES = {
@@ -53,9 +53,6 @@ VISION_NAMES = {
     "visual_encoder.blocks.{i}.mlp.fc1.": "vision_model.encoder.layers.{i}.mlp.fc1.",
     "visual_encoder.blocks.{i}.mlp.fc2.": "vision_model.encoder.layers.{i}.mlp.fc2.",
     "ln_vision.": "vision_model.post_layernorm.",
-}
-QFORMER_NAMES = {"query_tokens": "query_tokens"} | {
-    old: new for old, new in CHECKPOINT_NAMES.items() if old.startswith("Qformer.")
 }
 # kind -> transformers' model class, config class, and the names of its text branch
 KINDS = {
@@ -496,9 +493,7 @@ def export(
     for part in leave_out:
         if part not in ("vision", "language"):
             raise ValueError(f"leave_out {part!r}: expected vision or language")
-    path = Path(path)
-    if path.exists():
-        raise ValueError(f"output {str(path)!r} exists; give another name, or remove it")
+    check_new(path)
     kind, tensors, configs, left_out = read_model(model, revision)
     check_settings(configs)
     text_config = configs.get("text_config")
@@ -516,22 +511,15 @@ def export(
     kept = {name: tensor.cpu() for name, tensor in renamed.items() if name not in dropped}
     positions = configs["qformer_config"].max_position_embeddings
     kept["Qformer.bert.embeddings.position_ids"] = torch.arange(positions)[None]
-    part = path.with_name(f".{path.name}.part{os.getpid()}")
-    try:
-        torch.save({"model": kept}, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    save_torch(kept, path)
     return left_out + dropped
 
 
 def read_model(model: str | Path, revision: str | None):
     """(key of KINDS, tensors under Transformers' names, the parts' configs, names that BLIP-2 has no place for)."""
-    import json
-
     keys = ("vision_config", "qformer_config", "text_config")
     folder = base_folder(model_folder(model), revision)
-    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "dynrefer":
+    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") in FAMILIES:
         return "blip2", *read_ours(folder)
     tensors, config = read_folder(folder)
     kind = "instructblip" if config.model_type == "instructblip" else "blip2"
@@ -543,29 +531,25 @@ def read_model(model: str | Path, revision: str | None):
 
 
 def read_ours(folder: Path):
-    """read_model of a folder of ours."""
+    """read_model of a folder of ours, of any family that is built around a BLIP-2."""
     import dynrefer
 
     model = dynrefer.load(folder, device="cpu")
-    config = model.config
-    if config.vision_config.model_type != "blip_2_vision_model":
-        found = config.vision_config.model_type
+    sources = {"vision_config": "vision_config", "qformer_config": "qformer_config", "text_config": "language_config"}
+    configs = {key: getattr(model.config, ours, None) for key, ours in sources.items()}
+    if missing := [sources[key] for key, config in configs.items() if config is None]:
+        raise ValueError(f"model of family {model.config.model_type!r} has no {missing[0]}, so no BLIP-2 to export")
+    if configs["vision_config"].model_type != "blip_2_vision_model":
+        found = configs["vision_config"].model_type
         raise ValueError(f"vision encoder of type {found!r}: LAVIS's BLIP-2 has blip_2_vision_model only")
     backwards = {new: old for old, new in BASE_NAMES.items()}
     state = model.state_dict()
-    if config.language_mode == "lora":
+    if model.config.language_mode == "lora":
         others = {name: tensor for name, tensor in state.items() if not name.startswith("language.model.")}
         state = others | model.merged_language(state)
     names = {name: rename(name, backwards) for name in state}
-    return (
-        {new: state[name] for name, new in names.items() if new is not None},
-        {
-            "vision_config": config.vision_config,
-            "qformer_config": config.qformer_config,
-            "text_config": config.language_config,
-        },
-        [name for name, new in names.items() if new is None],
-    )
+    tensors = {new: state[name] for name, new in names.items() if new is not None}
+    return tensors, configs, [name for name, new in names.items() if new is None]
 
 
 def check_settings(configs: Mapping) -> None:

@@ -8,6 +8,8 @@ import torch
 from transformers import AutoConfig
 from transformers.utils.hub import resolve_revision
 
+from dynrefer.errors import first_line
+
 from . import FAMILIES
 from .base_parts import HUB_OPTIONS, LOOKUP_OPTIONS
 
@@ -100,7 +102,3 @@ def pick_device(device: str | torch.device) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files, resolve_revision
 
+from dynrefer.convert.clip_text import read_text_encoder, text_tensors
+
 FILE = "base_parts.json"
 LOOKUP_OPTIONS = ("token", "cache_dir", "local_files_only")
 HUB_OPTIONS = (*LOOKUP_OPTIONS, "force_download", "proxies")
@@ -27,7 +29,7 @@ LORA = "lora_"
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """Where a part's tensors can be read.
 
     kind: a row of READERS; name: hub id, folder or file; revision: commit of a hub id; sha256: `content_hash` of the
@@ -44,9 +46,10 @@ class Source:
         return self.name if self.revision is None else f"{self.name}@{self.revision}"
 
     @classmethod
-    def of(cls, record: Mapping) -> Source:
-        """From a record of base_parts.json or of the config."""
-        return cls(**{key: value for key, value in record.items() if key != "tensors"})
+    def of(cls, record: Mapping) -> Origin:
+        """From a record of base_parts.json or of the config. Version 0.3.0 wrote "dynrefer" for "ours"."""
+        values = {key: value for key, value in record.items() if key != "tensors"}
+        return cls(**values | ({"kind": "ours"} if values.get("kind") == "dynrefer" else {}))
 
     @property
     def is_local(self) -> bool:
@@ -117,10 +120,10 @@ def read_tensors(files: Iterable[str]) -> dict[str, Tensor]:
 
 # ------------------------------------------------------------------------------------------------ reading a part
 
-Reader = Callable[[object, str, Source, Mapping], dict[str, Tensor]]
+Reader = Callable[[object, str, Origin, Mapping], dict[str, Tensor]]
 
 
-def read_pretrained(model, part: str, source: Source, hub: Mapping) -> dict[str, Tensor]:
+def read_pretrained(model, part: str, source: Origin, hub: Mapping) -> dict[str, Tensor]:
     """The part in a model of transformers: as its own checkpoint, or inside one made of several, such as BLIP-2."""
     module, names = model.get_submodule(model.BASE_PARTS[part]), part_names(model, part)
     tensors = read_tensors(weight_files(source.name, revision=source.revision, **hub))
@@ -150,8 +153,8 @@ def prefix_of(names: Collection[str], found: Collection[str]) -> str | None:
     return next((prefix for prefix in prefixes if all(prefix + name in found for name in names)), None)
 
 
-def read_saved(model, part: str, source: Source, hub: Mapping) -> dict[str, Tensor]:
-    """The part in a saved model of our own family."""
+def read_saved(model, part: str, source: Origin, hub: Mapping) -> dict[str, Tensor]:
+    """The part in a saved model of ours."""
     names = part_names(model, part)
     tensors = read_tensors(weight_files(source.name, revision=source.revision, **hub))
     prefix = f"{model.BASE_PARTS[part]}."
@@ -163,17 +166,15 @@ def read_saved(model, part: str, source: Source, hub: Mapping) -> dict[str, Tens
     return {name: state[ours] for name, ours in part_names(whole, part).items()}
 
 
-def read_clip_text(model, part: str, source: Source, hub: Mapping) -> dict[str, Tensor]:
+def read_clip_text(model, part: str, source: Origin, hub: Mapping) -> dict[str, Tensor]:
     """The text tower of an EVA-CLIP file or of an open_clip model."""
-    from .dynrefer.convert import read_text_encoder, text_tensors
-
     return text_tensors(read_text_encoder(source.name))
 
 
-READERS: dict[str, Reader] = {"transformers": read_pretrained, "dynrefer": read_saved, "clip_text": read_clip_text}
+READERS: dict[str, Reader] = {"transformers": read_pretrained, "ours": read_saved, "clip_text": read_clip_text}
 
 
-def read_part(model, part: str, source: Source, **hub) -> tuple[dict[str, Tensor], str]:
+def read_part(model, part: str, source: Origin, **hub) -> tuple[dict[str, Tensor], str]:
     """{name in the part's own model: tensor} of the whole part, and its content hash.
 
     model: one of our models, on any device, with the part's class and config. Raises ValueError where the source cannot
@@ -209,7 +210,7 @@ def read_part(model, part: str, source: Source, **hub) -> tuple[dict[str, Tensor
     return tensors, digest
 
 
-def fill_part(model, part: str, source: Source, **hub) -> None:
+def fill_part(model, part: str, source: Origin, **hub) -> None:
     """Reads a part into the model and records its source in the config. Errors as `read_part`."""
     tensors, digest = read_part(model, part, source, **hub)
     names = part_names(model, part)
@@ -218,7 +219,7 @@ def fill_part(model, part: str, source: Source, **hub) -> None:
     record(model, part, replace(source, sha256=digest))
 
 
-def record(model, part: str, source: Source, tensors: Mapping[str, Tensor] | None = None) -> None:
+def record(model, part: str, source: Origin, tensors: Mapping[str, Tensor] | None = None) -> None:
     """Notes in the config where a part was taken from. tensors: under our names, to hash its content."""
     if tensors is not None:
         content = {name: tensors[ours] for name, ours in part_names(model, part).items()}
@@ -229,11 +230,11 @@ def record(model, part: str, source: Source, tensors: Mapping[str, Tensor] | Non
 # ------------------------------------------------------------------------------------------------ leaving out
 
 
-def source_of(model, part: str, folder: Path) -> Source | None:
+def source_of(model, part: str, folder: Path) -> Origin | None:
     """Where the part was taken from, or else the model that was loaded; never the folder about to be written."""
-    candidates = [Source.of(row) for name, row in (model.config.base_parts or {}).items() if name == part]
+    candidates = [Origin.of(row) for name, row in (model.config.base_parts or {}).items() if name == part]
     if model.loaded_from:
-        candidates.append(Source("dynrefer", *model.loaded_from))
+        candidates.append(Origin("ours", *model.loaded_from))
     for source in candidates:
         here = Path(source.name)
         if not source.changed and (not source.is_local or here.exists() and here != folder.resolve()):
@@ -246,7 +247,7 @@ def sources_to_save(model, merged: bool = False, public: bool = False) -> dict[s
     LoRA was added to it; public: only sources that others can reach."""
     rows = {}
     for part, row in (model.config.base_parts or {}).items():
-        source = Source.of(row)
+        source = Origin.of(row)
         trained = all(p.requires_grad for p in model.get_submodule(model.BASE_PARTS[part]).parameters())
         if not (public and source.is_local):
             rows[part] = asdict(replace(source, changed=source.changed or trained or merged and part == "language"))
@@ -309,7 +310,7 @@ def read_records(name: str | Path, **hub) -> dict[str, dict]:
     try:
         records = json.loads(Path(path).read_text(encoding="utf-8"))
         for row in records.values():
-            Source.of(row)
+            Origin.of(row)
             if not isinstance(row["sha256"], str) or not all(hasattr(torch, d) for d in row["tensors"].values()):
                 raise ValueError("no hash or no number types")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -324,7 +325,7 @@ def fetch(model, records: Mapping[str, dict], **hub) -> dict[str, Tensor]:
         if part not in model.BASE_PARTS:
             raise ValueError(f"{FILE}: part {part!r}; this model has {', '.join(model.BASE_PARTS)}")
         wanted = row["tensors"]
-        found, _ = read_part(model, part, Source.of(row), **hub)
+        found, _ = read_part(model, part, Origin.of(row), **hub)
         ours = {ours: found[name] for name, ours in part_names(model, part).items()}
         if unknown := sorted(wanted.keys() - ours.keys()):
             raise ValueError(f"{FILE}: {part} has no tensor {unknown[0]!r}; it belongs to another config.json")

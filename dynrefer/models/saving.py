@@ -52,7 +52,7 @@ class RegionModel(PreTrainedModel):
         super().__init__(config)
         self.processor = None
         self.loaded_from: tuple[str, str | None] | None = None
-        self.copies_of: set[tuple[base_parts.Source, str]] = set()  # see base_parts.leave_out
+        self.copies_of: set[tuple[base_parts.Origin, str]] = set()  # see base_parts.leave_out
         self._dtypes = dtypes
 
     def post_init(self) -> None:
@@ -142,7 +142,7 @@ class RegionModel(PreTrainedModel):
         model, info = super().from_pretrained(*args, **source, config=config, output_loading_info=True, **own, **kwargs)
         model.config.name_or_path = str(name)
         if records:
-            sources = {part: asdict(base_parts.Source.of(row)) for part, row in records.items()}
+            sources = {part: asdict(base_parts.Origin.of(row)) for part, row in records.items()}
             model.config.base_parts = {**(model.config.base_parts or {}), **sources}
         if not place.get("subfolder"):
             model.loaded_from = locate(name, place.get("revision"), **hub)
@@ -255,7 +255,7 @@ class RegionModel(PreTrainedModel):
         if repo_id and config.training:
             config.training = [{**run, "init": run["init"] and public_name(run["init"])} for run in config.training]
         for part, row in records.items() if repo_id else ():
-            if base_parts.Source.of(row).is_local:
+            if base_parts.Origin.of(row).is_local:
                 raise ValueError(
                     f"push_to_hub: the {part} part is left out and its source {row['name']!r} is on this machine only; "
                     "push the model whole, or push the source first and fine-tune from its hub id"
@@ -271,7 +271,7 @@ class RegionModel(PreTrainedModel):
                 for name, ours in adapter.items()
             }
             language = (config.base_parts or {}).get("language")
-            self.write_adapter(folder / ADAPTER, layers, base_parts.Source.of(language) if language else None)
+            self.write_adapter(folder / ADAPTER, layers, base_parts.Origin.of(language) if language else None)
         elsewhere = {name for row in records.values() for name in row["tensors"]}.union(adapter.values())
         tied = self.all_tied_weights_keys
         kept = {k: v for k, v in state.items() if k not in elsewhere and tied.get(k) not in elsewhere}
@@ -300,7 +300,7 @@ class RegionModel(PreTrainedModel):
         found = get_peft_model_state_dict(language, state_dict=state, save_embedding_layers=False)
         return {f"base_model.model.{name}": ours[id(tensor)] for name, tensor in found.items()}
 
-    def write_adapter(self, folder: Path, tensors: Mapping[str, Tensor], source: base_parts.Source | None) -> None:
+    def write_adapter(self, folder: Path, tensors: Mapping[str, Tensor], source: base_parts.Origin | None) -> None:
         """tensors: under PEFT's names; source: of the language model that they belong to."""
         from safetensors.torch import save_file
 

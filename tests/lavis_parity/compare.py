@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from dynrefer.convert import lavis
-from dynrefer.models.dynrefer.convert import BASE_NAMES, rename, rename_all
+from dynrefer.convert.blip2 import BASE_NAMES
+from dynrefer.convert.tensors import rename, rename_all
 from dynrefer.models.tokenizer import train_tokenizer
 from tests import tiny_dynrefer as small
 

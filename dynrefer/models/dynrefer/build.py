@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from dynrefer.vocabulary import read_attributes, read_words, words_of_records
 
-from ..base_parts import Source, fill_part, locate
+from ..base_parts import Origin, fill_part, locate
 from ..language import MODES
 from ..tokenizer import train_tokenizer
 from .configuration import DynReferConfig
@@ -183,4 +183,4 @@ def load_parts(model: DynReferModel, parts: Mapping[str, Mapping]) -> None:
     of its part."""
     for name, part in parts.items():
         if part.get("name"):
-            fill_part(model, name, Source("transformers", *locate(part["name"], part.get("revision"))))
+            fill_part(model, name, Origin("transformers", *locate(part["name"], part.get("revision"))))

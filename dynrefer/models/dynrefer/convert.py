@@ -7,30 +7,32 @@ checked as a copy and ignored, or named in an error.
 
 from __future__ import annotations
 
-import difflib
-import os
-import pickle
 import re
-import shutil
 import warnings
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..base_parts import LORA, Source, locate, plain, record
+from dynrefer.convert.blip2 import QFORMER_NAMES, base_folder, base_tokenizer, part_settings, read_base
+from dynrefer.convert.clip_text import (
+    clip_tokenizer,
+    head_count,
+    open_clip_settings,
+    read_text_encoder,
+    text_sizes,
+    text_tensors,
+)
+from dynrefer.convert.tensors import check_fit, check_new, new_folder, read_torch, rename, rename_all, save_torch, seems
+
+from ..base_parts import LORA, Origin, locate, plain, record
 
 # Released name -> ours; {i} is a layer number. Both directions read this one table.
 CHECKPOINT_NAMES = {
     "cvem_align.": "region_encoder.align.",
     "cvem_mlp.": "region_encoder.mlp.",
-    "Qformer.bert.embeddings.LayerNorm.": "qformer.layernorm.",
-    "Qformer.bert.encoder.layer.{i}.attention.self.": "qformer.encoder.layer.{i}.attention.attention.",
-    "Qformer.bert.encoder.layer.{i}.crossattention.self.": "qformer.encoder.layer.{i}.crossattention.attention.",
-    "Qformer.bert.encoder.": "qformer.encoder.",
+    **QFORMER_NAMES,
     "tag_head.encoder.": "tag_decoder.",
     "tag_vision_proj.": "tag_decoder.vision_proj.",
     "tag_text_proj.": "tag_decoder.text_proj.",
@@ -44,7 +46,6 @@ CHECKPOINT_NAMES = {
     "t5_proj.": "language.projection.",
     "llm_proj.": "language.projection.",
     "cem_memory": "language.control_memory",
-    "query_tokens": "query_tokens",
     "t5_model.": "language.model.",
     "llm_model.": "language.model.",
 }
@@ -55,23 +56,6 @@ DECODER_NAMES = {
     "layer.{i}.intermediate.dense.": "layers.{i}.intermediate.",
     "layer.{i}.output.dense.": "layers.{i}.output.",
     "layer.{i}.output.LayerNorm.": "layers.{i}.output_norm.",
-}
-BASE_NAMES = {
-    "vision_model.": "vision.model.",
-    "qformer.": "qformer.",
-    "query_tokens": "query_tokens",
-    "language_model.": "language.model.",
-    "language_projection.": "language.projection.",
-}
-TEXT_NAMES = {
-    "transformer.resblocks.{i}.ln_1.": "encoder.layers.{i}.layer_norm1.",
-    "transformer.resblocks.{i}.ln_2.": "encoder.layers.{i}.layer_norm2.",
-    "transformer.resblocks.{i}.attn.out_proj.": "encoder.layers.{i}.self_attn.out_proj.",
-    "transformer.resblocks.{i}.mlp.c_fc.": "encoder.layers.{i}.mlp.fc1.",
-    "transformer.resblocks.{i}.mlp.c_proj.": "encoder.layers.{i}.mlp.fc2.",
-    "token_embedding.": "embeddings.token_embedding.",
-    "positional_embedding": "embeddings.position_embedding.weight",
-    "ln_final.": "final_layer_norm.",
 }
 # Tensors of a checkpoint that repeat something: compared with it, then ignored.
 COPIES = re.compile(
@@ -90,19 +74,6 @@ TEXT_BRANCH = {
 }
 
 
-def rename(name: str, table: Mapping[str, str]) -> str | None:
-    """The name under the longest matching prefix of a table; None when no row fits.
-
-    >>> rename("attr_fc.bias", CHECKPOINT_NAMES)
-    'region_text_decoder.fc.bias'
-    """
-    for old, new in sorted(table.items(), key=lambda row: -len(row[0])):
-        pattern = re.escape(old).replace(r"\{i\}", r"(\d+)")
-        if match := re.match(pattern + ("" if old.endswith(".") else "$"), name):
-            return new.replace("{i}", match.group(1) if match.groups() else "") + name[match.end() :]
-    return None
-
-
 def checkpoint_name(name: str) -> str | None:
     """Released name -> ours, the decoders' inner names too. PEFT's wrapper of the language model leaves no trace."""
     ours = rename(name.replace("_model.base_model.model.", "_model."), CHECKPOINT_NAMES)
@@ -111,110 +82,6 @@ def checkpoint_name(name: str) -> str | None:
             inner = rename(ours.removeprefix(decoder), DECODER_NAMES)
             ours = None if inner is None else decoder + inner
     return ours
-
-
-def rename_all(
-    tensors: Mapping[str, Tensor], rename_one: Callable[[str], str | None], source: str
-) -> dict[str, Tensor]:
-    """Every tensor under our name; ValueError naming those that no row of the tables knows, or that share a name."""
-    renamed = {name: rename_one(name) for name in tensors}
-    unknown = sorted(name for name, ours in renamed.items() if ours is None)
-    if unknown:
-        raise ValueError(
-            f"{source}: {len(unknown)} unknown tensors, such as {', '.join(unknown[:5])}; is it a file of this kind?"
-        )
-    result: dict[str, Tensor] = {}
-    for name, ours in renamed.items():
-        if ours in result:
-            first = next(other for other in renamed if renamed[other] == ours)
-            raise ValueError(f"{source}: {first} and {name} are both {ours}; expected one of them")
-        result[ours] = tensors[name]
-    return result
-
-
-def text_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """EVA-CLIP's, OpenAI's or open_clip's text tower -> transformers' CLIPTextModelWithProjection names.
-
-    Keys are `text.*` beside `visual.*` (ignored), or the tower's own. The packed query, key and value are split.
-    """
-    inner = {name.removeprefix("text."): tensor for name, tensor in tensors.items() if not name.startswith("visual.")}
-    ignored = ("logit_scale", "logit_bias", "attn_mask", "input_resolution", "context_length", "vocab_size")
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in inner.items():
-        if match := re.match(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)$", name):
-            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
-                renamed[f"text_model.encoder.layers.{match[1]}.self_attn.{part}_proj.{match[2]}"] = piece.clone()
-        elif name == "text_projection":
-            renamed["text_projection.weight"] = tensor.t().contiguous()
-        elif (ours := rename(name, TEXT_NAMES)) is not None:
-            renamed[f"text_model.{ours}"] = tensor
-        elif name not in ignored:
-            raise ValueError(
-                f"text encoder: unknown tensor {name!r}; expected EVA-CLIP's text.* or open_clip's names"
-                + seems(tensors)
-            )
-    if "text_projection.weight" not in renamed or "text_model.embeddings.token_embedding.weight" not in renamed:
-        raise ValueError(f"text encoder: no token_embedding.weight or text_projection in it{seems(tensors)}")
-    return renamed
-
-
-KINDS = {
-    "a DynRefer checkpoint (--checkpoint)": ("cvem_", "tag_head.", "attr_head."),
-    "a CLIP text encoder (--text-encoder)": ("text.", "token_embedding.", "transformer.resblocks.", "visual."),
-    "a BLIP-2 of transformers (--base, as a folder)": ("vision_model.", "language_model.", "qformer."),
-    "a BLIP-2 of LAVIS (see `dynrefer convert lavis`)": ("visual_encoder.", "ln_vision."),
-}
-
-
-def seems(names: Iterable[str]) -> str:
-    """ "; it looks like ..." for the names of a file's tensors, "" where they tell nothing."""
-    counts = {kind: sum(name.startswith(starts) for name in names) for kind, starts in KINDS.items()}
-    kind = max(counts, key=lambda kind: counts[kind])
-    return f"; it looks like {kind}" if counts[kind] else ""
-
-
-def read_torch(path: str | Path) -> dict[str, Tensor]:
-    """A .pth, .pt or .safetensors file's tensors by name, without running code; {"model": {...}} is unpacked."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"checkpoint {str(path)!r}: no such file")
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    try:
-        # memory-mapped where the format allows it: a training checkpoint holds the optimizer's numbers, too
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"checkpoint {str(path)!r}: damaged, or it holds more than tensors, such as code, which is never run "
-            f"({first_line(error)})"
-        ) from error
-    except Exception as error:  # torch raises many kinds for a broken file
-        raise ValueError(
-            f"checkpoint {str(path)!r}: truncated, damaged or not PyTorch's ({first_line(error)})"
-        ) from error
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise ValueError(f"checkpoint {str(path)!r}: expected names and tensors, found {type(content).__name__}")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(f"checkpoint {str(path)!r}: {name!r} is a {type(value).__name__}; expected tensors only")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{str(path)!r}: truncated, damaged or not safetensors ({first_line(error)})") from error
-
-
-def first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
 
 # ------------------------------------------------------------------------------------------------ released -> ours
@@ -266,7 +133,7 @@ def convert(
         released = read_torch(checkpoint)
         trained, copies = split_released(released, str(checkpoint))
         texts = text_tensors(read_text_encoder(text_encoder))
-        base_source = Source("transformers", *locate(base, revision))
+        base_source = Origin("transformers", *locate(base, revision))
         base_files = base_folder(base, base_source.revision)
         base_tensors, base_config = read_base(base_files)
         check_language(released, base_config, f"checkpoint {str(checkpoint)!r}", f"base {str(base)!r}")
@@ -312,23 +179,6 @@ def released_settings() -> dict:
     }
 
 
-@contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to write into that takes its name when all is written; nothing is left of it after an error."""
-    path = Path(path).absolute()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"output {str(path)!r} exists and is not an empty folder; give another, or remove it")
-    part = path.with_name(f".{path.name}.part{os.getpid()}")
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if path.exists():
-            path.rmdir()
-        os.replace(part, path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
 def once_each(words: list[str], source: str) -> list[str]:
     """Words without repeats, with a warning: the same word twice is the same text with the same score."""
     kept = list(dict.fromkeys(words))
@@ -369,8 +219,9 @@ def filled_model(config, tensors: Mapping[str, Tensor]):
     from .modeling import DynReferModel
 
     skeleton = DynReferModel.skeleton(config)  # tensors are checked before memory is taken
-    check_fit(skeleton, tensors)
-    banks = {name: torch.zeros(tensor.shape) for name, tensor in skeleton.state_dict().items() if is_bank(name)}
+    check_fit(skeleton, tensors, computed=TEXT_BANKS.values())
+    state = skeleton.state_dict()
+    banks = {name: torch.zeros(state[name].shape) for name in TEXT_BANKS.values() if name in state}
     model = DynReferModel.from_pretrained(None, config=config, state_dict={**tensors, **banks}, dtype=torch.float32)
     model.freeze()
     state = model.state_dict()
@@ -383,34 +234,12 @@ def filled_model(config, tensors: Mapping[str, Tensor]):
     return model
 
 
-def record_sources(model, trained: Mapping[str, Tensor], base: Source, text_encoder: str | Path) -> None:
+def record_sources(model, trained: Mapping[str, Tensor], base: Origin, text_encoder: str | Path) -> None:
     """Notes where the frozen parts come from; those that the checkpoint changes come from nowhere else."""
     text = str(Path(text_encoder).resolve() if Path(text_encoder).exists() else text_encoder)
-    for part, source in {"vision": base, "language": base, "text": Source("clip_text", text)}.items():
+    for part, source in {"vision": base, "language": base, "text": Origin("clip_text", text)}.items():
         if not any(name.startswith(f"{model.BASE_PARTS[part]}.") and LORA not in name for name in trained):
             record(model, part, source, model.state_dict())
-
-
-def is_bank(name: str) -> bool:
-    return name in TEXT_BANKS.values()
-
-
-def check_fit(model, tensors: Mapping[str, Tensor]) -> None:
-    """ValueError unless there is a tensor of its shape for everything in the model, and nothing else. One of two tied
-    tensors is enough."""
-    state = model.state_dict()
-    tied = {name for name, original in model.all_tied_weights_keys.items() if original in tensors}
-    wanted = {name for name in state if not is_bank(name)}
-    problems = [f"missing {name}" for name in sorted(wanted - tied - tensors.keys())]
-    problems += [f"unused {name}" for name in sorted(tensors.keys() - wanted)]
-    problems += [
-        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(state[name].shape)}"
-        for name in sorted(wanted & tensors.keys())
-        if tensors[name].shape != state[name].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(f"tensors and config do not fit: {'; '.join(problems[:8])}{more}")
 
 
 def check_copies(model, base: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> None:
@@ -508,11 +337,6 @@ def released_sizes(trained: Mapping[str, Tensor], base: Mapping[str, Tensor], ba
     }
 
 
-def part_settings(config) -> dict:
-    """A part's config as a dict, without the number type that its file had."""
-    return {key: value for key, value in config.to_dict().items() if key not in ("dtype", "torch_dtype")}
-
-
 def language_settings(base_config, base: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> dict:
     """Fields of DynReferConfig for the language model: the base's config, with what BLIP-2 and the tensors say."""
     language = part_settings(base_config.text_config)
@@ -547,144 +371,6 @@ def lora_settings(trained: Mapping[str, Tensor]) -> dict:
     return {"language_mode": "lora", "language_lora": lora}
 
 
-def text_sizes(
-    texts: Mapping[str, Tensor], heads: int | None, known_heads: int | None = None, hidden_act: str = "gelu"
-) -> dict:
-    """CLIPTextConfig fields of a text tower, pooled at the end token, the largest id. EVA-CLIP's has exact GELU."""
-    vocab_size, width = texts["text_model.embeddings.token_embedding.weight"].shape
-    depth = {int(match[1]) for name in texts if (match := re.match(r"text_model\.encoder\.layers\.(\d+)\.", name))}
-    heads = heads or known_heads or head_count(width)
-    if heads < 1 or width % heads:
-        raise ValueError(f"text encoder of width {width} cannot have {heads} heads; give --text-heads")
-    return {
-        "vocab_size": vocab_size,
-        "hidden_size": width,
-        "intermediate_size": texts["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
-        "num_hidden_layers": len(depth),
-        "num_attention_heads": heads,
-        "max_position_embeddings": texts["text_model.embeddings.position_embedding.weight"].shape[0],
-        "projection_dim": texts["text_projection.weight"].shape[0],
-        "hidden_act": hidden_act,
-        "bos_token_id": vocab_size - 2,
-        "eos_token_id": vocab_size - 1,
-        "pad_token_id": 0,
-    }
-
-
-def head_count(width: int) -> int:
-    """Heads of 64, at least four."""
-    return max(4, width // 64)
-
-
-# ------------------------------------------------------------------------------------------------ files
-
-
-def base_folder(base: str | Path, revision: str | None = None) -> Path:
-    """The base model's folder, fetched from the hub where it is an id."""
-    if (Path(base) / "config.json").is_file():
-        return Path(base)
-    if Path(base).exists():
-        raise ValueError(f"base {str(base)!r}: no config.json in it; expected a transformers folder or a hub id")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
-        return Path(snapshot_download(str(base), revision=revision, allow_patterns=patterns))
-    except (OSError, HFValidationError) as error:
-        raise ValueError(f"base {str(base)!r}: neither a folder nor a hub id that can be fetched ({error})") from error
-
-
-def read_base(folder: Path) -> tuple[dict[str, Tensor], object]:
-    """The base's tensors under our names, its Q-Former and projection left as they are, and its config."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"base {str(folder)!r}: its config.json cannot be read ({first_line(error)})") from error
-    parts = [name for name in ("vision_config", "qformer_config", "text_config") if not hasattr(config, name)]
-    if parts:
-        raise ValueError(
-            f"base {str(folder)!r} is of type {config.model_type!r}, whose config has no {', '.join(parts)}; expected "
-            "BLIP-2's or InstructBLIP's layout"
-        )
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"base {str(folder)!r}: no .safetensors file in it")
-    tensors = {name: tensor for file in files for name, tensor in read_safetensors(file).items()}
-    return rename_all(tensors, lambda name: rename(name, BASE_NAMES), f"base {str(folder)!r}"), config
-
-
-def read_text_encoder(source: str | Path) -> dict[str, Tensor]:
-    """A file's tensors, or those of an open_clip model by name, vision tower and all."""
-    if Path(source).exists():
-        return read_torch(source)
-    open_clip = import_open_clip()
-    if str(source) not in open_clip.list_models():
-        near = difflib.get_close_matches(str(source), open_clip.list_models(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"text encoder {str(source)!r}: neither a file nor one of open_clip.list_models(){hint}")
-    tags = open_clip.list_pretrained_tags_by_model(str(source))
-    if not tags:
-        raise ValueError(f"text encoder {str(source)!r}: open_clip knows no weights of it; give a file")
-    try:
-        return open_clip.create_model(str(source), pretrained=tags[0]).state_dict()
-    except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"text encoder {str(source)!r}: open_clip cannot fetch its weights {tags[0]!r}; give a file "
-            f"({first_line(error)})"
-        ) from error
-
-
-def open_clip_settings(source: str | Path) -> dict:
-    """What no tensor shows of an open_clip model by name; {} for a file."""
-    if Path(source).exists():
-        return {}
-    config = import_open_clip().get_model_config(str(source))
-    act = "quick_gelu" if config.get("quick_gelu") else "gelu"
-    return {"known_heads": config["text_cfg"].get("heads"), "hidden_act": act}
-
-
-def import_open_clip():
-    try:
-        import open_clip
-    except ImportError as error:
-        raise ValueError("this needs open_clip: pip install open_clip_torch") from error
-    return open_clip
-
-
-def base_tokenizer(folder: Path, vocab_size: int):
-    """The language model's; ValueError where there is none or it has more entries than the model."""
-    from transformers import AutoTokenizer
-
-    if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")):
-        raise ValueError(f"base {str(folder)!r}: no tokenizer in it, neither tokenizer.json nor tokenizer_config.json")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"base {str(folder)!r}: its tokenizer cannot be read ({first_line(error)})") from error
-    if tokenizer.vocab_size > vocab_size:
-        raise ValueError(
-            f"base {str(folder)!r}: its tokenizer has {tokenizer.vocab_size} entries, its language model {vocab_size}"
-        )
-    return tokenizer
-
-
-def clip_tokenizer(vocab_size: int):
-    """OpenAI CLIP's byte-pair tokenizer from the list that open_clip_torch carries, as transformers' class."""
-    import_open_clip()
-    from open_clip.tokenizer import SimpleTokenizer
-    from transformers import CLIPTokenizer
-
-    plain = SimpleTokenizer()
-    if len(plain.encoder) != vocab_size:
-        raise ValueError(f"text encoder vocabulary of {vocab_size}: CLIP's tokenizer has {len(plain.encoder)} entries")
-    merges = [pair for pair, _ in sorted(plain.bpe_ranks.items(), key=lambda row: row[1])]
-    special = {"unk_token": "<end_of_text>", "bos_token": "<start_of_text>", "eos_token": "<end_of_text>"}
-    return CLIPTokenizer(vocab=dict(plain.encoder), merges=merges, **special, pad_token="<end_of_text>")
-
-
 # ------------------------------------------------------------------------------------------------ ours -> released
 
 EXPORTED = ("region_encoder.", "qformer.", "tag_decoder.", "region_text_decoder.", "language.projection.")
@@ -706,17 +392,9 @@ def export(model, path: str | Path) -> Path:
     Raises ValueError for a model that the layout cannot hold, and where there is a file of this name.
     """
     path = Path(path)
-    if path.exists():
-        raise ValueError(f"output {str(path)!r} exists; give another name, or remove it")
+    check_new(path)
     check_layout(model.config)
-    tensors = {name: tensor.cpu() for name, tensor in released_tensors(model).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part{os.getpid()}")
-    try:
-        torch.save({"model": tensors}, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    save_torch({name: tensor.cpu() for name, tensor in released_tensors(model).items()}, path)
     return path
 
 
