@@ -6,13 +6,11 @@
     results = dynrefer.RegionPredictor(model)("photo.jpg", boxes=[[40, 30, 180, 200]])
     print(results[0].caption)
 
-Public names are imported when they are first used, so that `import dynrefer` costs milliseconds. It also makes the
-model families known to transformers: `AutoModel`, `AutoConfig` and `AutoProcessor` then load them.
+Public names are imported when they are first used, so that `import dynrefer` costs milliseconds. Transformers'
+`AutoModel`, `AutoConfig` and `AutoProcessor` know our models after `import dynrefer.auto`.
 """
 
 import importlib
-
-from dynrefer.models.register import register_families
 
 __version__ = "0.3.0"
 
@@ -41,6 +39,3 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC])
-
-
-register_families()

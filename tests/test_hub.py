@@ -111,20 +111,34 @@ def names_in(folder):
 # ------------------------------------------------------------------------------------------ transformers' Auto classes
 
 
+def run_python(program):
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
+def test_import_dynrefer_is_light_and_changes_no_other_package():
+    done = run_python(
+        "import sys\n"
+        "before = list(sys.meta_path)\n"
+        "import dynrefer\n"
+        "assert sys.meta_path == before\n"
+        "print(sorted({'torch', 'transformers', 'numpy', 'dynrefer.models.dynrefer'} & sys.modules.keys()))\n"
+        "import transformers\n"
+        "assert 'dynrefer' not in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES\n"
+    )
+    assert done.stdout == "[]\n" and not done.returncode, done.stderr
+
+
 @pytest.mark.slow
-def test_auto_classes_know_our_models_after_a_light_import(tmp_path):
+def test_auto_classes_know_our_models_after_import_dynrefer_auto(tmp_path):
     model, _ = small.model()
     model.save_pretrained(tmp_path)
-    program = (
-        "import sys, dynrefer\n"
-        "assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()\n"
+    done = run_python(
+        "import dynrefer.auto\n"
         "from transformers import AutoProcessor, AutoModel, AutoConfig\n"
-        "assert 'dynrefer.models.dynrefer' not in sys.modules\n"
         f"loaded = [auto.from_pretrained({str(tmp_path)!r}) for auto in (AutoProcessor, AutoModel, AutoConfig)]\n"
         "print(*(type(each).__name__ for each in loaded))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.split() == ["DynReferProcessor", "DynReferModel", "DynReferConfig"], done.stderr
+    assert done.stdout.split()[-3:] == ["DynReferProcessor", "DynReferModel", "DynReferConfig"], done.stderr
     assert_same(AutoModel.from_pretrained(tmp_path), model)
     assert isinstance(AutoProcessor.from_pretrained(tmp_path), dynrefer.DynReferProcessor)
 

@@ -38,6 +38,12 @@ FAMILIES = {
 }
 
 
+def register_families() -> None:
+    """Imports every family; each makes itself known to transformers' Auto classes when it is imported."""
+    for row in FAMILIES.values():
+        import_module(row.module)
+
+
 def family(name: str) -> Family:
     """A row of FAMILIES; ValueError with the nearest name for an unknown one."""
     if name not in FAMILIES:

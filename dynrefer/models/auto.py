@@ -10,7 +10,7 @@ from transformers.utils.hub import resolve_revision
 
 from dynrefer.errors import first_line
 
-from . import FAMILIES
+from . import FAMILIES, register_families
 from .base_parts import HUB_OPTIONS, LOOKUP_OPTIONS
 
 BEST = "best"  # the folder of a run's best checkpoint
@@ -34,6 +34,7 @@ def load(
     that it left out cannot be fetched or has changed.
     """
     source = model_folder(name)
+    register_families()
     hub = {key: options[key] for key in HUB_OPTIONS if key in options}
     dtype = check_dtype(dtype)
     if options.get("device_map") is not None and str(device) != "auto":

@@ -104,7 +104,7 @@ results = dynrefer.RegionPredictor(model)("photo.jpg", boxes=[[40, 30, 180, 200]
 print(results[0].caption, results[0].score, results[0].category)
 ```
 
-After `import dynrefer`, transformers' `AutoModel`, `AutoConfig` and `AutoProcessor` load it too."""
+After `import dynrefer.auto`, transformers' `AutoModel`, `AutoConfig` and `AutoProcessor` load it too."""
 
 
 def parts_table(model, config, records: Mapping[str, dict]) -> str:
