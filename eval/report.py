@@ -303,7 +303,7 @@ def _finding(rows: Mapping[str, Mapping[str, float]], scale_of: Callable = fixed
     share of the highest.
 
     >>> _finding({"fixed:0,0": {"CIDEr": 1.0, "tag mAP": 0.5}, "fixed:0,0.5": {"CIDEr": 2.0, "tag mAP": 0.5}})
-    'Best at t = 0.5: CIDEr (2, lowest 1). Changes by less than 2 %: tag mAP.'
+    'Best at t = 0.5: CIDEr (2, lowest 1). Changes by 2 % at most: tag mAP.'
     """
     fixed = {setting: row for setting, row in rows.items() if scale_of(setting) is not None}
     scales: dict[float, list[str]] = {}
