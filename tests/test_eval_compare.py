@@ -11,7 +11,7 @@ from eval.benchmarks import TASKS, get_task
 from eval.metrics.captions import METEOR_JAR, PTB_JAR, jar_path
 from eval.predict import file_sha256
 from eval.versions import VERSIONS, metric_versions
-from tests.test_eval_run import data, predictions_of, tiny  # noqa: F401 (fixtures)
+from tests.cups import predictions_of
 
 
 def test_every_score_tells_what_computed_it():
@@ -35,7 +35,7 @@ def test_every_score_tells_what_computed_it():
 
 
 @pytest.fixture
-def scored(tiny, monkeypatch):  # noqa: F811
+def scored(tiny, monkeypatch):
     """{name: folder with a scores.json} of two models on the same regions, and one on fewer."""
     folder, _ = tiny
     records = open_records(folder / "test.jsonl")

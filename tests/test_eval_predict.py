@@ -15,7 +15,7 @@ from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import RegionResult
 from eval.predict import _collect, predict, read_predictions
 from tests import tiny_dynrefer as small
-from tests.test_eval_run import Model, data  # noqa: F401 (a fixture)
+from tests.cups import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
@@ -149,6 +149,11 @@ def test_after_a_kill_any_number_of_processes_goes_on(folder, before, after):
     assert set(kept) <= set(lines), "what was there is not predicted again"
 
 
+def hear_ctrl_c():
+    """In a child: Ctrl-C ends it, also where the tests run in a shell's background, whose processes ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent to a process group")
 @pytest.mark.parametrize("processes", [1, 2])
@@ -161,7 +166,13 @@ def test_ctrl_c_ends_in_a_line_and_what_was_predicted_stays(folder, processes):
     command += [folder / "slow_run.py", "--model", folder / "model", "--data", folder / "records.jsonl", "--out", out]
     command += ["--task", "world", "--device", "cpu", "--batch-size", "1", "--num-workers", "2"]
     run = subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        list(map(str, command)),
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_ctrl_c,
     )
     deadline = time.time() + 120
     while len(written(out, "predictions.jsonl")) < 3 and run.poll() is None and time.time() < deadline:
@@ -208,7 +219,7 @@ def test_an_error_of_one_process_stops_all_and_what_is_there_stays(folder):
     assert_same(folder / "unspoiled.jsonl", folder / "spoiled.jsonl")
 
 
-def test_a_kill_between_putting_parts_together_and_removing_them_doubles_nothing(data):  # noqa: F811
+def test_a_kill_between_putting_parts_together_and_removing_them_doubles_nothing(data):
     records = open_records(data / "test.jsonl")
     whole = predict(Model(), records, data / "p.jsonl", batch_size=3, num_workers=0)
     lines = (data / "p.jsonl").read_text().splitlines(keepends=True)
@@ -218,7 +229,7 @@ def test_a_kill_between_putting_parts_together_and_removing_them_doubles_nothing
     assert not list(data.glob("*.part-*"))
 
 
-def test_parts_of_other_weights_are_refused_and_overwrite_removes_them(data):  # noqa: F811
+def test_parts_of_other_weights_are_refused_and_overwrite_removes_them(data):
     records = open_records(data / "test.jsonl")
     with pytest.raises(KeyboardInterrupt):
         predict(Model(die_at=2), records, data / "p.jsonl", batch_size=3, num_workers=0)
@@ -232,7 +243,7 @@ def test_parts_of_other_weights_are_refused_and_overwrite_removes_them(data):  #
     assert not list(data.glob("*.part-*"))
 
 
-def test_a_file_of_more_records_keeps_those_that_a_part_of_the_records_does_not_ask_for(data):  # noqa: F811
+def test_a_file_of_more_records_keeps_those_that_a_part_of_the_records_does_not_ask_for(data):
     records = open_records(data / "test.jsonl")
     whole = predict(Model(), records, data / "p.jsonl", num_workers=0)
     few = records.subset(range(2, 6))
@@ -240,7 +251,7 @@ def test_a_file_of_more_records_keeps_those_that_a_part_of_the_records_does_not_
     assert read_predictions(data / "p.jsonl") == whole
 
 
-def test_only_batches_with_a_region_that_is_missing_are_predicted(data):  # noqa: F811
+def test_only_batches_with_a_region_that_is_missing_are_predicted(data):
     records = open_records(data / "test.jsonl")
     whole = predict(Model(), records, data / "p.jsonl", batch_size=2, num_workers=0)
     lines = (data / "p.jsonl").read_text().splitlines(keepends=True)
@@ -251,7 +262,7 @@ def test_only_batches_with_a_region_that_is_missing_are_predicted(data):  # noqa
     assert (data / "p.jsonl").read_text() == "".join(lines)
 
 
-def test_a_part_with_a_score_that_is_no_number_is_refused(data):  # noqa: F811
+def test_a_part_with_a_score_that_is_no_number_is_refused(data):
     records = open_records(data / "test.jsonl")
     (data / "p.jsonl.part-0-0").write_text(
         json.dumps(RegionResult(records[0].id, [], score=float("nan")).to_dict()) + "\n"

@@ -1,4 +1,4 @@
-"""The views sweep and the page, with the model and the data of test_eval_run."""
+"""The views sweep and the page, with the model and the data of cups.py."""
 
 import base64
 import io
@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
-from test_eval_run import TASK, Model, data, results_of  # noqa: F401 (data is a fixture)
 
 import eval.report as report_module
 import eval.run as run_module
@@ -23,6 +22,7 @@ from eval.metrics.densecap import MIN_IOUS, MIN_METEORS
 from eval.plots import MAX_POINTS, by_size, calibration, ticks
 from eval.report import read_log, report, report_run
 from eval.sweep import best_settings, fixed_scale, plot, sweep, view_settings
+from tests.cups import TASK, Model, results_of
 
 
 def test_view_settings_fit_the_number_of_views():
@@ -33,7 +33,7 @@ def test_view_settings_fit_the_number_of_views():
     assert [fixed_scale(s) for s in ("fixed:0.3", "fixed:0,0.7,0.7", "phash")] == [0.3, 0.7, None]
 
 
-def test_the_sweep_measures_every_setting_with_the_same_model(data):  # noqa: F811
+def test_the_sweep_measures_every_setting_with_the_same_model(data):
     records = open_records(data / "test.jsonl")
     settings = ["phash", "fixed:0,0.5"]
     rows = sweep(Model(), replace(TASK, data=str(records.path)), records, data / "v", settings=settings, num_workers=0)
@@ -43,7 +43,7 @@ def test_the_sweep_measures_every_setting_with_the_same_model(data):  # noqa: F8
     assert best_settings(rows)["CIDEr"] == "phash"
 
 
-def test_the_sweep_command_writes_numbers_and_a_plot(data, monkeypatch, capsys):  # noqa: F811
+def test_the_sweep_command_writes_numbers_and_a_plot(data, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     monkeypatch.setitem(TASKS, "tiny", replace(TASK, data=str(data / "test.jsonl")))
     monkeypatch.setattr(views_module, "load_model", lambda args: Model())
@@ -56,7 +56,7 @@ def test_the_sweep_command_writes_numbers_and_a_plot(data, monkeypatch, capsys):
     assert views_module.main([*options[:2], "--task", "tine"]) == 2
 
 
-def test_a_setting_that_does_not_fit_is_named_before_any_is_measured(data, monkeypatch, capsys):  # noqa: F811
+def test_a_setting_that_does_not_fit_is_named_before_any_is_measured(data, monkeypatch, capsys):
     monkeypatch.setattr(views_module, "load_model", lambda args: Model(die_at=0))
     command = ["--model", "m", "--task", "flickr30k", "--data", str(data / "test.jsonl"), "--out", str(data / "out")]
     for setting, message in (("phsh", "did you mean 'phash'"), ("fixed:0,0,0", "expected 2 comma-separated scales")):
@@ -100,7 +100,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def finished_run(data, monkeypatch):  # noqa: F811
+def finished_run(data, monkeypatch):
     """A run folder with log, predictions, scores and views, of a model that is wrong about some regions."""
     task = replace(TASK, data=str(data / "test.jsonl"), name="tiny")
     records, train = open_records(data / "test.jsonl"), open_records(data / "train.jsonl")
@@ -159,7 +159,7 @@ def test_the_box_is_drawn_where_it_is(finished_run):
     assert 'class="view" style="inset:0.00% 35.00% 0.00% 0.00%"' in text  # and its view at t = 0.3
 
 
-def test_texts_of_models_and_people_are_text_and_not_markup(finished_run, data):  # noqa: F811
+def test_texts_of_models_and_people_are_text_and_not_markup(finished_run, data):
     scores = json.loads((finished_run / "predictions/tiny/scores.json").read_text())
     records = open_records(data / "test.jsonl")
     results = results_of(list(records))
@@ -171,7 +171,7 @@ def test_texts_of_models_and_people_are_text_and_not_markup(finished_run, data):
     assert "<script" not in text and "&lt;script&gt;" in text and "&lt;b&gt;" in text and "&lt;run&gt;" in text
 
 
-def test_a_page_without_log_views_or_some_predictions(finished_run, data):  # noqa: F811
+def test_a_page_without_log_views_or_some_predictions(finished_run, data):
     scores = json.loads((finished_run / "predictions/tiny/scores.json").read_text())
     records = open_records(data / "test.jsonl")
     result = RegionResult("test0cup", [])
@@ -179,7 +179,7 @@ def test_a_page_without_log_views_or_some_predictions(finished_run, data):  # no
     assert "no prediction" in " ".join(Page(path.read_text()).words)
 
 
-def test_a_page_without_pictures_on_disk(finished_run, data):  # noqa: F811
+def test_a_page_without_pictures_on_disk(finished_run, data):
     for path in (data / "images").iterdir():
         path.unlink()
     page = Page(report_run(finished_run, "tiny").read_text(encoding="utf-8"))
@@ -197,7 +197,7 @@ def test_scores_have_intervals_and_a_row_each(finished_run):
         assert "/" in name or f"<small>{low:.3f} – {high:.3f}</small>" in rows[name]
 
 
-def test_published_numbers_stand_beside_scores_of_their_protocol_only(finished_run, data, monkeypatch):  # noqa: F811
+def test_published_numbers_stand_beside_scores_of_their_protocol_only(finished_run, data, monkeypatch):
     rows = (Published("theirs", {"CIDEr": 9.876}, "their <paper>"), Published("others", {"SPICE": 0.5}, "a site"))
     task = replace(TASK, name="tiny", published=rows)
     monkeypatch.setitem(TASKS, "tiny", task)
@@ -214,7 +214,7 @@ def test_published_numbers_stand_beside_scores_of_their_protocol_only(finished_r
     assert "9.876" not in report_run(finished_run, "tiny").read_text(encoding="utf-8")
 
 
-def test_a_page_of_another_task_shows_its_own_scores(finished_run, data):  # noqa: F811
+def test_a_page_of_another_task_shows_its_own_scores(finished_run, data):
     """Of regions with one score of an own name, and of boxes that predictions bring along."""
     scores = json.loads((finished_run / "predictions/tiny/scores.json").read_text())
     scores |= {"scores": {"word IoU": 0.625}, "regions_scored": {"similarity": 10}, "intervals": {}, "no_interval": {}}
@@ -228,7 +228,7 @@ def test_a_page_of_another_task_shows_its_own_scores(finished_run, data):  # noq
     assert "<article>" not in text and "0.625" in text
 
 
-def test_parts_settings_and_long_captions_are_readable(finished_run, data):  # noqa: F811
+def test_parts_settings_and_long_captions_are_readable(finished_run, data):
     scores = json.loads((finished_run / "predictions/tiny/scores.json").read_text())
     cells = {f"iou_{iou}": 0.875 for iou in MIN_IOUS}
     cells |= {f"iou_{iou}_meteor_{m}": iou * m for iou in MIN_IOUS for m in MIN_METEORS}
@@ -245,7 +245,7 @@ def test_parts_settings_and_long_captions_are_readable(finished_run, data):  # n
     assert "confidence" not in text  # the predictions came without scores
 
 
-def test_scores_by_size_are_drawn_between_the_edges_of_the_bins(finished_run, data):  # noqa: F811
+def test_scores_by_size_are_drawn_between_the_edges_of_the_bins(finished_run, data):
     scores = json.loads((finished_run / "predictions/tiny/scores.json").read_text())
     items = json.loads((finished_run / "predictions/tiny/items.json").read_text())
     records = open_records(data / "test.jsonl")
@@ -292,7 +292,7 @@ def test_calibration_is_the_share_of_true_tags_at_each_probability():
     assert calibration(regions, {})[0] is None
 
 
-def test_a_predictions_file_gets_a_page(finished_run, data, monkeypatch, capsys):  # noqa: F811
+def test_a_predictions_file_gets_a_page(finished_run, data, monkeypatch, capsys):
     monkeypatch.setitem(TASKS, "tiny", replace(TASK, name="tiny", data=str(data / "test.jsonl")))
     file = data / "theirs.jsonl"
     file.write_bytes((finished_run / "predictions/tiny/predictions.jsonl").read_bytes())
@@ -344,7 +344,7 @@ def test_axes_have_round_numbers(low, high, inside, expected):
     assert inside or (found[0] <= low and high <= found[-1] and len(found) > 1)
 
 
-def test_a_run_that_is_scored_gets_a_page_with_its_curves(finished_run, data, monkeypatch):  # noqa: F811
+def test_a_run_that_is_scored_gets_a_page_with_its_curves(finished_run, data, monkeypatch):
     monkeypatch.setitem(TASKS, "tiny", replace(TASK, name="tiny", data=str(data / "test.jsonl")))
     monkeypatch.setattr(run_module, "load_model", lambda args: Model())
     options = ["--task", "tiny", "--num-workers", "0", "--overwrite", "--report", str(data / "r.html")]
