@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from PIL import Image
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from dynrefer.images import open_image
-from dynrefer.models.dynrefer.configuration import CLIP_MEAN, CLIP_STD
 from dynrefer.resize import FASTEST
 from dynrefer.views import choose_scales, crop_views, place_views, reduction
 
@@ -16,7 +16,7 @@ from .timing import Budget, Result, compare
 from .views import NUM_VIEWS, photo, region_boxes
 
 NUM_PHOTOS, REGIONS, SIZE = 4, 8, 224
-MEAN, STD = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))  # (3, 1, 1)
+MEAN, STD = (torch.tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))  # (3, 1, 1)
 
 
 class Photo:

@@ -79,3 +79,60 @@ def test_the_package_installs_dynrefer_and_nothing_else(monkeypatch):
 
 def test_the_changelog_names_the_version():
     assert f"## {dynrefer.__version__}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+# --- no families outside their room ---
+
+
+def file_of(module):
+    """The file of a module of ours, or None."""
+    place = REPOSITORY.joinpath(*module.split("."))
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+
+
+def imported(path, tree):
+    """(line, module) of all imports of a file, also within functions and for types only; relative names resolved."""
+    package = path.relative_to(REPOSITORY).parent.parts
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            start = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, f"{start}.{alias.name}" if file_of(f"{start}.{alias.name}") else start
+
+
+MODELS = REPOSITORY / "dynrefer" / "models"
+FAMILIES = sorted(path.parent.name for path in MODELS.glob("*/configuration.py"))
+EXEMPT = (REPOSITORY / "dynrefer" / "__init__.py",)  # the public names
+
+
+def classes(paths):
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
+    return {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+def family_uses(path, own):
+    """What a file knows of a family: imports from its folder, names of its classes, its name in a comparison."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for line, module in imported(path, tree):
+        if any(f"{module}.".startswith(f"dynrefer.models.{family}.") for family in FAMILIES):
+            yield f"{path.relative_to(REPOSITORY)}:{line} imports {module}"
+    for node in ast.walk(tree):
+        name = getattr(node, {ast.Name: "id", ast.Attribute: "attr", ast.alias: "name"}.get(type(node), ""), None)
+        if name in own:
+            yield f"{path.relative_to(REPOSITORY)}:{node.lineno} uses {name}"
+        if isinstance(node, ast.Compare | ast.MatchValue):
+            texts = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+            for text in sorted(texts & {*own, *FAMILIES}, key=str):
+                yield f"{path.relative_to(REPOSITORY)}:{node.lineno} compares with {text!r}"
+
+
+def test_no_file_outside_models_knows_a_family():
+    files = [path for room in (*MAY_IMPORT, "bench") for path in python_files(room)]
+    outside = [path for path in files if not path.is_relative_to(MODELS) and path not in EXEMPT]
+    inside = [path for path in files if any(path.is_relative_to(MODELS / family) for family in FAMILIES)]
+    own = classes(inside) - classes(set(files) - set(inside)) - {"Options"}  # what the interface calls each family's
+    assert {"DynReferModel", "DynReferConfig", "DynReferProcessor"} <= own
+    assert not sorted({use for path in outside for use in family_uses(path, own)})
