@@ -13,17 +13,15 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dynrefer.errors import run_command
 
 from .evaluate import SCORES, scores_beside
+from .metrics.base import Scores
 from .predict import file_sha256
 from .statistics import difference, samples
-
-if TYPE_CHECKING:
-    from .benchmarks import Task
-    from .scoring import Scores
+from .task import Task
 
 # Keys of scores.json that are the same where numbers compare.
 PROTOCOL = ("task", "task_version", "prompt", "boxes", "score_source", "cleaning", "tokenizer", "split")
@@ -64,7 +62,7 @@ def protocol_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str
     return reasons
 
 
-def paired(a: "Scores", b: "Scores", seed: int = 0) -> dict[str, dict[str, Any]]:
+def paired(a: Scores, b: Scores, seed: int = 0) -> dict[str, dict[str, Any]]:
     """{score name: {"a", "b", "difference": a - b, "interval": [low, high], "p"}}; interval and p, over the same draws
     for both, are left out where the score has none. ValueError: scores of other regions."""
     if a.items.keys() != b.items.keys():
@@ -79,7 +77,7 @@ def paired(a: "Scores", b: "Scores", seed: int = 0) -> dict[str, dict[str, Any]]
     return rows
 
 
-def other_protocol(path: str, task: "Task", data_sha256: str) -> list[str]:
+def other_protocol(path: str, task: Task, data_sha256: str) -> list[str]:
     """What speaks against scoring a predictions file under this task: how the scores of this very file that stand
     beside it were computed, if none were as they would be now."""
     now = {"task": task.name, "task_version": task.version, "data_sha256": data_sha256}

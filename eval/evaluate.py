@@ -20,13 +20,13 @@ from dynrefer.processes import is_main
 
 from . import statistics
 from .baselines import constant_caption, one_human, true_type_template
-from .benchmarks import Task
 from .inputs.detected import DetectedBoxes
 from .inputs.formats import Predictions
 from .java import java_in_use
-from .metrics.captions import caption_scores
+from .metrics.captions import CLEANING, caption_scores
 from .predict import file_sha256, predict
-from .scoring import CLEANING, Scores, intervals, score, without_interval
+from .scoring import Scores, intervals, score, without_interval
+from .task import Task
 from .versions import package_version
 
 PREDICTIONS, SCORES, ITEMS = "predictions.jsonl", "scores.json", "items.json"

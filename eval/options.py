@@ -7,7 +7,8 @@ from typing import Any
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import RegionRecords
 
-from .benchmarks import TASKS, Task, get_task
+from .benchmarks import TASKS, get_task
+from .task import Task
 
 STOPPED = "stopped; the same command goes on (without --overwrite)"  # what a model has predicted is kept
 

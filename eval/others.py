@@ -37,8 +37,9 @@ from dynrefer.models import FAMILIES
 from dynrefer.models.auto import check_dtype, first_line, model_folder, pick_device
 from dynrefer.models.language import check_generation, log_probability
 
-from .benchmarks import CATEGORY_QUESTION, Task, get_task
+from .benchmarks import get_task
 from .overlay import overlay
+from .task import CATEGORY_QUESTION, Task
 
 PLACE = "{region}"  # in a prompt: where the text that stands for the region goes
 MAX_NEW_TOKENS = 64  # where neither the task nor the model says

@@ -32,7 +32,7 @@ from dynrefer.models.fingerprint import model_fingerprint
 from dynrefer.processes import is_main, launched
 
 from . import compare, statistics
-from .benchmarks import Task, get_task
+from .benchmarks import get_task
 from .compare import table
 from .evaluate import (
     ITEMS,
@@ -53,6 +53,7 @@ from .options import STOPPED, arguments, load_model, open_task
 from .predict import file_sha256
 from .report import report_of
 from .scoring import Scores, score
+from .task import Task
 
 
 def main(argv: Sequence[str] | None = None) -> int:

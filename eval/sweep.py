@@ -20,11 +20,11 @@ from dynrefer.errors import run_command
 from dynrefer.files import atomic_path
 from dynrefer.processes import is_main, launched
 
-from .benchmarks import Task
 from .compare import table
 from .evaluate import default_out, evaluate, write_json
 from .options import STOPPED, arguments, load_model, open_task
 from .predict import check_view_strategy
+from .task import Task
 
 STRATEGIES = ("phash", "joint", "task", "random")
 # METEOR and BLEU add minutes to fifteen settings and tell the same as CIDEr.

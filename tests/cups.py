@@ -9,7 +9,7 @@ from torch import nn
 
 from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region, RegionResult
-from eval.benchmarks import Task
+from eval.task import Task
 
 TASK = Task("tiny", "test.jsonl", "a test", caption_metrics=("rouge", "cider"), tokenizer="lower")
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}

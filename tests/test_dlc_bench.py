@@ -18,8 +18,8 @@ from dynrefer.data.records import Region, RegionResult
 from dynrefer.masks import mask_to_rle
 from eval import run as eval_run
 from eval.benchmarks import get_task
-from eval.metrics.judge import shown_region
-from eval.scoring import read_questions, score
+from eval.metrics.judge import read_questions, shown_region
+from eval.scoring import score
 
 HW = (60, 80)
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from dynrefer.data.records import Region, RegionResult
-from eval.benchmarks import TASKS, Task, get_task
-from eval.metrics.captions import caption_scores
+from eval.benchmarks import TASKS, get_task
+from eval.metrics import check_task
+from eval.metrics.captions import CLEANING, caption_scores
 from eval.metrics.coco import SCORE_SOURCES
-from eval.scoring import CLEANING, intervals, score, without_interval
+from eval.scoring import intervals, score, without_interval
+from eval.task import Task
 
 
 def test_the_table_has_the_benchmarks_and_each_row_says_what_it_is():
@@ -34,19 +36,25 @@ def test_published_numbers_of_one_protocol_stand_in_one_row():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"metrics": ("caption",)}, "unknown metrics 'caption'; known: captions"),
-        ({"clean": "vg"}, "clean 'vg'; one of none, words"),
+        ({"metrics": ("caption",)}, "unknown metrics 'caption'. Did you mean 'captions'. Known: captions, "),
+        ({"clean": "vg"}, "unknown clean 'vg'. Known: none, words."),
         ({"prompt": "point"}, "prompt 'point'"),
-        ({"caption_metrics": ("spider",)}, "unknown caption_metrics"),
+        ({"caption_metrics": ("spider",)}, "unknown caption_metrics 'spider'."),
+        ({"score_source": "two"}, "unknown score_source 'two'. Known: model, one."),
     ],
 )
 def test_a_row_with_a_mistake_is_refused(change, message):
     with pytest.raises(ValueError, match=f"task t: {message}"):
-        Task(**{"name": "t", "data": "", "protocol": ""} | change)
+        check_task(Task(**{"name": "t", "data": "", "protocol": ""} | change))
+    if "prompt" not in change:  # the same where a task is made of another, and where it is scored
+        with pytest.raises(ValueError, match=f"task world: {message}"):
+            get_task("world", **change)
+        with pytest.raises(ValueError, match=f"task t: {message}"):
+            score(Task(**{"name": "t", "data": "", "protocol": ""} | change), [], {})
 
 
 def test_an_unknown_task_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'refcocog-a'"):
+    with pytest.raises(ValueError, match="unknown task 'refcoco-a'. Did you mean 'refcocog-a'. Known: "):
         get_task("refcoco-a")
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from eval import java
 from eval.benchmarks import get_task
-from eval.metrics import captions
+from eval.metrics import captions, metric_versions
 from eval.metrics.captions import (
     caption_scores,
     lower_tokens,
@@ -24,7 +24,6 @@ from eval.metrics.captions import (
     one_line,
     ptb_tokens,
 )
-from eval.versions import metric_versions
 
 FIXTURES = Path(__file__).parent / "fixtures" / "metrics"
 GOLDENS = Path(os.environ.get("DYNREFER_TEST_DATA", "../shared/data")) / "metric_goldens"

@@ -210,7 +210,7 @@ def test_lvis_ap_of_images_with_all_marks_is_that_of_a_plain_count(crowded):
     ("found", "message"),
     [
         ({"x": Objects([BOX], ["cup"], [1])}, "the first is 'x'"),
-        ({"i": Objects([BOX], ["cap"], [1])}, "unknown category 'cap'; did you mean 'cup'"),
+        ({"i": Objects([BOX], ["cap"], [1])}, "unknown category 'cap'. Did you mean 'cup'"),
         ({"i": Objects([BOX], ["cup"], [np.nan])}, "image i: scores that are not finite"),
         ({"i": Objects([BOX], ["cup"])}, "image i: no scores"),
         ({"i": Objects([BOX], ["cup", "dog"], [1, 1])}, "1 boxes, 2 categories"),

@@ -215,7 +215,7 @@ def test_the_command_names_mistakes(tmp_path, capsys):
     assert export(["--task", "ovad", "--format", "lmms-eval", "--out", "x", "--data", str(records(tmp_path))]) == 2
     assert "task ovad scores attributes, which are more than a text" in capsys.readouterr().err
     assert export(["--task", "vg-v3", "--format", "lmms-eval", "--out", "x"]) == 2
-    assert "did you mean 'vg-v" in capsys.readouterr().err
+    assert "Did you mean 'vg-v" in capsys.readouterr().err
 
 
 def test_the_documented_commands_are_accepted(monkeypatch):

@@ -11,10 +11,11 @@ from PIL import Image
 import eval.run as run
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region
-from eval.benchmarks import TASKS, Task, get_task
+from eval.benchmarks import TASKS, get_task
 from eval.others import CAPTIONERS, NewTokens, Prompts, clean, load
 from eval.overlay import RED, overlay
 from eval.predict import predict
+from eval.task import Task
 from tests import others
 from tests import tiny_dynrefer as small
 

@@ -16,12 +16,13 @@ import eval.run as run_module
 import eval.sweep as views_module
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import Region, RegionRecords, RegionResult
-from eval.benchmarks import TASKS, Published
+from eval.benchmarks import TASKS
 from eval.evaluate import baseline_scores, evaluate, report_scores, write_json
 from eval.metrics.densecap import MIN_IOUS, MIN_METEORS
 from eval.plots import MAX_POINTS, by_size, calibration, ticks
 from eval.report import read_log, report, report_run
 from eval.sweep import best_settings, fixed_scale, plot, sweep, view_settings
+from eval.task import Published
 from tests.cups import TASK, Model, results_of
 
 

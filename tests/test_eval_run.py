@@ -13,11 +13,12 @@ from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region, RegionResult
 from eval import compare, java
 from eval.baselines import commonest_captions, constant_caption, one_human, true_type_template
-from eval.benchmarks import TASKS, Task, get_task
+from eval.benchmarks import TASKS, get_task
 from eval.metrics.captions import PTB
 from eval.predict import file_sha256, predict, read_predictions
 from eval.scoring import score
 from eval.sweep import sweep
+from eval.task import Task
 from tests.cups import COLOURS, TASK, Model, predictions_of, regions_of, results_of
 
 
@@ -163,7 +164,7 @@ def test_predictions_for_unknown_regions_are_an_error():
 
 def test_an_unknown_task_is_answered_with_the_nearest():
     assert {"world", "flickr30k"} <= set(TASKS)
-    with pytest.raises(ValueError, match="unknown task 'flickr'; did you mean 'flickr30k'"):
+    with pytest.raises(ValueError, match="unknown task 'flickr'. Did you mean 'flickr30k'"):
         get_task("flickr")
 
 
@@ -434,7 +435,7 @@ def test_limit_takes_the_first_regions_and_a_longer_run_goes_on(tiny):
         (["--task", "tiny"], "give --model"),
         (["--task", "tiny", "--model", "m", "--judge", "http://x/v1"], "--judge-model"),
         (["--task", "tiny", "--model", "m", "--compare", "a", "b"], "give --model"),
-        (["--task", "tin", "--baselines"], "did you mean 'tiny'"),
+        (["--task", "tin", "--baselines"], "Did you mean 'tiny'"),
         (["--task", "world", "--model", "m", "--data", "nowhere.jsonl"], "no records at 'nowhere.jsonl'"),
         (["--task", "tiny", "--model", "m", "--limit", "0"], "--limit 0"),
         (["--task", "tiny", "--model", "m", "num_beams"], "write KEY=VALUE"),

@@ -9,7 +9,7 @@ from data_prep.check import check_file
 from data_prep.ovad import OVAD, main
 from dynrefer.data import open_records
 from dynrefer.vocabulary import attribute_texts, read_attributes, read_words
-from eval.benchmarks import Task
+from eval.task import Task
 
 ATTRIBUTES = Path(os.environ.get("DYNREFER_TEST_VECTORS", "../shared/vectors")) / "metrics" / "ovad_attributes.json"
 NAMES = [

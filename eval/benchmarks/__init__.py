@@ -1,141 +1,12 @@
-"""The benchmarks: one row a task. A new one is a row here and, where none fits, a metric function in `eval/scoring.py`.
+"""The benchmarks: a row each. A new one is a row here and, where none fits, a metric in `eval/metrics`."""
 
-A task says what is scored and how: the records, the metrics, the cleaning and tokenizer of captions, decoding, the tag
-threshold. A number is comparable only under the same task, version and data.
-"""
-
-import difflib
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from dynrefer.data.records import Region
-from dynrefer.vocabulary import read_words
+from dynrefer.errors import suggestion
 
-from ..metrics.attributes import attribute_entries
-from ..metrics.captions import METRICS as CAPTION_METRICS
-from ..metrics.captions import TOKENIZERS
-from ..metrics.coco import SCORE_SOURCES
-from ..scoring import CLEANING, METRICS, Scores, score
-
-__all__ = ["METRICS", "TASKS", "Published", "Scores", "Task", "get_task", "score"]
-
-SHORT_QUESTION = "Provide a short description for this region."  # lmms-eval's
-DETAILED_QUESTION = "Describe this region in detail."
-CATEGORY_QUESTION = "What is the category of this region? Using only one word or phrase."  # Osprey's
-WORD_LISTS = {  # kind -> files looked for beside the records
-    "tags": ("tags.txt",),
-    "attributes": ("attributes.json", "attributes.txt"),
-    "categories": ("categories.txt",),
-}
-
-
-@dataclass(frozen=True)
-class Published:
-    """What others report under a task's protocol. scores: fractions under our names; source: where it was read."""
-
-    model: str
-    scores: Mapping[str, float]
-    source: str
-
-
-@dataclass(frozen=True)
-class Task:
-    """One benchmark.
-
-    data: path of the records, beside which the word lists of WORD_LISTS are looked for; sha256: of the records, None
-    where nobody publishes one; num_regions: in the whole benchmark, None = unknown; train: the records that the
-    baselines learn from, looked for beside the data; split: only records of this split, None = all of the file.
-    annotations: the benchmark's own file, where scores need what records do not hold.
-    prompt: what marks a region, "box" or "mask"; boxes: "given", or "detected" where predictions bring their own.
-    references: captions a region, "1", "several" or "" (no captions are scored). clean: a row of CLEANING.
-    metrics: rows of METRICS; caption_metrics, tokenizer: see `caption_scores`. generation: decoding, over the model's
-    own settings; tag_threshold: of control words, precision and recall; score_source: what ranks recognised regions,
-    a row of `metrics.coco.SCORE_SOURCES`. protocol: what a reader must know to compare a number. published: numbers of
-    others that may stand beside it.
-    question: what a model is asked that takes instructions; line_width: pixels of the line around the region on the
-    image of a model that takes no boxes, None = by the size of the image (`eval.overlay`).
-    judge_sees: "text", the description alone, or "region", the image around the region and its mask as well.
-    """
-
-    name: str
-    data: str
-    protocol: str
-    train: str = "train.jsonl"
-    split: str | None = None
-    metrics: tuple[str, ...] = ("captions", "tags", "attributes", "categories")
-    caption_metrics: tuple[str, ...] = CAPTION_METRICS
-    tokenizer: str = "ptb"
-    generation: Mapping[str, Any] = field(default_factory=dict)
-    tag_threshold: float = 0.7
-    closed_attributes: bool = False
-    version: int = 1
-    sha256: str | None = None
-    num_regions: int | None = None
-    annotations: str | None = None
-    prompt: str = "box"
-    boxes: str = "given"
-    references: str = "several"
-    clean: str = "none"
-    score_source: str = "model"
-    judge_sees: str = "text"
-    published: tuple[Published, ...] = ()
-    question: str = SHORT_QUESTION
-    line_width: int | None = None
-
-    def __post_init__(self):
-        rules = {"clean": CLEANING, "tokenizer": TOKENIZERS, "prompt": ("box", "mask"), "boxes": ("given", "detected")}
-        rules |= {"references": ("1", "several", ""), "score_source": SCORE_SOURCES, "judge_sees": ("text", "region")}
-        for name, allowed in rules.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"task {self.name}: {name} {getattr(self, name)!r}; one of {', '.join(allowed)}")
-        if not 0 < self.tag_threshold < 1:
-            raise ValueError(f"task {self.name}: tag_threshold {self.tag_threshold}; a probability above 0 and below 1")
-        for name, allowed in (("metrics", METRICS), ("caption_metrics", CAPTION_METRICS)):
-            if unknown := [value for value in getattr(self, name) if value not in allowed]:
-                raise ValueError(f"task {self.name}: unknown {name} {unknown[0]!r}; known: {', '.join(allowed)}")
-
-    def word_list(self, kind: str, data: str | Path | None = None) -> list[str] | list[dict] | None:
-        """Names of "tags" or "categories", or entries of "attributes", in the file beside the records; None where there
-        is none."""
-        for name in WORD_LISTS[kind]:
-            path = Path(data or self.data).absolute().parent / name
-            if path.is_file():
-                return attribute_entries(path) if kind == "attributes" else read_words(path)
-        return None
-
-    def word_lists(self, data: str | Path | None = None) -> dict[str, list[str] | list[dict] | None]:
-        """{kind: `word_list`} of all kinds."""
-        return {kind: self.word_list(kind, data) for kind in WORD_LISTS}
-
-    def deviations(self, regions: Sequence[Region], data_sha256: str) -> list[str]:
-        """How scoring these regions differs from the benchmark, a short sentence each; [] where nothing is known."""
-        found = []
-        if self.num_regions is not None and len(regions) < self.num_regions:
-            found.append(f"{len(regions):,} of the benchmark's {self.num_regions:,} regions")
-        elif self.num_regions is not None and len(regions) > self.num_regions:
-            found.append(f"{len(regions):,} regions, more than the {self.num_regions:,} that the benchmark has")
-        splits = Counter(region.split for region in regions)
-        if self.split is not None:
-            others = {split: number for split, number in splits.items() if split != self.split}
-            found += [
-                f"{number:,} regions " + (f"of split {split!r}" if split else "of no split") + f", not {self.split!r}"
-                for split, number in sorted(others.items())
-            ]
-        several = sum(len(region.captions) > 1 for region in regions) if self.references == "1" else 0
-        if several:
-            found.append(f"{several:,} regions have several references, the benchmark has 1 each")
-        if self.sha256 not in (None, data_sha256):
-            found.append(f"records of sha256 {data_sha256}, not the published {self.sha256}")
-        return found
-
-    def train_path(self, data: str | Path | None = None) -> Path | None:
-        """The training records beside the data, or None where there are none."""
-        path = Path(data or self.data).absolute().parent / self.train
-        return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
-
+from ..metrics import check_task
+from ..task import CATEGORY_QUESTION, DETAILED_QUESTION, Published, Task
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
@@ -185,7 +56,7 @@ def _caption(model: str, meteor: float, cider: float, source: str) -> Published:
 
 
 TASKS = {
-    task.name: task
+    task.name: check_task(task)
     for task in (
         Task(
             name="world",
@@ -491,7 +362,5 @@ TASKS = {
 def get_task(name: str, **changes: Any) -> Task:
     """The task of this name, with some fields replaced; ValueError with the nearest name for an unknown one."""
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown task {name!r}{hint} Known: {', '.join(TASKS)}")
-    return replace(TASKS[name], **{key: value for key, value in changes.items() if value is not None})
+        raise ValueError(f"unknown task {name!r}.{suggestion(name, TASKS)} Known: {', '.join(TASKS)}.")
+    return check_task(replace(TASKS[name], **{key: value for key, value in changes.items() if value is not None}))

@@ -18,10 +18,11 @@ from dynrefer.data.record_files import open_records
 from dynrefer.data.records import Region, RegionRecords, RegionResult
 from dynrefer.images import open_image
 
-from ..benchmarks import Task, get_task
+from ..benchmarks import get_task
 from ..overlay import overlay
 from ..predict import file_sha256
 from ..scoring import score
+from ..task import Task
 
 EXPORT = "export.json"
 PREFIX = "dynrefer_"

@@ -12,8 +12,8 @@ from dynrefer.data.record_files import detector_file, open_records
 from dynrefer.data.records import RegionRecords, RegionResult, is_number
 from dynrefer.files import read_jsonl
 
-from ..benchmarks import Task
 from ..predict import file_sha256
+from ..task import Task
 from .formats import Predictions
 
 

@@ -1,1 +1,60 @@
-"""Metrics: a file each."""
+"""The metrics: a file each, with its functions of plain values, what it does in a benchmark, and what computed it.
+
+A new one is such a file and a row of METRICS.
+"""
+
+from collections.abc import Iterable
+
+from dynrefer.errors import suggestion
+
+from ..task import Task
+from .attributes import ATTRIBUTES
+from .base import Metric
+from .captions import CAPTIONS, CLEANING, TOKENIZERS
+from .captions import METRICS as CAPTION_METRICS
+from .categories import CATEGORIES
+from .coco import COCO, LVIS, SCORE_SOURCES
+from .densecap import DENSECAP
+from .judge import JUDGE
+from .similarity import SIMILARITY
+from .tags import TAGS
+
+METRICS: dict[str, Metric] = {
+    "captions": CAPTIONS,
+    "tags": TAGS,
+    "attributes": ATTRIBUTES,
+    "categories": CATEGORIES,
+    "recognition": COCO,
+    "densecap": DENSECAP,
+    "lvis": LVIS,
+    "similarity": SIMILARITY,
+    "choices": JUDGE,
+}
+
+
+def check_task(task: Task) -> Task:
+    """The task, once every row that it names is there; ValueError names the first that is not, and the nearest."""
+    given = [(name, value) for name in ("clean", "tokenizer", "score_source") for value in [getattr(task, name)]]
+    given += [(name, value) for name in ("metrics", "caption_metrics") for value in getattr(task, name)]
+    rows = {"clean": CLEANING, "tokenizer": TOKENIZERS, "score_source": SCORE_SOURCES}
+    rows |= {"metrics": METRICS, "caption_metrics": CAPTION_METRICS}
+    for name, value in given:
+        if value not in rows[name]:
+            known = ", ".join(rows[name])
+            raise ValueError(
+                f"task {task.name}: unknown {name} {value!r}.{suggestion(value, rows[name])} Known: {known}."
+            )
+    return task
+
+
+def metric_versions(names: Iterable[str], task: Task, judge: str = "not named") -> dict[str, str]:
+    """{score name: what computed it: program, version, rules}. Scores that differ in it do not compare, whatever they
+    are called; parts of scores ("attribute mAP/color") are computed as the whole."""
+    rows = [row for metric in METRICS.values() for row in metric.versions.items()]
+    versions = {}
+    for name in names:
+        fitting = [version for start, version in rows if name.startswith(start)]
+        assert fitting, f"score {name!r} has no row in the versions of a metric"
+        if "/" not in name:
+            versions[name] = fitting[0](task, judge)
+    return versions

@@ -1,12 +1,11 @@
 """Attributes (a scored list a region, labels partly unknown): OVAD's mean average precision."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from dynrefer.vocabulary import read_attributes, read_json, read_text
-
+from .. import statistics
+from .base import Metric, Scoring, word_table
 from .tags import average_precision, check_scores
 
 
@@ -30,16 +29,6 @@ def attribute_map(
         if not np.isnan(precisions[members]).all():
             result[f"attribute mAP/{group}"] = float(np.nanmean(precisions[members]))
     return result
-
-
-def attribute_entries(path: str | Path) -> list[dict]:
-    """Entries of an attribute list's file (see `read_attributes`) with all that `attribute_groups` reads."""
-    entries = read_attributes(path)
-    if Path(path).suffix != ".json":
-        return entries
-    raw = read_json(read_text(Path(path), "attribute list"), Path(path), "attribute list")
-    raw = raw["attributes"] if isinstance(raw, dict) else raw
-    return [(a if isinstance(a, dict) else {}) | entry for a, entry in zip(raw, entries, strict=True)]
 
 
 def attribute_groups(attributes: Sequence[Mapping[str, str]]) -> dict[str, list[int]]:
@@ -76,3 +65,38 @@ def attribute_precisions(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
         known = labels[:, a] >= 0
         precisions[a] = average_precision(labels[known, a], scores[known, a])
     return precisions
+
+
+# --- in a benchmark ------------------------------------------------------------------------------------------------
+
+
+def add_scores(s: Scoring) -> None:
+    annotated = [region for region in s.regions if region.attributes]
+    entries = s.names.get("attributes") or sorted({name for region in annotated for name in region.attributes})
+    entries = [entry if isinstance(entry, Mapping) else {"name": entry} for entry in entries]
+    words = [entry["name"] for entry in entries]
+    # records say 1, -1 and nothing where the metric says 1, 0 and -1
+    records_labels = np.array([[region.attributes.get(word, 0) for word in words] for region in annotated], int)
+    if not (records_labels == 1).any():
+        s.scores.left_out["attributes"] = "no region has an attribute"
+        return
+    labels = np.select([records_labels == 1, records_labels == -1], [1, 0], 0 if s.task.closed_attributes else -1)
+    if not (labels == 0).any():
+        s.scores.left_out["attributes"] = "no region is known to lack an attribute, so every ranking would be perfect"
+        return
+    if s.nothing_of("attributes"):
+        return
+    table = word_table(annotated, s.results, "attributes", words)
+    precisions = attribute_precisions(labels, table)
+    columns = {"attribute mAP": list(range(len(words)))}
+    groups = attribute_groups(entries)
+    if "multiple" not in groups:  # a list without synonyms is not sorted by them
+        groups.pop("single", None)
+    columns |= {f"attribute mAP/{g}": ks for g, ks in groups.items() if not np.isnan(precisions[ks]).all()}
+    for name, chosen in columns.items():
+        s.scores.corpus[name] = float(np.nanmean(precisions[chosen]))
+    s.scores.regions["attributes"] = len(annotated)
+    s.scores.resamplings.append(statistics.rankings(columns, labels, table, s.indices(annotated), len(s.regions)))
+
+
+ATTRIBUTES = Metric(add_scores, {"attribute mAP": lambda task, judge: "attributes 1"})

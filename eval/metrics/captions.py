@@ -24,8 +24,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import statistics
 from ..java import SILENT_SECONDS, JavaProgram, find_java
+from ..task import Task
+from ..versions import file_version, package
+from .base import Metric, Scoring, of_some
 
+CIDER_WORDS = "CIDEr: how rare a word is stays what it is in the references of all regions"
 METRICS = ("bleu", "rouge", "meteor", "cider")  # what every installation computes
 KNOWN = (*METRICS, "spice")  # which needs more files
 METEOR_JAR, PTB_JAR = "meteor/meteor-1.5.jar", "tokenizer/stanford-corenlp-3.4.1.jar"
@@ -187,6 +192,10 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
 
 
 TOKENIZERS = {"ptb": ptb_tokens, "lower": lower_tokens, "tokens": list}  # "tokens": texts that are tokenized already
+CLEANING = {  # what is done to predictions and references alike before the tokenizer
+    "none": list,
+    "words": lower_tokens,  # lower-case, punctuation removed
+}
 
 
 # --- scorers: tokenized predictions {id: text} and references {id: texts} -> {name: (corpus score, scores)} ----------
@@ -347,3 +356,62 @@ def jar_path(name: str) -> Path:
     if not path.is_file():
         raise RuntimeError(f"{path} is missing: reinstall pycocoevalcap 1.2, whose wheel contains it")
     return path
+
+
+# --- in a benchmark ------------------------------------------------------------------------------------------------
+
+
+def add_scores(s: Scoring) -> None:
+    described = [region for region in s.regions if region.captions]
+    if not described:
+        s.scores.left_out["captions"] = "no region has a reference caption"
+        return
+    ids = [region.id for region in described]
+    texts = [s.results[i].caption if i in s.results else "" for i in ids]
+    texts += [text for region in described for text in region.captions]
+    tokens = iter(TOKENIZERS[s.task.tokenizer](CLEANING[s.task.clean](texts)))
+    predictions = {i: next(tokens) for i in ids}
+    references = {region.id: [next(tokens) for _ in region.captions] for region in described}
+    scored = token_scores(predictions, references, s.task.caption_metrics)
+    s.scores.corpus |= scored.corpus
+    s.scores.regions["captions"] = len(references)
+    for region_id, values in scored.items.items():
+        s.scores.items[region_id] |= values
+    indices = s.indices(described)
+    names = [name for name in scored.corpus if not name.startswith(("BLEU", "METEOR"))]
+    if names:
+        columns = {name: s.spread({i: scored.items[i][name] for i in ids}) for name in names}
+        s.scores.resamplings.append(statistics.means(columns, CIDER_WORDS if "CIDEr" in names else ""))
+    if scored.meteor is not None:
+        part = statistics.of_sums(scored.meteor, lambda sums: {"METEOR": meteor_of(sums)})
+        s.scores.resamplings.append(of_some(part, indices))
+    if "bleu" in s.task.caption_metrics:
+        part = statistics.bleu(list(predictions.values()), list(references.values()))
+        s.scores.resamplings.append(of_some(part, indices))
+        for name, (value,) in part.values(np.ones((1, len(predictions)))).items():
+            if not value:  # pycocoevalcap writes it as a small number
+                what = "word is" if name == "BLEU-1" else f"{name[-1]} words in a row are"
+                s.scores.no_interval[name] = f"no {what} right"
+
+
+def meteor_version() -> str:
+    jar = file_version(jar_path(METEOR_JAR))
+    return f"METEOR 1.5 -l en -norm {jar}, a caption of more than {METEOR_WORDS:,} words scores 0"
+
+
+def _tokens_by(task: Task) -> str:
+    if task.tokenizer == "ptb":
+        return f"PTB tokenizer {file_version(jar_path(PTB_JAR))}"
+    return {"lower": "lower-case tokenizer 1", "tokens": "tokens as given"}[task.tokenizer]
+
+
+CAPTIONS = Metric(
+    add_scores,
+    {
+        "BLEU": lambda task, judge: f"{package('pycocoevalcap')}; {_tokens_by(task)}",
+        "ROUGE-L": lambda task, judge: f"{package('pycocoevalcap')}, an empty caption scores 0; {_tokens_by(task)}",
+        "CIDEr": lambda task, judge: f"{package('pycocoevalcap')}, CIDEr-D; {_tokens_by(task)}",
+        "METEOR": lambda task, judge: f"{meteor_version()}; {_tokens_by(task)}",
+        "SPICE": lambda task, judge: f"SPICE 1.0 {file_version(jar_path(SPICE_JAR))}; {_tokens_by(task)}",
+    },
+)

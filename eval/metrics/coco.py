@@ -6,11 +6,18 @@ makes detections of recognised ground-truth regions and takes that source by nam
 is `eval.metrics.categories.category_accuracy`.
 """
 
-import difflib
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+
+from dynrefer.errors import suggestion
+
+from ..versions import package
+from .base import Metric, Scoring
+from .categories import named
 
 SCORE_SOURCES = ("model", "one")
 FREQUENCIES = {"r": "APr", "c": "APc", "f": "APf"}  # LVIS: categories of 1-10, 11-100 and more training images
@@ -218,6 +225,82 @@ def _check(predictions: Mapping[str, Objects], references: Mapping[str, Objects]
                 raise ValueError(f"{kind} of image {image_id}: boxes are xyxy pixels, x1 <= x2 and y1 <= y2")
             for name in (*objects.categories, *objects.negative, *objects.not_exhaustive):
                 if name not in names:
-                    near = difflib.get_close_matches(str(name), [str(n) for n in names], n=1)
-                    hint = f"; did you mean {near[0]!r}?" if near else ""
-                    raise ValueError(f"{kind} of image {image_id}: unknown category {name!r}{hint}")
+                    raise ValueError(f"{kind} of image {image_id}: unknown category {name!r}.{suggestion(name, names)}")
+
+
+# --- in a benchmark ------------------------------------------------------------------------------------------------
+
+
+def add_coco_scores(s: Scoring) -> None:
+    truth: dict[str, Objects] = {}
+    for region in s.regions:
+        if region.category:
+            objects = truth.setdefault(region.image, Objects([], []))
+            objects.boxes.append(region.box)
+            objects.categories.append(region.category)
+    if not truth:
+        s.scores.left_out["recognition"] = "no region has a category"
+        return
+    names = list(s.names.get("categories") or sorted({name for o in truth.values() for name in o.categories}))
+    boxes = {region.id: (region.image, region.box) for region in s.regions if region.category}
+    answers = {i: answer for i, answer in named(s, names).items() if answer and i in boxes}
+    corpus = coco_map(region_detections(answers, boxes, s.task.score_source), truth, names)
+    s.scores.corpus |= corpus
+    s.scores.regions["recognition"] = len(boxes)
+    s.scores.no_interval |= dict.fromkeys(corpus, "COCO's matching would be repeated on every draw")
+
+
+def add_lvis_scores(s: Scoring) -> None:
+    path = Path(s.annotations or "")
+    if not s.annotations or not path.is_file():
+        raise ValueError(
+            f"LVIS AP needs to know which categories were looked for in an image, which records do not hold: no file "
+            f"at {s.annotations!r}; name LVIS's lvis_v1_val.json with --annotations"
+        )
+    pictures = {Path(image).name: image for image in s.scores.groups}
+    try:
+        truth, frequencies = _lvis_objects(json.loads(path.read_bytes()), pictures)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: {error!r}; expected LVIS's lvis_v1_val.json, whole") from error
+    if missing := pictures.keys() - {Path(image).name for image in truth}:
+        raise ValueError(f"{path}: {len(missing)} images of the records are not in it, for instance {min(missing)}")
+    if s.task.boxes == "given":
+        boxes = {region.id: (region.image, region.box) for region in s.regions}
+    else:
+        boxes = {i: (s.images[i], result.box) for i, result in s.results.items()}
+    answers = {i: answer for i, answer in named(s, frequencies).items() if answer}
+    corpus = lvis_ap(region_detections(answers, boxes, s.task.score_source), truth, frequencies)
+    s.scores.corpus |= corpus
+    s.scores.regions["lvis"] = sum(len(objects.categories) for objects in truth.values())
+    s.scores.no_interval |= dict.fromkeys(corpus, "LVIS's matching would be repeated on every draw")
+
+
+def _lvis_objects(document: Mapping, pictures: Mapping[str, str]) -> tuple[dict[str, Objects], dict[str, str]]:
+    """({image: its objects and marks}, {category: "r", "c" or "f"}) of LVIS's file. pictures: file name -> image."""
+    names = {entry["id"]: entry["name"] for entry in document["categories"]}
+    frequencies = {entry["name"]: entry["frequency"] for entry in document["categories"]}
+    truth, of_id = {}, {}
+    for entry in document["images"]:
+        name = Path(entry.get("file_name") or entry["coco_url"]).name
+        if name in pictures:
+            of_id[entry["id"]] = pictures[name]
+            truth[pictures[name]] = Objects(
+                [],
+                [],
+                areas=[],
+                negative=[names[k] for k in entry["neg_category_ids"]],
+                not_exhaustive=[names[k] for k in entry["not_exhaustive_category_ids"]],
+            )
+    for annotation in document["annotations"]:
+        if annotation["image_id"] in of_id:
+            objects, (x, y, width, height) = truth[of_id[annotation["image_id"]]], annotation["bbox"]
+            objects.boxes.append([x, y, x + width, y + height])
+            objects.categories.append(names[annotation["category_id"]])
+            objects.areas.append(annotation["area"])
+    return truth, frequencies
+
+
+COCO = Metric(add_coco_scores, {"COCO mAP": lambda task, judge: f"{package('faster-coco-eval')}; categories 2"})
+LVIS = Metric(
+    add_lvis_scores, {"LVIS AP": lambda task, judge: f"{package('faster-coco-eval')}; federation 2, categories 2"}
+)

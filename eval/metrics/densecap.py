@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .captions import meteor_scores
+from .. import statistics
+from ..statistics import Resampling
+from .base import Metric, Scoring
+from .captions import CLEANING, meteor_scores, meteor_version
 
 MERGE_IOU = 0.7  # ground-truth boxes that overlap so much are one object with several captions
 MIN_IOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -282,3 +285,78 @@ def _checked(found: Boxes, what: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _mean(parts: Mapping[str, float]) -> float:
     return sum(parts.values()) / len(parts)
+
+
+# --- in a benchmark ------------------------------------------------------------------------------------------------
+
+
+def add_scores(s: Scoring) -> None:
+    truth: dict[str, Boxes] = {}
+    predicted: dict[str, Boxes] = {}
+    for region in s.regions:
+        if not region.captions:
+            raise ValueError(
+                f"region {region.id!r} has no caption, and dense captions are scored against one of every region; "
+                "records of a detector's boxes are no ground truth: name them with --boxes"
+            )
+        boxes = truth.setdefault(region.image, Boxes([], []))
+        boxes.boxes.append(region.box)
+        boxes.captions.append(region.captions[0])
+    given = {region.id: region for region in s.regions} if s.task.boxes == "given" else {}
+    unsure = all(result.score == 0 for result in s.results.values())  # no scores: all alike
+    if empty := sum(not result.caption.strip() for result in s.results.values()):
+        s.scores.counts["captions of boxes are empty and count as wrong"] = empty
+    for i, result in s.results.items():
+        boxes = predicted.setdefault(given[i].image if given else s.images[i], Boxes([], [], []))
+        boxes.boxes.append(given[i].box if given else result.box)
+        boxes.captions.append(CLEANING["words"]([result.caption])[0])
+        boxes.scores.append(1.0 if unsure else result.score)
+    matches = match(predicted, truth)
+    score_captions(matches)
+    detection, parts = average_precisions(matches)
+    released_detection, released = average_precisions(matches, image_counts=matches.predicted.astype(int))
+    mean = lambda part: sum(part.values()) / len(part)  # noqa: E731
+    s.scores.corpus |= {
+        "dense mAP": mean(parts),
+        "dense detection mAP": mean(detection),
+        "dense mAP (released)": mean(released),
+        "dense detection mAP (released)": mean(released_detection),
+    }
+    s.scores.parts["densecap"] = detection | parts
+    s.scores.regions["densecap"] = len(s.regions)
+    if given:  # of regions whose object has a surer caption there is none
+        ids: dict[str, list[str]] = {}
+        for i in s.results:
+            ids.setdefault(given[i].image, []).append(i)
+        for region in s.regions:
+            if region.id not in s.results:
+                s.scores.items[region.id]["dense METEOR"] = 0.0
+        for n in np.flatnonzero(matches.first):
+            region_id = ids[matches.images[matches.image[n]]][matches.place[n]]
+            s.scores.items[region_id]["dense METEOR"] = float(matches.meteor[n])
+    if statistics.unit_of(s.scores.groups) == "regions":
+        few = f"fewer than {statistics.MIN_GROUPS} images, and it is a score of images"
+        s.scores.no_interval |= dict.fromkeys(s.scores.corpus, few)
+        return
+    first = {image: n for n, image in reversed(list(enumerate(s.scores.groups)))}  # a region of each image
+    chosen = np.array([first[image] for image in matches.images])
+
+    def values_of(counts: np.ndarray) -> dict[str, np.ndarray]:
+        draws = [average_precisions(matches, image_counts=row[chosen].astype(int)) for row in counts]
+        return {
+            "dense mAP": np.array([mean(parts) for _, parts in draws]),
+            "dense detection mAP": np.array([mean(detection) for detection, _ in draws]),
+        }
+
+    s.scores.resamplings.append(Resampling(values_of, 30 * len(matches.score)))
+    for name in ("dense mAP (released)", "dense detection mAP (released)"):
+        s.scores.no_interval[name] = "see the score that counts all images"
+
+
+DENSECAP = Metric(
+    add_scores,
+    {
+        "dense detection mAP": lambda task, judge: "densecap 1, rules of the Python port",
+        "dense mAP": lambda task, judge: f"densecap 1, rules of the Python port; {meteor_version()}, no tokenizer",
+    },
+)

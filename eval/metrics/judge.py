@@ -17,11 +17,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from dynrefer.images import open_image
+
+from .. import statistics
+from .base import Metric, Scoring
 
 POINTS = {"positive": {1.0, 0.5, 0.0, -1.0}, "negative": {1.0, 0.0, -1.0}, "recognition": {1.0, 0.5, 0.0, -1.0}}
 NAMES = {"positive": "choice score/positive", "negative": "choice score/negative"}
@@ -273,3 +279,78 @@ def _summary(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return ({"choice score": sum(both) / len(both)} if both else {}) | {
         NAMES[kind]: mean for kind, mean in means.items()
     }
+
+
+# --- in a benchmark ------------------------------------------------------------------------------------------------
+
+
+def add_scores(s: Scoring) -> None:
+    if s.judge is None:
+        s.scores.left_out["choices"] = "it needs a judge; --judge URL --judge-model NAME names one"
+        return
+    path = Path(s.annotations or "")
+    if not path.is_file():
+        raise ValueError(f"task {s.task.name}: no questions at {str(path)!r}; name the file with --annotations")
+    questions = read_questions(path)
+    if missing := [region.id for region in s.regions if region.id not in questions]:
+        raise ValueError(f"{path}: no questions about {len(missing)} regions, the first is {missing[0]!r}")
+    questions = {region.id: questions[region.id] for region in s.regions}
+    captions = {i: result.caption for i, result in s.results.items()}
+    pictures = _shown_regions(s) if s.task.judge_sees == "region" else None
+    answers = judge_captions(captions, questions, s.judge, pictures)
+    places = [place for chosen in answers.values() for place in chosen]
+    s.scores.parts["choices"] = {"answers that name no choice": sum(p is None for p in places) / max(1, len(places))}
+    corpus, items = choice_scores(answers, questions)
+    s.scores.corpus |= corpus
+    s.scores.regions["choices"] = len(questions)
+    for region_id, values in items.items():
+        s.scores.items[region_id] |= values
+    columns = {name: s.spread({i: item[name] for i, item in items.items() if name in item}) for name in corpus}
+    both = [name for name in columns if name.startswith("choice score/")]
+    resampling = statistics.means({name: column for name, column in columns.items() if name != "choice score"})
+
+    def values_of(counts: np.ndarray) -> dict[str, np.ndarray]:
+        values = resampling.values(counts)
+        return values | {"choice score": sum(values[name] for name in both) / len(both)}
+
+    s.scores.resamplings.append(replace(resampling, values=values_of))
+
+
+def _shown_regions(s: Scoring) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
+    """Region id -> what a judge sees of it."""
+    root = getattr(s.regions, "root", None)
+    if root is None:
+        raise ValueError(f"task {s.task.name}: the judge sees the regions; score records of a file, with their images")
+    regions = {region.id: region for region in s.regions}
+
+    def pictures(region_id: str) -> tuple[np.ndarray, np.ndarray]:
+        region = regions[region_id]
+        mask = region.to_mask()
+        if mask is None:
+            raise ValueError(f"region {region_id} has no mask to show the judge")
+        return shown_region(open_image(root / region.image), mask)
+
+    return pictures
+
+
+def read_questions(path: str | Path) -> dict[str, list[Question]]:
+    """Questions of a JSON file {region id: [{"text", "choices": [[text, points], ...], "kind"}]}; ValueError names the
+    region of what is not of this form."""
+    document = json.loads(Path(path).read_bytes())
+    questions = {}
+    for region_id, entries in document.items() if isinstance(document, dict) else ():
+        try:
+            questions[region_id] = [
+                Question(
+                    entry["text"], [(str(t), float(p)) for t, p in entry["choices"]], entry.get("kind", "positive")
+                )
+                for entry in entries
+            ]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path}: region {region_id!r}: {error!r}; a question has text, choices, kind") from error
+    if not questions:
+        raise ValueError(f'{path}: expected {{region id: [{{"text", "choices", "kind"}}]}}')
+    return questions
+
+
+JUDGE = Metric(add_scores, {"choice ": lambda task, judge: f"choices 1; judge {judge}"})

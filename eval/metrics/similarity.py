@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from .. import statistics
+from .base import Metric, Scoring
+
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 Encoder = Callable[[Sequence[str]], np.ndarray]  # N texts -> (N, E) embeddings, of any length
 
@@ -145,3 +148,33 @@ def _cosines(a: list[str], b: list[str], encode: Encoder | None) -> np.ndarray:
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     place = {text: n for n, text in enumerate(texts)}
     return (vectors[[place[t] for t in a]] * vectors[[place[t] for t in b]]).sum(1)
+
+
+# --- in a benchmark ------------------------------------------------------------------------------------------------
+
+
+def add_scores(s: Scoring) -> None:
+    true = {region.id: region.category for region in s.regions if region.category}
+    if not true:
+        s.scores.left_out["similarity"] = "no region has a category"
+        return
+    # an answer in words, or the best name of a classifier
+    said = {i: r.caption or plain_name(r.category["name"] if r.category else "") for i, r in s.results.items()}
+    said = {i: text for i, text in said.items() if i in true}
+    corpus, items = similarity_scores(said, true, s.encode)
+    s.scores.corpus |= corpus
+    s.scores.regions["similarity"] = len(true)
+    for region_id, values in items.items():
+        s.scores.items[region_id] |= values
+    s.scores.resamplings.append(
+        statistics.means({name: s.spread({i: item[name] for i, item in items.items()}) for name in corpus})
+    )
+
+
+SIMILARITY = Metric(
+    add_scores,
+    {
+        "semantic similarity": lambda task, judge: f"similarity 2; {ENCODER}",
+        "word IoU": lambda task, judge: "similarity 2",
+    },
+)

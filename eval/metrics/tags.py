@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from .. import statistics
+from .base import Metric, Scoring, of_some, word_table
+
 
 def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
     """Area under the precision-recall steps of one ranking, equal scores counted together: sum (R_n - R_n-1) P_n.
@@ -57,3 +60,37 @@ def check_scores(labels: np.ndarray, scores: np.ndarray, allowed: tuple[int, ...
     if not np.isfinite(scores).all():
         region, name = np.argwhere(~np.isfinite(scores))[0]
         raise ValueError(f"{what}: score {scores[region, name]} of region {region}, name {name}; expected a number")
+
+
+# --- in a benchmark ------------------------------------------------------------------------------------------------
+
+
+def add_scores(s: Scoring) -> None:
+    annotated = [region for region in s.regions if region.tags is not None]
+    words = s.names.get("tags") or sorted({word for region in annotated for word in region.tags})
+    labels = np.array([[word in region.tags for word in words] for region in annotated], int)
+    if not labels.any():
+        s.scores.left_out["tags"] = "no region has a tag"
+        return
+    if s.nothing_of("tags"):
+        return
+    table = word_table(annotated, s.results, "tags", words)
+    s.scores.corpus |= tag_map(labels, table, s.task.tag_threshold)
+    s.scores.regions["tags"] = len(annotated)
+    indices = s.indices(annotated)
+    s.scores.resamplings.append(
+        statistics.rankings({"tag mAP": range(len(words))}, labels, table, indices, len(s.regions))
+    )
+    said = (table >= s.task.tag_threshold) & (table > 0)
+    right, said, true = (labels * said).sum(1), said.sum(1), labels.sum(1)
+    parts = {"tag precision": (right, said), "tag recall": (right, true), "tag F1": (2 * right, said + true)}
+    s.scores.resamplings.append(of_some(statistics.ratios(parts), indices))
+
+
+TAGS = Metric(
+    add_scores,
+    {
+        "tag mAP": lambda task, judge: "tags 1",
+        "tag ": lambda task, judge: f"tags 1, threshold {task.tag_threshold:g}",
+    },
+)
