@@ -15,7 +15,8 @@ def data(tmp_path):
 def tiny(monkeypatch, data):
     """A task called tiny, and one model whatever is named: (the folder of `data`, models that were loaded so far)."""
     import eval.run as run
-    from eval.benchmarks import TASKS, Task
+    from eval.benchmarks import TASKS
+    from eval.task import Task
     from tests.cups import TASK, Model
 
     monkeypatch.setitem(TASKS, "tiny", Task(**{**vars(TASK), "data": str(data / "test.jsonl")}))

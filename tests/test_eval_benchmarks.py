@@ -1,18 +1,19 @@
 """The table of benchmarks, and what each kind of task scores."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from dynrefer.data.records import Region, RegionResult
-from eval.benchmarks import TASKS, get_task
+from eval.benchmarks import TASKS, get_task, load_tasks
 from eval.metrics import check_task
 from eval.metrics.captions import CLEANING, caption_scores
 from eval.metrics.coco import SCORE_SOURCES
 from eval.scoring import intervals, score, without_interval
-from eval.task import Task
+from eval.task import Published, Task
 
 
 def test_the_table_has_the_benchmarks_and_each_row_says_what_it_is():
@@ -51,6 +52,27 @@ def test_a_row_with_a_mistake_is_refused(change, message):
             get_task("world", **change)
         with pytest.raises(ValueError, match=f"task t: {message}"):
             score(Task(**{"name": "t", "data": "", "protocol": ""} | change), [], {})
+
+
+def test_a_benchmark_is_one_file(tmp_path):
+    (tmp_path / "_shared.yaml").write_text("split: test\nmetrics: [captions]\n")
+    text = (
+        "base: _shared.yaml\ndata: cups.jsonl\nprotocol: Cups.\npublished: [{model: a, scores: {CIDEr: 1}, source: b}]"
+    )
+    (tmp_path / "cups.yaml").write_text(text)
+    published = (Published("a", {"CIDEr": 1.0}, "b"),)
+    cups = Task("cups", "cups.jsonl", "Cups.", split="test", metrics=("captions",), published=published)
+    assert load_tasks(tmp_path) == {"cups": cups}
+    for line, message in (
+        ("splits: val", "unknown key 'splits'. Did you mean 'split'?"),
+        ("name: mugs", "a benchmark is named as its file"),
+        ("metrics: [caption]", "task cups: unknown metrics 'caption'. Did you mean 'captions'?"),
+        ("boxes: found", "task cups: boxes 'found'; one of given, detected"),
+        ("num_regions: many", "num_regions: expected int, got 'many'"),
+    ):
+        (tmp_path / "cups.yaml").write_text(f"{text}\n{line}\n")
+        with pytest.raises(ValueError, match=rf"cups\.yaml: .*{re.escape(message)}"):
+            load_tasks(tmp_path)
 
 
 def test_an_unknown_task_is_answered_with_the_nearest():
