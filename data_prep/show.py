@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,9 +24,10 @@ from dynrefer.data.records import Region, RegionRecords
 from dynrefer.errors import run_command
 from dynrefer.files import atomic_path
 from dynrefer.images import open_image
-from dynrefer.pages import outline, picture_uri, text
+from dynrefer.pages import inset, picture_uri, render
 from dynrefer.views import crop_views
 
+PAGE = Path(__file__).with_name("show_page") / "page.html"
 SCALES = (0.0, 0.4, 1.0)  # of the views that are shown
 PICTURE_PIXELS = 720  # longer side of an embedded picture
 VIEW_PIXELS = 168
@@ -61,12 +63,8 @@ def show(
         "shown": f"{len(drawn):,}",
         **({"seed": seed} if len(drawn) < len(found) else {}),
     }
-    page = PAGE.format(
-        title=text(records.path),
-        style=STYLE,
-        facts="".join(f"<span>{text(name)} <b>{text(value)}</b></span>" for name, value in facts.items()),
-        cards="\n".join(_card(records.root / region.image, region) for region in regions),
-    )
+    cards = [_card(records.root / region.image, region) for region in regions]
+    page = render(PAGE, title=str(records.path), facts=facts, cards=cards)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
     return [region.id for region in regions]
@@ -99,18 +97,19 @@ def _chosen(records: RegionRecords, category: str | None, split: str | None, ids
 # --- a card --------------------------------------------------------------------------------------------------------
 
 
-def _card(path: Path, region: Region) -> str:
+def _card(path: Path, region: Region) -> dict[str, Any]:
+    """What page.html shows of a region; notes: what is wrong with it."""
     notes: list[str] = []
     try:
         image = open_image(path)
     except ValueError as error:
         image = None
         notes.append(str(error))
-    pictures = '<div class="picture none">no picture</div>'
+    picture = None
     if image is not None:
         if image.shape[:2] != region.image_hw:
             notes.append(f"the record says image_hw {region.image_hw}, the image has {image.shape[:2]}")
-        pictures = _pictures(image, region, notes)
+        picture = _picture(image, region, notes)
     height, width = (round(region.box[k + 2] - region.box[k], 1) for k in (1, 0))
     box = ", ".join(f"{side:g}" for side in np.round(region.box, 1))
     facts = {
@@ -120,37 +119,45 @@ def _card(path: Path, region: Region) -> str:
         "split": region.split,
         "licence": region.licence,
     }
-    rows = "".join(f"<dt>{name}</dt><dd>{text(value)}</dd>" for name, value in facts.items() if value)
-    category = f'<span class="category">{text(region.category)}</span>' if region.category is not None else ""
-    problems = "".join(f'<p class="note">{text(note)}</p>' for note in notes)
-    return (
-        f'<article>{pictures}<div class="words"><header>{category}<code>{text(region.id)}</code></header>{problems}'
-        f'{_captions(region.captions)}{_words(region)}<dl class="facts">{rows}</dl></div></article>'
-    )
+    return {
+        "id": region.id,
+        "category": region.category,
+        "notes": notes,
+        "picture": picture,
+        "box": region.box,
+        "image_hw": region.image_hw,
+        "captions": region.captions[:MAX_CAPTIONS],
+        "more_captions": len(region.captions) - MAX_CAPTIONS,
+        "no_tags": region.tags == (),
+        "words": _words(region),
+        "facts": {name: value for name, value in facts.items() if value},
+    }
 
 
-def _pictures(image: np.ndarray, region: Region, notes: list[str]) -> str:
-    """The image with everything drawn on it, and the views as a model gets them."""
+def _picture(image: np.ndarray, region: Region, notes: list[str]) -> dict[str, Any]:
+    """The image with its mask, and the views as a model gets them."""
     height, width = region.image_hw
-    mask = ""
+    mask_uri = None
     try:
         if (pixels := region.to_mask()) is not None:
-            mask = f'<img class="mask" alt="" src="{_mask_uri(pixels)}">'
+            mask_uri = _mask_uri(pixels)
     except ValueError as error:
         notes.append(f"mask: {error}")
     scale = np.array(image.shape[1::-1] * 2) / (width, height, width, height)
-    views, cropped, inner = crop_views(image, np.array([region.box]) * scale, np.array([SCALES]), VIEW_PIXELS)
-    drawn, cells = "", ""
-    for t, view, place, box in zip(SCALES, views[0], cropped[0], inner[0], strict=True):
-        region_box = outline(box, (VIEW_PIXELS, VIEW_PIXELS), "region") if t else ""
-        picture = f'<img alt="" src="{_jpeg_uri(view.transpose(1, 2, 0))}">'
-        cells += f"<figure><div>{picture}{region_box}</div><figcaption>t = {t:g}</figcaption></figure>"
-        drawn += outline(place, image.shape[:2], "view", f"t = {t:g}") if 0 < t < 1 else ""
-    drawn += outline(region.box, region.image_hw, "region")
-    return (
-        f'<div class="picture"><div style="--aspect:{image.shape[1] / image.shape[0]:.4f}">'
-        f'<img alt="" src="{_jpeg_uri(_shrunk(image))}">{mask}{drawn}</div></div><div class="views">{cells}</div>'
+    pixels, view_boxes, region_boxes = crop_views(
+        image, np.array([region.box]) * scale, np.array([SCALES]), VIEW_PIXELS
     )
+    views = [
+        {
+            "t": t,
+            "uri": _jpeg_uri(view.transpose(1, 2, 0)),
+            "inset": inset(view_box, image.shape[:2]),
+            "region_inset": inset(region_box, (VIEW_PIXELS, VIEW_PIXELS)) if t else None,
+        }
+        for t, view, view_box, region_box in zip(SCALES, pixels[0], view_boxes[0], region_boxes[0], strict=True)
+    ]
+    aspect = image.shape[1] / image.shape[0]
+    return {"uri": _jpeg_uri(_shrunk(image)), "aspect": aspect, "mask_uri": mask_uri, "views": views}
 
 
 def _shrunk(image: np.ndarray) -> np.ndarray:
@@ -179,104 +186,19 @@ def _mask_uri(mask: np.ndarray) -> str:
     return picture_uri(result, "png", transparency=bytes([0, 84, 255]))
 
 
-def _captions(captions: Sequence[str]) -> str:
-    if not captions:
-        return ""
-    items = "".join(f"<li>{text(caption)}</li>" for caption in captions[:MAX_CAPTIONS])
-    more = len(captions) - MAX_CAPTIONS
-    return f"<ul>{items}</ul>" + (f'<p class="more">and {more} more</p>' if more > 0 else "")
-
-
-def _words(region: Region) -> str:
+def _words(region: Region) -> list[dict[str, Any]]:
+    """Lines of words, of which the first MAX_WORDS are shown."""
     has = [name for name, value in region.attributes.items() if value == 1]
     has_not = [name for name, value in region.attributes.items() if value == -1]
-    rows = [("tags", region.tags or (), ""), ("has", has, "has"), ("has not", has_not, "not")]
-    lines = "".join(f"<dt>{name}</dt><dd>{_chips(words, kind)}</dd>" for name, words, kind in rows if words)
-    if region.tags == ():
-        lines = '<dt>tags</dt><dd class="none">none is true</dd>' + lines
-    return f'<dl class="chips">{lines}</dl>' if lines else ""
+    lines = [("tags", region.tags or (), ""), ("has", has, "has"), ("has not", has_not, "not")]
+    return [
+        {"name": name, "words": words[:MAX_WORDS], "kind": kind, "more": len(words) - MAX_WORDS}
+        for name, words, kind in lines
+        if words
+    ]
 
 
-def _chips(words: Sequence[str], kind: str) -> str:
-    chips = "".join(f'<span class="chip {kind}">{text(word)}</span>' for word in words[:MAX_WORDS])
-    more = len(words) - MAX_WORDS
-    return chips + (f'<span class="more">and {more:,} more</span>' if more > 0 else "")
-
-
-# --- the page ------------------------------------------------------------------------------------------------------
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title><style>{style}</style></head>
-<body><header class="top"><h1>{title}</h1><p>{facts}</p>
-<p class="legend"><span><i class="key region"></i>region</span><span><i class="key mask"></i>mask</span>
-<span><i class="key view"></i>view at t = 0.4</span><span>below: views as a model gets them, squared</span></p></header>
-<main>{cards}</main></body></html>
-"""
-
-STYLE = """
-:root { color-scheme: light dark; --page: #f5f6f8; --card: #fff; --ink: #1c2027; --soft: #666f7d; --line: #e2e6eb;
-  --chip: #edf0f4; --has: #157a4b; --has-bg: #dcf3e7; --note: #9b3b12; --note-bg: #fdebdd; --box: #ff2f68;
-  --mask: #ffb000; }
-@media (prefers-color-scheme: dark) { :root { --page: #13161b; --card: #1b1f26; --ink: #e7eaef; --soft: #98a2b1;
-  --line: #2c323c; --chip: #2a303a; --has: #7fdcb0; --has-bg: #17372a; --note: #ffb48a; --note-bg: #43260f; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-.top, main { max-width: 1320px; margin: 0 auto; padding: 0 24px; }
-.top { padding-top: 32px; }
-h1 { font-size: 24px; line-height: 1.25; letter-spacing: -.01em; margin: 0 0 4px; overflow-wrap: anywhere; }
-.top p { display: flex; flex-wrap: wrap; gap: 2px 20px; margin: 0; color: var(--soft); font-size: 13.5px; }
-.top b { color: var(--ink); font-weight: 600; }
-.top .legend { margin: 8px 0 20px; align-items: center; }
-.key { display: inline-block; width: 15px; height: 11px; margin-right: 6px; vertical-align: -1px; border-radius: 2px; }
-.key.region { border: 2px solid var(--box); }
-.key.mask { background: #ffb00060; border: 1.5px solid var(--mask); }
-.key.view { border: 1.5px dashed var(--soft); }
-main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(360px, 100%), 1fr)); gap: 18px;
-  padding-bottom: 48px; }
-article { display: flex; flex-direction: column; background: var(--card); border: 1px solid var(--line);
-  border-radius: 12px; overflow: hidden;  box-shadow: 0 1px 2px #0000000a; }
-.picture { background: #0c0e12; height: 300px; display: flex; align-items: center; justify-content: center;
-  container-type: size; }
-.picture.none { color: #98a2b1; }
-.picture > div { position: relative; flex: none; width: min(100cqw, 100cqh * var(--aspect));
-  aspect-ratio: var(--aspect); }
-.picture img { position: absolute; inset: 0; width: 100%; height: 100%; }
-.picture i, figure i { position: absolute; }
-.picture i.region { border: 2.5px solid var(--box); box-shadow: 0 0 0 1px #fffb, inset 0 0 0 1px #fffb; }
-.picture i.view { border: 1.5px dashed #fff; filter: drop-shadow(0 0 1px #000); }
-i.view small { position: absolute; left: 0; top: 0; font: 10px/1 system-ui, sans-serif; padding: 2px 4px;
-  background: #000a; color: #fff; }
-.views { display: grid; grid-template-columns: repeat(3, 1fr); gap: 2px; background: #0c0e12; padding-top: 2px; }
-figure { margin: 0; position: relative; }
-figure > div { position: relative; aspect-ratio: 1; }
-figure img { position: absolute; inset: 0; width: 100%; height: 100%; }
-figure i.region { border: 2px solid var(--box); box-shadow: 0 0 0 .5px #fff9; }
-figcaption { position: absolute; left: 6px; bottom: 6px; font-size: 11px; line-height: 1; padding: 3px 6px;
-  border-radius: 9px; background: #000a; color: #fff; font-variant-numeric: tabular-nums; }
-.words { padding: 12px 16px 12px; }
-.words header { display: flex; align-items: baseline; justify-content: space-between; gap: 12px; }
-.category { font-weight: 650; font-size: 17px; overflow-wrap: anywhere; }
-code { font: 12px ui-monospace, "SF Mono", Menlo, Consolas, monospace; color: var(--soft); overflow-wrap: anywhere; }
-ul { margin: 6px 0 8px; padding: 0; list-style: none; }
-li { overflow-wrap: anywhere; padding: 2px 0; line-height: 1.4; }
-li + li { border-top: 1px solid var(--line); }
-dl { display: grid; grid-template-columns: auto 1fr; gap: 3px 10px; margin: 8px 0 4px; font-size: 13px; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-.chip { display: inline-block; max-width: 100%; border-radius: 6px; padding: 0 7px; margin: 0 4px 4px 0;
-  font-size: 13px;  background: var(--chip); overflow-wrap: anywhere; }
-.chip.has { background: var(--has-bg); color: var(--has); }
-.chip.not { background: none; border: 1px solid var(--line); color: var(--soft); text-decoration: line-through; }
-.more, .none { color: var(--soft); font-size: 13px; margin: 0; }
-.note { margin: 8px 0; padding: 6px 10px; border-radius: 8px; font-size: 13px; background: var(--note-bg);
-  color: var(--note); overflow-wrap: anywhere; }
-.words { display: flex; flex-direction: column; flex: 1; }
-dl.facts { font-size: 12px; color: var(--soft); border-top: 1px solid var(--line); padding-top: 8px; margin-top: auto;
-  row-gap: 1px; }
-@media print { article { break-inside: avoid; } }
-"""
+# --- the command -----------------------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,17 +1,26 @@
-"""What the HTML pages share: escaped text, pictures inside the page, boxes drawn over them."""
+"""What the HTML pages share: templates filled with values that are text and never markup, pictures inside the page, the
+places of boxes over them.
+"""
 
 import base64
-import html
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 
-def text(value: Any) -> str:
-    """A value as text of a page, whatever characters it has."""
-    return html.escape(str(value))
+def render(template: str | Path, **values: Any) -> str:
+    """A jinja2 template, which may include files beside it, with these values; a name without a value is an error. In
+    templates, `inset` is the function below."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    path = Path(template)
+    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    environment = Environment(loader=FileSystemLoader(path.parent), **options)
+    environment.globals["inset"] = inset
+    return environment.get_template(path.name).render(values)
 
 
 def picture_uri(picture: Image.Image, kind: str = "jpeg", **options: Any) -> str:
@@ -22,9 +31,12 @@ def picture_uri(picture: Image.Image, kind: str = "jpeg", **options: Any) -> str
     return f"data:image/{kind};base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def outline(box: Sequence[float], image_hw: tuple[int, int], kind: str, label: str = "") -> str:
-    """A box (xyxy pixels) of class `kind` over its image, in per cent of the image's (height, width)."""
+def inset(box: Sequence[float], image_hw: tuple[int, int]) -> str:
+    """Where a box (xyxy pixels) lies over its image, as CSS's inset in per cent of the image's (height, width).
+
+    >>> inset((0, 0, 8, 8), (8, 16))
+    '0.00% 50.00% 0.00% 0.00%'
+    """
     height, width = image_hw
-    inset = (box[1] / height, 1 - box[2] / width, 1 - box[3] / height, box[0] / width)
-    place = " ".join(f"{100 * side:.2f}%" for side in inset)
-    return f'<i class="{kind}" style="inset:{place}">{f"<small>{label}</small>" if label else ""}</i>'
+    sides = (box[1] / height, 1 - box[2] / width, 1 - box[3] / height, box[0] / width)
+    return " ".join(f"{100 * side:.2f}%" for side in sides)

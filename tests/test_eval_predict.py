@@ -202,7 +202,7 @@ def test_a_sweep_by_two_processes_measures_what_one_does(folder):
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("best for CIDEr") == 1, "the main process alone prints"
         tables[processes] = json.loads((out / "views.json").read_text())["scores"]
-        assert (out / "views.png").stat().st_size > 1000
+        assert (out / "views.html").stat().st_size > 1000
     assert list(tables[1]) == ["random", "fixed:0,0.5,0.5"] and len(tables[1]["random"]) > 3
     for setting, row in tables[1].items():
         assert tables[2][setting] == pytest.approx(row, abs=1e-6)

@@ -20,9 +20,11 @@ from eval.benchmarks import TASKS
 from eval.evaluate import baseline_scores, evaluate, report_scores, write_json
 from eval.metrics.densecap import MIN_IOUS, MIN_METEORS
 from eval.plots import MAX_POINTS, by_size, calibration, ticks
-from eval.report import read_log, report, report_run
-from eval.sweep import best_settings, fixed_scale, plot, sweep, view_settings
+from eval.report import read_log, report, report_run, sweep_page
+from eval.report.cards import PICTURE_PIXELS
+from eval.sweep import sweep
 from eval.task import Published
+from eval.view_settings import best_settings, fixed_scale, view_settings
 from tests.cups import TASK, Model, results_of
 
 
@@ -45,14 +47,14 @@ def test_the_sweep_measures_every_setting_with_the_same_model(data):
 
 
 def test_the_sweep_command_writes_numbers_and_a_plot(data, monkeypatch, capsys):
-    pytest.importorskip("matplotlib")
     monkeypatch.setitem(TASKS, "tiny", replace(TASK, data=str(data / "test.jsonl")))
     monkeypatch.setattr(views_module, "load_model", lambda args: Model())
     options = ["--model", "m", "--task", "tiny", "--out", str(data / "v"), "--num-workers", "0", "--limit", "4"]
     assert views_module.main(options) == 0
     written = json.loads((data / "v/views.json").read_text())
     assert list(written["scores"]) == view_settings(2) and written["regions"] == 4
-    assert Image.open(data / "v/views.png").size[0] > 300
+    page = Page((data / "v/views.html").read_text())
+    assert "Which view serves which task" in page.words and "fixed:0.4,0.4" in page.words
     assert "best for CIDEr: phash" in capsys.readouterr().out
     assert views_module.main([*options[:2], "--task", "tine"]) == 2
 
@@ -65,9 +67,11 @@ def test_a_setting_that_does_not_fit_is_named_before_any_is_measured(data, monke
         assert message in capsys.readouterr().err.replace("Did", "did")
 
 
-def test_a_plot_of_strategies_alone():
-    pytest.importorskip("matplotlib")
-    assert plot({"phash": {"CIDEr": 1.0}, "joint": {"CIDEr": 0.5}}).axes
+def test_a_page_of_strategies_alone(tmp_path):
+    rows = {"phash": {"CIDEr": 1.0}, "joint": {"CIDEr": 0.5}}
+    path = sweep_page(tmp_path / "v.html", {"task": "t", "model": "runs/m", "regions": 3, "scores": rows})
+    text = path.read_text()
+    assert "m: views of t" in Page(text).words and text.count('<td class="best">1.000</td>') == 1
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -141,7 +145,7 @@ def test_the_page_is_one_file_with_everything_inside(finished_run):
         assert expected in words
     assert len(page.pictures) == 10 + 4 + 4  # samples, best, worst
     picture = Image.open(io.BytesIO(base64.b64decode(page.pictures[0].partition(",")[2])))
-    assert picture.format == "JPEG" and picture.width == 2 * picture.height == report_module.PICTURE_PIXELS
+    assert picture.format == "JPEG" and picture.width == 2 * picture.height == PICTURE_PIXELS
     charts = re.findall(r"<svg.*?</svg>", text, re.S)
     assert len(charts) == 5  # loss, loss/captions, evaluation, views, calibration; all regions are of one size
     for chart in charts:

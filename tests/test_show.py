@@ -64,7 +64,7 @@ def test_a_card_shows_the_image_the_mask_and_the_views(records):
 
 def test_texts_are_shown_and_none_of_them_is_html(records):
     page = page_of(records)
-    assert "<script" not in page and page.count("&lt;script&gt;alert(1)&lt;/script&gt; &quot;&#x27;&amp;") == 4
+    assert "<script" not in page and page.count("&lt;script&gt;alert(1)&lt;/script&gt; &#34;&#39;&amp;") == 4
     full, bare, none, size, many = cards_of(page)
     assert ">cup</span>" in full and "licence" in full
     assert "<li>" not in bare and "tags" not in bare
