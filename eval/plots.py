@@ -147,19 +147,20 @@ def chart(
         parts.append(f'<text class="x" x="{px(x):.1f}" y="{height - bottom + 16}">{html.escape(label)}</text>')
     parts.append(f'<text class="x" x="{(left + width - right) / 2:.1f}" y="{height - 4}">{html.escape(x_title)}</text>')
     hue = f"c{colour % 4}"
-    taken = [-math.inf]
-    for name, y in sorted(levels.items(), key=lambda level: py(level[1])):
-        place = max(py(y) + 3.5, taken[-1] + 11)  # names do not cover each other
-        taken.append(place)
-        parts.append(line(f"level {hue}", left, py(y), width - right, py(y)))
-        parts.append(f'<text class="level" x="{width - right + 5}" y="{place:.1f}">{html.escape(name)}</text>')
+    heights = sorted((py(y), name) for name, y in levels.items())
+    at = -math.inf
+    lowest = height - 4 - 11 * len(heights)
+    for n, (y, name) in enumerate(heights):  # names do not cover each other and stay on the chart
+        at = min(max(y + 3.5, at + 11), lowest + 11 * (n + 1))
+        parts.append(line(f"level {hue}", left, y, width - right, y))
+        parts.append(f'<text class="level" x="{width - right + 5}" y="{at:.1f}">{html.escape(name)}</text>')
     if diagonal:
         parts.append(line("level ideal", px(0), py(0), px(1), py(1)))
     parts += [line(f"spread {hue}", px(x), py(low), px(x), py(high)) for x, low, high in spread]
     for n, points in enumerate(series.values()):
-        place = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
+        corners = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
         faint = ' style="opacity: 0.45"' if n else ""
-        parts.append(f'<polyline class="{hue}"{faint} points="{place}"/>')
+        parts.append(f'<polyline class="{hue}"{faint} points="{corners}"/>')
         if len(points) <= 25:
             parts += [f'<circle class="{hue}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="2.6"/>' for x, y in points]
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
@@ -190,5 +191,5 @@ def ticks(low: float, high: float, inside: bool = False, wanted: int = 4) -> lis
     first, last = (math.ceil, math.floor) if inside else (math.floor, math.ceil)
     slack = -1e-9 if inside else 1e-9
     numbers = range(first(low / step + slack), last(high / step - slack) + 1)
-    found = [round(n * step, 12) for n in numbers]
-    return found if len(found) > 1 or inside else [found[0], found[0] + step]
+    marks = [round(n * step, 12) for n in numbers]
+    return marks if len(marks) > 1 or inside else [marks[0], marks[0] + step]

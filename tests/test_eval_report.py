@@ -67,11 +67,17 @@ def test_a_setting_that_does_not_fit_is_named_before_any_is_measured(data, monke
         assert message in capsys.readouterr().err.replace("Did", "did")
 
 
-def test_a_page_of_strategies_alone(tmp_path):
-    rows = {"phash": {"CIDEr": 1.0}, "joint": {"CIDEr": 0.5}}
-    path = sweep_page(tmp_path / "v.html", {"task": "t", "model": "runs/m", "regions": 3, "scores": rows})
-    text = path.read_text()
-    assert "m: views of t" in Page(text).words and text.count('<td class="best">1.000</td>') == 1
+def test_a_page_of_a_sweep_alone(tmp_path):
+    views = {"task": "t", "model": "runs/m", "regions": 3}
+    views["scores"] = {"phash": {"CIDEr": 1.0}, "joint": {"CIDEr": 1.0}, "random": {"CIDEr": 1.001}}
+    text = sweep_page(tmp_path / "v.html", views).read_text()
+    assert "m: views of t" in Page(text).words and text.count('<td class="best">1.001</td>') == 1
+    views["scores"] |= {"fixed:0,0": {"CIDEr": 2.0}, "fixed:0,1": {"CIDEr": 3.0}}
+    text = sweep_page(tmp_path / "v.html", views).read_text()
+    chart = ElementTree.fromstring(re.search("<svg.*?</svg>", text, re.S).group())
+    heights = [float(name.get("y")) for name in chart.iter("text") if name.get("class") == "level"]
+    assert len(heights) == 3 and all(b - a >= 11 for a, b in zip(heights, heights[1:], strict=False))
+    assert heights[-1] <= 206, "the names stay on the chart, though all levels are at its lower edge"
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
