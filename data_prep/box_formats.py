@@ -31,8 +31,8 @@ def box_convention_problem(boxes: ArrayLike, image_hws: ArrayLike, box_format: s
 
     boxes: (N, 4) numbers as the file has them. image_hws: (N, 2) height and width of each box's image. box_format: the
     convention they are said to be in. A box fits a convention when it lies in its image and is wider and higher than
-    a pixel. Told are boxes of which less than half fit, and those of which a tenth does not where another layout fits
-    all but a hundredth (xywh and cxcywh of small things are that alike).
+    a pixel. A convention is wrong where less than half of the boxes fit it, or where a tenth does not and another
+    layout fits all but a hundredth (xywh and cxcywh of small things are that alike).
 
         >>> box_convention_problem([[200, 300, 50, 60], [500, 90, 40, 80]], [[480, 640]] * 2)
         "100% of 2 boxes leave their image or are not a pixel wide when read as 'xyxy'; as 'xywh' or 'cxcywh' 100% fit"

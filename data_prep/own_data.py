@@ -56,8 +56,9 @@ def write_found(
 ) -> None:
     """Reads the boxes, writes the records and prints what was counted. The file appears whole or not at all.
 
-    file: the input. found: its regions; the keys of each are those of a record without box, image_hw, source, licence
-    and split, and an id that is unique in the input. box_format: one of `BOX_FORMATS`, None = only masks expected.
+    file: the input. found: the regions in it. The keys of a region are those of a record, without box, image_hw,
+    source, licence and split; its id is unique in the input. box_format: one of `BOX_FORMATS`; None = only masks are
+    expected.
     """
     file = Path(file)
     name = args.name or file.name.split(".")[0]
