@@ -81,7 +81,7 @@ def test_the_changelog_names_the_version():
     assert f"## {dynrefer.__version__}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-# --- no families outside their room ---
+# --- no circles, and no families outside their room ---
 
 
 def file_of(module):
@@ -101,6 +101,36 @@ def imported(path, tree):
             start = ".".join([*above, *([node.module] if node.module else [])])
             for alias in node.names:
                 yield node.lineno, f"{start}.{alias.name}" if file_of(f"{start}.{alias.name}") else start
+
+
+def circles(arrows):
+    """Every set of nodes that lead to each other; arrows: node -> nodes."""
+
+    def reached(start):
+        seen, waiting = set(), [start]
+        while waiting:
+            for node in arrows[waiting.pop()] - seen:
+                seen.add(node)
+                waiting.append(node)
+        return seen
+
+    ways = {node: reached(node) for node in arrows}
+    return {frozenset(other for other in way if node in ways[other]) for node, way in ways.items() if node in way}
+
+
+def test_circles_are_found():
+    assert circles({1: {2}, 2: {3}, 3: {2, 4}, 4: {4}, 5: {1}}) == {frozenset({2, 3}), frozenset({4})}
+
+
+def test_no_files_import_each_other_in_a_circle():
+    arrows = {}
+    for path in (path for room in MAY_IMPORT for path in python_files(room)):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = {file_of(module) for _, module in imported(path, tree) if module.split(".")[0] in MAY_IMPORT}
+        arrows[path] = named - {path, None}
+    assert sum(map(len, arrows.values())) > 300, "files of ours import each other"
+    found = [sorted(str(path.relative_to(REPOSITORY)) for path in circle) for circle in circles(arrows)]
+    assert not found
 
 
 MODELS = REPOSITORY / "dynrefer" / "models"
