@@ -59,7 +59,7 @@ bench: $(TEST_VENV)/.installed-dev
 	$(TEST_PY) -m bench.scale
 	$(TEST_PY) -m bench.scores
 
-# the real LAVIS, in an environment of its own (Python 3.11, 6.7 GB), against ours with each other's weights
+# the real LAVIS, in an environment of its own (Python 3.11), against ours with each other's weights
 lavis: $(VENV)/.installed-all
 	$(MAKE) lavis-steps
 

@@ -13,7 +13,7 @@ from data_prep.dlc_bench import QUESTIONS
 from data_prep.ref_l4 import SHA256
 from eval import run as eval_run
 from eval.benchmarks import TASKS
-from tests.test_readme import parse_only, read_commands
+from tests.test_readme import read_commands
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 COMMANDS = read_commands(PAGE)
@@ -67,11 +67,6 @@ def test_a_command_says_the_split_that_its_task_scores():
             split = option(command, "--split")
             if scored.get(path) and split:
                 assert split == scored[path], str(command)
-
-
-@pytest.mark.parametrize("command", COMMANDS, ids=[f"{c.module} {option(c, '--out')}" for c in COMMANDS])
-def test_converters_accept_their_commands(command, monkeypatch):
-    parse_only(command, monkeypatch)
 
 
 def test_hashes_are_the_converters():
