@@ -1,11 +1,10 @@
-"""Scores beside each other: scores.json files of one protocol in a table, and two models on the same regions.
+"""Scores of scores.json files beside each other, of one protocol in a table.
 
     python -m eval.compare runs/a/predictions/world runs/b/predictions/world theirs/scores.json
-    python -m eval.run --compare ours/predictions.jsonl theirs.json --task refcocog-a
 
 Models, decoding and seeds may differ and are shown; what makes two numbers incomparable is refused, or marked with
---different-protocols. Whether a difference is more than chance is what the second command tells, of two prediction
-files: over the same draws of the regions for both.
+--different-protocols. Whether a difference is more than chance is told by `python -m eval.run --compare` of two
+prediction files (`eval/pair.py`).
 """
 
 import argparse
@@ -17,11 +16,7 @@ from typing import Any
 
 from dynrefer.errors import run_command
 
-from .evaluate import SCORES, scores_beside
-from .metrics.base import Scores
-from .predict import file_sha256
-from .statistics import difference, samples
-from .task import Task
+from .evaluate import SCORES
 
 # Keys of scores.json that are the same where numbers compare.
 PROTOCOL = ("task", "task_version", "prompt", "boxes", "score_source", "cleaning", "tokenizer", "split")
@@ -62,40 +57,6 @@ def protocol_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str
     return reasons
 
 
-def paired(a: Scores, b: Scores, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """{score name: {"a", "b", "difference": a - b, "interval": [low, high], "p"}}; interval and p, over the same draws
-    for both, are left out where the score has none. ValueError: scores of other regions."""
-    if a.items.keys() != b.items.keys():
-        raise ValueError(f"scores of {len(a.items)} and {len(b.items)} regions that are not the same; score both alike")
-    of_a, of_b = (samples(scores.resamplings, scores.groups, seed) for scores in (a, b))
-    rows: dict[str, dict[str, Any]] = {}
-    for name in a.corpus:
-        if name in b.corpus:
-            rows[name] = {"a": a.corpus[name], "b": b.corpus[name], "difference": a.corpus[name] - b.corpus[name]}
-            if name in of_a and name in of_b:
-                rows[name] |= difference(of_a[name], of_b[name], rows[name]["difference"]) or {}
-    return rows
-
-
-def other_protocol(path: str, task: Task, data_sha256: str) -> list[str]:
-    """What speaks against scoring a predictions file under this task: how the scores of this very file that stand
-    beside it were computed, if none were as they would be now."""
-    now = {"task": task.name, "task_version": task.version, "data_sha256": data_sha256}
-    if "tags" in task.metrics:
-        now["tag_threshold"] = task.tag_threshold
-    sha256, marks = file_sha256(path) if Path(path).is_file() else None, []
-    for scores_path in scores_beside(path):
-        try:
-            before = read_scores(scores_path)
-        except ValueError:  # of another program
-            continue
-        if sha256 in [of.get("sha256") for of in before.get("predictions", ())]:
-            before |= {"tag_threshold": before.get("settings", {}).get("tag_threshold")}
-            found = {name: before.get(name) for name, value in now.items() if before.get(name) != value}
-            marks.append([f"{path} was scored with {name} {old!r}, not {now[name]!r}" for name, old in found.items()])
-    return min(marks, key=len, default=[])
-
-
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -118,18 +79,6 @@ def table(
         [head]
         + [row.ljust(width) + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)) for row, cells in lines]
     )
-
-
-def paired_table(rows: Mapping[str, Mapping[str, Any]], a: str, b: str) -> str:
-    """The rows of `paired` as text; parts of scores ("attribute mAP/color") are left out."""
-    lines = [f"A {a}", f"B {b}", f"{'':24}{'A':>8}{'B':>8}{'A - B':>9}  95 % of draws          p"]
-    for name, row in rows.items():
-        if "/" not in name:
-            line = f"{name:24}{row['a']:8.3f}{row['b']:8.3f}{row['difference']:+9.3f}"
-            if "p" in row:
-                line += f"  {row['interval'][0]:+.3f} ... {row['interval'][1]:+.3f}  {row['p']:7.3f}"
-            lines.append(line)
-    return "\n".join(lines)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

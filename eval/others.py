@@ -1,15 +1,14 @@
 """Models of others in our harness: Florence-2, Qwen-VL, InternVL, Kosmos-2, and any other that reads images and writes.
 
-`load` gives what `eval.predict` wants of a model. Families differ in how they are told which region is meant: a row of
-CAPTIONERS each. A new one is a row, with a function where it writes boxes in a way of its own. Models that take no
-boxes are shown a line around the region (`overlay`) or the region alone (`crop`).
+`load` gives what `eval.predict` wants of a model. How each is told which region is meant is a row of
+`region_prompts.CAPTIONERS`; models that take no boxes are shown a line around the region (`overlay`) or the region
+alone (`crop`).
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -30,18 +29,17 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-from transformers.models.kosmos2.processing_kosmos2 import coordinate_to_patch_index
 
 from dynrefer.data.records import Region, RegionResult
+from dynrefer.errors import suggestion
 from dynrefer.models import FAMILIES
 from dynrefer.models.auto import check_dtype, first_line, model_folder, pick_device
 from dynrefer.models.language import check_generation, log_probability
 
 from .benchmarks import get_task
-from .overlay import overlay
-from .task import CATEGORY_QUESTION, Task
+from .region_prompts import CAPTIONERS, PLACE, Convention
+from .task import Task
 
-PLACE = "{region}"  # in a prompt: where the text that stands for the region goes
 MAX_NEW_TOKENS = 64  # where neither the task nor the model says
 PAIRS = ("vision-encoder-decoder",)  # they come without a processor for both images and texts
 CAPTION_ONLY = ("blip", "git", "vision-encoder-decoder")  # they describe what they see and answer no questions
@@ -50,127 +48,6 @@ ELSEWHERE = {  # model types of remote code: what has the same weights for Trans
     "florence2": "florence-community/Florence-2-base, -large, -base-ft and -large-ft",
 }
 NO_DECODING = ("_from_model_config", "transformers_version", "use_cache", "output_attentions", "output_hidden_states")
-
-
-# --- the table -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Family:
-    """How a model is told which region is meant.
-
-    convention: in words, for scores.json. model_types: of config.json, by which the family is found. words: (box,
-    image_hw, prompts) -> the text that stands for the region in a prompt; boxes are xyxy pixels. show: (image, region,
-    task) -> the image that the model sees. ask: task -> prompt, with {region} where `words` go. own_format: whether
-    only a model of these types understands it.
-    """
-
-    convention: str
-    model_types: tuple[str, ...] = ()
-    words: Callable[[Sequence[float], tuple[int, int], "Prompts"], str] | None = None
-    show: Callable[[np.ndarray, Region, Task], np.ndarray] | None = None
-    ask: Callable[[Task], str] = lambda task: question(task, PLACE)
-    own_format: bool = False
-
-
-def question(task: Task, place: str) -> str:
-    """The task's question, with `place` instead of "this region"."""
-    return re.sub(r"(this|the masked) region", place, task.question)
-
-
-def thousandths(box: Sequence[float], image_hw: tuple[int, int]) -> list[int]:
-    """Coordinates in 1/1000 of the image's width and height, 0 to 1000: [x1, y1, x2, y2]."""
-    height, width = image_hw
-    return [min(max(round(1000 * c / side), 0), 1000) for c, side in zip(box, (width, height) * 2, strict=True)]
-
-
-def florence2(box: Sequence[float], image_hw: tuple[int, int], prompts: "Prompts") -> str:
-    quantize = prompts.processor.post_processor.quantize
-    bins = quantize(torch.tensor([box], dtype=torch.float64), size=image_hw[::-1])[0].tolist()
-    return "".join(f"<loc_{number}>" for number in bins)
-
-
-def qwen2_vl(box: Sequence[float], image_hw: tuple[int, int], prompts: "Prompts") -> str:
-    x1, y1, x2, y2 = thousandths(box, image_hw)
-    return f"<|object_ref_start|>the region<|object_ref_end|><|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
-
-
-def qwen2_5_vl(box: Sequence[float], image_hw: tuple[int, int], prompts: "Prompts") -> str:
-    resized = prompts.resized_hw(image_hw)
-    scales = [new / old for new, old in zip(resized, image_hw, strict=True)][::-1] * 2
-    last = [side - 1 for side in resized[::-1]] * 2
-    pixels = [min(max(round(c * scale), 0), end) for c, scale, end in zip(box, scales, last, strict=True)]
-    return f'the region {{"bbox_2d": {pixels}}}'
-
-
-def qwen3_vl(box: Sequence[float], image_hw: tuple[int, int], prompts: "Prompts") -> str:
-    return f'the region {{"bbox_2d": {thousandths(box, image_hw)}}}'
-
-
-def internvl(box: Sequence[float], image_hw: tuple[int, int], prompts: "Prompts") -> str:
-    return f"the <ref>region</ref><box>[{thousandths(box, image_hw)}]</box>"
-
-
-def kosmos2(box: Sequence[float], image_hw: tuple[int, int], prompts: "Prompts") -> str:
-    height, width = image_hw
-    side = round(prompts.processor.num_patch_index_tokens**0.5)
-    corners = coordinate_to_patch_index([c / s for c, s in zip(box, (width, height) * 2, strict=True)], side)
-    return "<object>" + "".join(f"<patch_index_{index:04d}>" for index in corners) + "</object>"
-
-
-def crop(image: np.ndarray, region: Region, task: Task) -> np.ndarray:
-    """The pixels that the box touches, at least one."""
-    x1, y1 = (floor(c) for c in region.box[:2])
-    x2, y2 = (ceil(c) for c in region.box[2:])
-    return image[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]
-
-
-CAPTIONERS = {
-    "florence2": Family(
-        "<loc_N> tokens, 1,000 bins of the image's width and height",
-        model_types=("florence2",),
-        words=florence2,
-        ask=lambda task: f"<REGION_TO_{'CATEGORY' if task.question == CATEGORY_QUESTION else 'DESCRIPTION'}>{PLACE}",
-        own_format=True,
-    ),
-    "qwen2-vl": Family(
-        "<|box_start|>(x1,y1),(x2,y2)<|box_end|> in 1/1000 of the image's width and height",
-        model_types=("qwen2_vl",),
-        words=qwen2_vl,
-    ),
-    "qwen2.5-vl": Family(
-        '{"bbox_2d": [x1, y1, x2, y2]} in pixels of the image as the processor resizes it',
-        model_types=("qwen2_5_vl",),
-        words=qwen2_5_vl,
-    ),
-    "qwen3-vl": Family(
-        '{"bbox_2d": [x1, y1, x2, y2]} in 1/1000 of the image\'s width and height',
-        model_types=("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
-        words=qwen3_vl,
-    ),
-    "internvl": Family(
-        "<ref>region</ref><box>[[x1, y1, x2, y2]]</box> in 1/1000 of the image's width and height",
-        model_types=("internvl",),
-        words=internvl,
-    ),
-    "kosmos-2": Family(
-        "<patch_index_N> of the box's corners in a grid of 32 x 32",
-        model_types=("kosmos-2",),
-        words=kosmos2,
-        ask=lambda task: f"<grounding><phrase> It</phrase>{PLACE} is",
-        own_format=True,
-    ),
-    "overlay": Family(
-        "a red line around the region on the image",
-        show=lambda image, region, task: overlay(image, region, width=task.line_width, prompt=task.prompt),
-        ask=lambda task: task.question,
-    ),
-    "crop": Family(
-        "the image is cut to the region's box",
-        show=crop,
-        ask=lambda task: question(task, "this image"),
-    ),
-}
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -215,7 +92,9 @@ def load(
         )
     family = family or _family_of(name, kind)
     if family not in CAPTIONERS:
-        raise ValueError(f"captioner {family!r}; known: {', '.join(CAPTIONERS)}")
+        raise ValueError(
+            f"unknown captioner {family!r}.{suggestion(family, CAPTIONERS)} Known: {', '.join(CAPTIONERS)}."
+        )
     if CAPTIONERS[family].own_format and kind not in CAPTIONERS[family].model_types:
         raise ValueError(
             f"model {name!r} is of type {kind!r} and does not know the boxes of {family}; --captioner overlay shows "
@@ -227,7 +106,7 @@ def load(
     return Captioner(model, processor, family, text, task)
 
 
-def _prompt(name: str, kind: str, row: Family, task: Task, prompt: str | None) -> str:
+def _prompt(name: str, kind: str, row: Convention, task: Task, prompt: str | None) -> str:
     text = row.ask(task) if prompt is None else prompt
     if prompt is None and row.words is None and kind in CAPTION_ONLY:
         text = ""
@@ -331,7 +210,7 @@ class Prompts:
     """
 
     def __init__(
-        self, processor: Any, family: Family, text: str, task: Task, *, seq2seq: bool = False, cut: bool = False
+        self, processor: Any, family: Convention, text: str, task: Task, *, seq2seq: bool = False, cut: bool = False
     ):
         self.processor, self.family, self.task, self.cut = processor, family, task, cut
         self.template = None if family.own_format else self._template()
@@ -479,7 +358,7 @@ class Captioner:
             "family": family,
             "model_type": self.config.model_type,
             "revision": getattr(self.config, "_commit_hash", None),
-            "convention": row.convention,
+            "convention": row.description,
             "line": {"around": task.prompt, "width": task.line_width} if family == "overlay" else None,
             "prompt": prompt,
             "input": self.processor.text,

@@ -31,7 +31,7 @@ from dynrefer.errors import run_command
 from dynrefer.models.fingerprint import model_fingerprint
 from dynrefer.processes import is_main, launched
 
-from . import compare, statistics
+from . import pair
 from .benchmarks import get_task
 from .compare import table
 from .evaluate import (
@@ -250,31 +250,11 @@ def _compare(
     everything: RegionRecords,
     boxes: DetectedBoxes | None,
 ) -> None:
-    sha256 = file_sha256(records.path)
-    marks = [mark for path in args.compare for mark in compare.other_protocol(path, task, sha256)]
-    if marks and not args.different_protocols:
-        raise ValueError(
-            f"{'; '.join(marks)}: numbers of different protocols do not compare; --different-protocols does it all the "
-            "same and marks them"
-        )
+    marks = pair.protocol_marks(args.compare, task, records, args.different_protocols)
     a, b = (_score(args, task, records, _read(args, path, task, records, everything, boxes)) for path in args.compare)
     _computed(task, a)
     _computed(task, b)
-    rows = compare.paired(a, b)
-    first, second = args.compare
-    print(f"{task.name}, {len(records)} regions of {records.path}")
-    print(compare.paired_table(rows, first, second))
-    if caution := statistics.caution([*a.resamplings, *b.resamplings], a.groups):
-        print(caution)
-    for deviation in task.deviations(records, sha256):
-        print(f"not the benchmark: {deviation}")
-    for mark in marks:
-        print(f"DIFFERENT PROTOCOLS: {mark}")
-    if args.out:
-        content = {"task": task.name, "task_version": task.version, "protocol": task.protocol, "data_sha256": sha256}
-        content |= {"a": first, "b": second, "regions": len(records), "different_protocols": marks, "scores": rows}
-        write_json(Path(args.out) / "compare.json", content)
-        print(f"-> {Path(args.out) / 'compare.json'}")
+    pair.print_pair(args.compare, task, records, a, b, marks, args.out)
 
 
 def _read(

@@ -12,9 +12,10 @@ import eval.run as run
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region
 from eval.benchmarks import TASKS, get_task
-from eval.others import CAPTIONERS, NewTokens, Prompts, clean, load
+from eval.others import NewTokens, Prompts, clean, load
 from eval.overlay import RED, overlay
 from eval.predict import predict
+from eval.region_prompts import CAPTIONERS
 from eval.task import Task
 from tests import others
 from tests import tiny_dynrefer as small
@@ -284,7 +285,7 @@ def test_every_family_is_found_and_scored(folder, tmp_path, command, name):
     assert {"ROUGE-L", "CIDEr"} <= written["scores"].keys() and written["regions_scored"] == {"captions": 8}
     captioner = written["settings"]["captioner"]
     assert captioner["family"] == SHOWN.get(name, name) and captioner["model"] == str(folder / name)
-    assert captioner["convention"] == CAPTIONERS[captioner["family"]].convention
+    assert captioner["convention"] == CAPTIONERS[captioner["family"]].description
     assert captioner["prompt"] in captioner["input"] and captioner["dtype"] == "float32"
     assert written["settings"]["generation"] == {"num_beams": 2, "max_new_tokens": 6}
     lines = (tmp_path / "out/predictions.jsonl").read_text().splitlines()
@@ -354,7 +355,7 @@ def test_unknown_models_are_named_with_what_can_be_done(folder, tmp_path, comman
 
 def test_settings_that_do_not_fit_are_refused(folder, command):
     for options, message in (
-        (["--captioner", "qwen"], "captioner 'qwen'; known: florence2, qwen2-vl"),
+        (["--captioner", "qwen"], "unknown captioner 'qwen'. Did you mean 'qwen3-vl'? Known: florence2, qwen2-vl"),
         (["--captioner", "florence2"], "does not know the boxes of florence2"),
         (["--prompt", "What is this?"], "write {region} there, as in 'Provide"),
         (["--control", "red"], "--view-strategy and --control are for our models"),

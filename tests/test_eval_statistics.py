@@ -10,9 +10,9 @@ import eval.run as run
 from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region, RegionResult
 from eval.benchmarks import TASKS, get_task
-from eval.compare import paired as paired_scores
 from eval.metrics.captions import caption_scores
 from eval.metrics.tags import average_precision, tag_map
+from eval.pair import paired as paired_scores
 from eval.scoring import intervals, score, without_interval
 from eval.statistics import (
     CHUNK,
