@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from data_prep.json_files import read_items
 from dynrefer.boxes import check_image_hw
+from dynrefer.errors import cut
 
 
 class Image(NamedTuple):
@@ -34,7 +35,7 @@ def read_captioned_boxes(path: str | os.PathLike) -> Iterator[tuple[dict[str, An
             repeated = images.setdefault(entry["id"], image) is not image
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
-                f"{path}: image {_short(entry)}: expected id, file_name, height and width "
+                f"{path}: image {cut(repr(entry))}: expected id, file_name, height and width "
                 f"({type(error).__name__}: {error})"
             ) from error
         if repeated:
@@ -49,8 +50,8 @@ def read_captioned_boxes(path: str | os.PathLike) -> Iterator[tuple[dict[str, An
             seen.add(annotation["id"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
-                f"{path}: annotation {_short(annotation)}: expected id, image_id (of an image in the file), bbox and a "
-                f"caption ({type(error).__name__}: {error})"
+                f"{path}: annotation {cut(repr(annotation))}: expected id, image_id (of an image in the file), bbox "
+                f"and a caption ({type(error).__name__}: {error})"
             ) from error
         if repeated:
             raise ValueError(f"{path}: annotation id {annotation['id']!r} stands there twice")
@@ -61,8 +62,3 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is no text")
     return value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dynrefer.errors import cut
+
 # layout of the four numbers, then the unit they count in; no suffix means pixels
 BOX_FORMATS = tuple(f"{layout}{unit}" for unit in ("", "-unit", "-1000") for layout in ("xyxy", "xywh", "cxcywh"))
 DENSECAP_LONGER_SIDE = 720.0  # of the scaled images whose pixels DenseCap's evaluation, and so GRiT's results, count
@@ -116,16 +118,13 @@ def _as_boxes(boxes: ArrayLike) -> np.ndarray:
     try:
         array = np.asarray(boxes, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"boxes {_short(boxes)}: expected N boxes of four numbers each ({error})") from None
+        raise ValueError(f"boxes {cut(repr(boxes))}: expected N boxes of four numbers each ({error})") from None
     if array.size == 0 and array.ndim <= 2:
         return np.zeros((0, 4))
     if array.ndim == 1 and array.size == 4:
-        raise ValueError(f"boxes {_short(boxes)}: expected a list of boxes, shape (N, 4); put one box in a list: [box]")
+        raise ValueError(
+            f"boxes {cut(repr(boxes))}: expected a list of boxes, shape (N, 4); put one box in a list: [box]"
+        )
     if array.ndim != 2 or array.shape[1] != 4:
         raise ValueError(f"boxes of shape {array.shape}: expected (N, 4), four numbers a box")
     return array
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."

@@ -3,45 +3,34 @@
 import argparse
 import importlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import dynrefer
-from dynrefer.errors import message
+from dynrefer.errors import MISTAKE, run_command
 
 DTYPES = ("float32", "bfloat16", "float16")
-USER_ERROR = 2
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(USER_ERROR, f"dynrefer: error: {message}; `{self.prog} --help` shows the options\n")
+        self.exit(MISTAKE, f"dynrefer: error: {message}; `{self.prog} --help` shows the options\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status: 0, 2 after a user's mistake, 130 when interrupted.
-
-    Mistakes in input and settings print one line; DYNREFER_DEBUG=1 in the environment shows where they were found.
-    """
+    """Runs one command and returns the exit status, see `errors.run_command`."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if argv[:1] == ["convert"] and argv[1:2] and argv[1] in _converters():
-            return importlib.import_module(_converters()[argv[1]]).main(argv[2:]) or 0
-        args = _parser().parse_args(argv)
-        return args.run(args)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # `dynrefer ... | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("DYNREFER_DEBUG"):
-            raise
-        print(f"dynrefer: error: {' '.join(message(error).split())}", file=sys.stderr)
-        return USER_ERROR
+    if argv[:1] == ["convert"] and argv[1:2] and argv[1] in _converters():
+        return run_command("dynrefer", _convert, argv[1:])
+    args = _parser().parse_args(argv)
+    return run_command("dynrefer", args.run, args)
+
+
+def _convert(argv: list[str]) -> int | None:
+    """argv: whose weights, and the converter's own options."""
+    return importlib.import_module(_converters()[argv[0]]).main(argv[1:])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,10 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     caption.set_defaults(run=_caption)
 
     info = commands.add_parser(
-        "info", help="sizes, vocabularies and licence of a model", description="Describes a model."
+        "info", help="what a model is, answers and learned from", description="Describes a model."
     )
     _model_options(info, "model")
-    info.add_argument("--json", action="store_true", help="one JSON object")
+    info.add_argument("--json", action="store_true", help="every fact, in one JSON object")
     info.set_defaults(run=_info)
 
     push = commands.add_parser(
@@ -225,70 +214,12 @@ def _result_text(index: int, result: Any) -> str:
 
 
 def _info(args: argparse.Namespace) -> int:
-    facts = _facts(_load(args), args.model)
-    if args.json:
-        print(json.dumps(facts, ensure_ascii=False))
-        return 0
-    width = max(len(part) for part in facts["parameters"])
-    print(f"{facts['model']}: family {facts['family']}, {facts['dtype']} on {facts['device']}")
-    print(f"licence: {facts['licence'] or 'not stated'}")
-    print("parameters:" + " " * width + "   trainable         frozen")
-    for part, count in facts["parameters"].items():
-        print(f"  {part:<{width + 2}} {count['trainable']:>14,} {count['frozen']:>14,}")
-    print("vocabularies: " + (", ".join(f"{size:,} {name}" for name, size in facts["vocabularies"].items()) or "none"))
-    print("settings:")
-    for name, value in facts["settings"].items():
-        print(f"  {name}: {value}")
-    print("versions: " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
+    model = _load(args)
+    from dynrefer.info import facts, text
+
+    found = facts(model, args.model)
+    print(json.dumps(found, ensure_ascii=False) if args.json else text(found))
     return 0
-
-
-def _facts(model: Any, name: str) -> dict[str, Any]:
-    import platform
-    from importlib.metadata import version
-
-    from dynrefer.vocabulary import Vocabulary
-
-    def count(parameters: Any) -> dict[str, int]:
-        sizes = {"trainable": 0, "frozen": 0}
-        for parameter in parameters:
-            sizes["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
-        return sizes
-
-    parameters = {part: count(module.parameters()) for part, module in model.named_children()}
-    loose = count(
-        model.parameters(recurse=False)
-    )  # tensors of the model itself, for instance the learned prompt vector
-    if any(loose.values()):
-        parameters["own tensors"] = loose
-    parameters["total"] = count(model.parameters())
-    settings = {key: _short(value) for key, value in model.config.to_diff_dict().items() if not key.startswith("_")}
-    return {
-        "model": name,
-        "family": model.config.model_type,
-        "licence": getattr(model.config, "licence", None),
-        "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "parameters": {part: sizes for part, sizes in parameters.items() if any(sizes.values())},
-        "vocabularies": {
-            key: len(value) for key, value in vars(model.processor).items() if isinstance(value, Vocabulary)
-        },
-        "settings": settings,
-        "versions": {
-            "dynrefer": dynrefer.__version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in ("torch", "transformers")},
-        },
-    }
-
-
-def _short(value: Any) -> Any:
-    """A setting without its long lists, whose length is given instead."""
-    if isinstance(value, dict):
-        return {key: _short(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)) and len(value) > 8:
-        return f"{len(value)} entries"
-    return value
 
 
 if __name__ == "__main__":

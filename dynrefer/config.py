@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 import yaml
 
 from dynrefer.errors import check_keys, suggestion
+from dynrefer.files import atomic_path
 
 Config = TypeVar("Config")
 
@@ -189,11 +190,8 @@ def to_dict(config: Any) -> dict:
 
 def save_config(config: Any, path: str | os.PathLike) -> None:
     """Writes every setting as YAML that `load_config` reads back to an equal dataclass; whole file or none."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

@@ -1,12 +1,13 @@
 """What all commands share: a mistake in input or settings is one line and exit status 2, not a traceback."""
 
-import argparse
 import difflib
 import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
+MISTAKE = 2
 INTERRUPTED = 130  # as a shell says of a command that Ctrl-C has ended
 NEXT_STEP = {  # of the operating system's errors
     errno.ENOSPC: "make room, or write somewhere else",
@@ -37,23 +38,34 @@ def message(error: BaseException) -> str:
 
 def first_line(error: BaseException) -> str:
     """Of another library's error: its first line that is not blank, or its kind; at most 200 characters."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    return cut(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__), 200)
 
 
-def run_command(
-    name: str, command: Callable[[argparse.Namespace], int | None], args: argparse.Namespace, stopped: str = "stopped"
-) -> int:
+def cut(text: str, length: int = 100) -> str:
+    """
+    >>> cut("a long value of a user's", 12)
+    'a long va...'
+    """
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def run_command(name: str, command: Callable[[Any], int | None], args: Any, stopped: str = "stopped") -> int:
     """The exit status of a command: its own (None = 0), 2 after a mistake, or 130 after Ctrl-C. Both are printed in a
-    line (DYNREFER_DEBUG=1 shows where they came from); `stopped`: what is said after Ctrl-C."""
+    line (DYNREFER_DEBUG=1 shows where they came from); `stopped`: what is said after Ctrl-C. args: a namespace, or
+    what else the command takes."""
     try:
         return command(args) or 0
+    except BrokenPipeError:  # `COMMAND | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (KeyboardInterrupt, ValueError, RuntimeError, OSError, ImportError) as error:
         if os.environ.get("DYNREFER_DEBUG"):
             raise
         interrupted = isinstance(error, KeyboardInterrupt)
         if not interrupted or os.environ.get("RANK", "0") == "0":  # Ctrl-C reaches all processes
-            print(f"{name}: {stopped if interrupted else f'error: {message(error)}'}", file=sys.stderr)
-        return INTERRUPTED if interrupted else 2
+            said = stopped if interrupted else f"error: {' '.join(message(error).split())}"
+            print(f"{name}: {said}", file=sys.stderr)
+        return INTERRUPTED if interrupted else MISTAKE
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -73,6 +73,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
                 leftover.unlink(missing_ok=True)
 
 
+def write_json(path: str | os.PathLike, content: object) -> None:
+    """The file appears whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 @contextmanager
 def naming(path: str | os.PathLike, temporary: str | os.PathLike | None = None) -> Iterator[None]:
     """Within it an OSError that names no file, as that of a full disk, or the temporary one names `path`."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from dynrefer.errors import suggestion
 
 # Synonyms that the attribute list itself does not spell out (OVAD's evaluation adds them).
 EXTRA_SYNONYMS = {
@@ -44,9 +45,10 @@ class Vocabulary:
         ids = []
         for word in words:
             if word not in self.index:
-                near = difflib.get_close_matches(word, self.words, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"unknown {self.kind} {word!r}: not among the {len(self)} of this list{hint}")
+                raise ValueError(
+                    f"unknown {self.kind} {word!r}: not among the {len(self)} of this list."
+                    f"{suggestion(word, self.words)}"
+                )
             ids.append(self.index[word])
         return ids
 

@@ -3,7 +3,6 @@
 import datetime
 import glob
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,6 @@ import numpy as np
 
 import dynrefer
 from dynrefer.data.records import Region, RegionRecords, RegionResult
-from dynrefer.files import atomic_path
 from dynrefer.processes import is_main
 
 from . import statistics
@@ -216,12 +214,6 @@ def mean_scores(seeds: Sequence[Scores]) -> Scores:
         resamplings=[resampled(k) for k in range(len(first.resamplings))],
         no_interval=first.no_interval,
     )
-
-
-def write_json(path: str | os.PathLike, content: Any) -> None:
-    """The file appears whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def predictions_out(paths: Sequence[str], task: str) -> Path:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from dynrefer.data.records import RegionRecords
+from dynrefer.files import write_json
 
 from . import statistics
 from .compare import read_scores
-from .evaluate import scores_beside, write_json
+from .evaluate import scores_beside
 from .metrics.base import Scores
 from .predict import file_sha256
 from .statistics import difference, samples

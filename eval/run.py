@@ -28,6 +28,7 @@ from dynrefer.config import parse_pairs
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import Region, RegionRecords
 from dynrefer.errors import run_command
+from dynrefer.files import write_json
 from dynrefer.models.fingerprint import model_fingerprint
 from dynrefer.processes import is_main, launched
 
@@ -44,7 +45,6 @@ from .evaluate import (
     mean_scores,
     predictions_out,
     report_scores,
-    write_json,
 )
 from .inputs.detected import DetectedBoxes, open_boxes
 from .inputs.formats import Predictions, read_any

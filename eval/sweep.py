@@ -17,10 +17,11 @@ from typing import Any
 
 from dynrefer.data.records import RegionRecords
 from dynrefer.errors import run_command
+from dynrefer.files import write_json
 from dynrefer.processes import is_main, launched
 
 from .compare import table
-from .evaluate import default_out, evaluate, write_json
+from .evaluate import default_out, evaluate
 from .options import STOPPED, arguments, load_model, open_task
 from .predict import check_view_strategy
 from .report import sweep_page

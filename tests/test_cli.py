@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -313,8 +314,15 @@ def test_info_counts_parameters_words_and_versions(run_folder, capsys):
         assert sum(part[kind] for part in facts["parameters"].values()) == total[kind] > 0
     assert set(facts["vocabularies"]) >= {"tags", "attributes", "categories"}
     assert set(facts["versions"]) == {"dynrefer", "python", "torch", "transformers"}
+
+
+def test_info_says_in_a_screen_what_a_model_is(run_folder, capsys):
     status, out, _ = run(capsys, "info", run_folder, "--device", "cpu")
-    assert status == 0 and f"{total['trainable']:,}" in out and "vocabularies: " in out
+    print(out)
+    assert status == 0 and len(out.splitlines()) < 20 and "{" not in out
+    titles = ("family", "answers", "reads", "size", "vision", "language", "word lists", "trained on", "licence")
+    for title in titles:
+        assert re.search(rf"^ +{title}  +\S", out, re.MULTILINE), title
 
 
 def test_a_fresh_process_prints_json_and_nothing_else(run_folder, photo):

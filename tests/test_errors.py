@@ -56,3 +56,7 @@ def test_an_interrupted_command_says_so_in_a_line(capsys):
 def test_a_command_without_mistakes_has_its_own_status():
     assert run_command("name", lambda args: None, argparse.Namespace()) == 0
     assert run_command("name", lambda args: 3, argparse.Namespace()) == 3
+
+
+def test_a_message_of_several_lines_is_one(capsys):
+    assert ending(capsys, ValueError("two\n  lines")) == (2, "name: error: two lines\n")

@@ -270,7 +270,7 @@ def test_a_model_that_draws_its_texts_by_default_does_not_here(folder, tmp_path)
     assert captioner.predict(batch) == captioner.predict(batch, generation={"num_beams": 3, "max_new_tokens": 5})
     assert captioner.captioner_settings["model_decoding"]["max_new_tokens"] == 5
     assert captioner.predict(batch, generation={"do_sample": True}) != captioner.predict(batch)
-    with pytest.raises(ValueError, match="'num_beam' .* did you mean 'num_beams'"):
+    with pytest.raises(ValueError, match="'num_beam' .* Did you mean 'num_beams'"):
         captioner.predict(batch, generation={"num_beam": 2})
 
 

@@ -16,8 +16,9 @@ import eval.run as run_module
 import eval.sweep as views_module
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import Region, RegionRecords, RegionResult
+from dynrefer.files import write_json
 from eval.benchmarks import TASKS
-from eval.evaluate import baseline_scores, evaluate, report_scores, write_json
+from eval.evaluate import baseline_scores, evaluate, report_scores
 from eval.metrics.densecap import MIN_IOUS, MIN_METEORS
 from eval.plots import MAX_POINTS, by_size, calibration, ticks
 from eval.report import read_log, report, report_run, sweep_page

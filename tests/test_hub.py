@@ -390,6 +390,21 @@ def test_a_part_is_found_inside_a_model_of_several(bases, tmp_path):
     assert_same(dynrefer.load(tmp_path, device="cpu"), model)
 
 
+def test_records_of_version_0_3_0_name_our_models_by_another_kind(tmp_path):
+    model, _ = small.model(language={**small.LLAMA, "mode": "frozen"})
+    model.save_pretrained(tmp_path / "whole")
+    whole = dynrefer.load(tmp_path / "whole", device="cpu")
+    whole.save_pretrained(tmp_path / "small", save_trainable_only=True)
+    records = json.loads((tmp_path / "small/base_parts.json").read_text())
+    assert {row["kind"] for row in records.values()} == {"ours"}
+    for row in records.values():
+        row["kind"] = "dynrefer"
+    (tmp_path / "small/base_parts.json").write_text(json.dumps(records))
+    loaded = dynrefer.load(tmp_path / "small", device="cpu")
+    assert_same(loaded, whole)
+    assert {row["kind"] for row in loaded.config.base_parts.values()} == {"ours"}
+
+
 def test_parts_whose_files_have_older_names(tmp_path):
     """transformers writes DINOv3's tensors under the names of its publisher."""
     config = {**small.SECTION["vision"]["config"], "model_type": "dinov3_vit", "num_register_tokens": 2}

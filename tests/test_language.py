@@ -64,7 +64,7 @@ def test_generation_with_a_cache_is_the_full_forward(kind, lora):
         ({"target_modules": "q_proj"}, "Target modules q_proj not found.*one regular expression"),
         ({"target_modules": ["input_layernorm"]}, "LlamaRMSNorm.* is not supported"),
         ({"target_modules": ["q_proj"], "r": 0}, "`r` should be a positive integer"),
-        ({"targets": ["q_proj"]}, "LoRA setting 'targets' is not one of PEFT's LoraConfig; did you mean"),
+        ({"targets": ["q_proj"]}, "LoRA setting 'targets' is not one of PEFT's LoraConfig. Did you mean"),
         ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "only LoRA's own layers learn"),
         ({"target_modules": ["q_proj"], "bias": "all"}, "only LoRA's own layers learn"),
     ],

@@ -307,7 +307,7 @@ def test_settings_that_cannot_work_say_why(settings, setting, message):
 
 def test_the_command_prints_an_error_without_a_traceback(tmp_path, capsys):
     (tmp_path / "c.yaml").write_text("name: x\nloop: {steps: 1}\n")
-    assert command(["--config", str(tmp_path / "c.yaml")]) == 1
+    assert command(["--config", str(tmp_path / "c.yaml")]) == 2
     assert "data.train is empty" in capsys.readouterr().err
 
 

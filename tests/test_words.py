@@ -12,7 +12,7 @@ from dynrefer.vocabulary import Vocabulary, attribute_texts, read_attributes, re
 
 
 def test_an_unknown_word_answers_with_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'lamp'"):
+    with pytest.raises(ValueError, match="Did you mean 'lamp'"):
         Vocabulary(["cup", "lamp"], "tag").ids(["cup", "lmap"])
 
 

@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
 from dynrefer.data.records import RegionRecords
+from dynrefer.files import write_json
 from train.launch import zero_stage
 from train.optim import WeightAverage
 
@@ -248,13 +249,6 @@ def set_random_state(state: dict) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
     if "mps" in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state["mps"])
-
-
-def write_json(path: Path, value) -> None:
-    """Whole file or none."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def replace_folder(temporary: Path, target: Path) -> None:

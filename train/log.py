@@ -2,11 +2,12 @@
 
 import importlib.util
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from dynrefer.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,8 @@ def drop_lines_after(path: Path, step: int) -> None:
             continue  # torn when the run was killed
         if row["step"] <= step:
             kept.append(line + "\n")
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def _minutes(seconds: float) -> str:

@@ -28,7 +28,7 @@ from dynrefer.config import load_config, save_config, to_dict
 from dynrefer.data.loader import DataConfig, Loader
 from dynrefer.data.mixture import open_training, training_loader
 from dynrefer.data.record_files import open_records
-from dynrefer.errors import suggestion
+from dynrefer.errors import MISTAKE, suggestion
 from dynrefer.models import adapt
 from train import checkpoint, launch
 from train.evaluate import EvalConfig, evaluate
@@ -428,12 +428,12 @@ def parse(argv: Sequence[str] | None = None) -> RunConfig:
 
 
 def command(argv: Sequence[str] | None = None, **parts: Callable) -> int:
-    """The exit status: 0, 1 after an error that the message explains, 128 + the signal that ended the run early."""
+    """The exit status: 0, 2 after an error that the message explains, 128 + the signal that ended the run early."""
     try:
         result = main(parse(argv), **parts)
     except (ValueError, NonFiniteLoss) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return MISTAKE
     return 128 + result.stopped_by if result.stopped_by else 0
 
 

@@ -6,14 +6,15 @@ E embedding width, T text tokens (or frames, where said), K tags, A attributes, 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from dynrefer.errors import suggestion
+
 
 @dataclass(frozen=True)
-class Family:
+class FamilyModule:
     """Where a family lives; imported when it is used. build: (model section, training records) -> model, processor."""
 
     module: str
@@ -34,7 +35,7 @@ class Family:
 
 
 FAMILIES = {
-    "dynrefer": Family("dynrefer.models.dynrefer", "DynReferConfig", "DynReferModel", "DynReferProcessor"),
+    "dynrefer": FamilyModule("dynrefer.models.dynrefer", "DynReferConfig", "DynReferModel", "DynReferProcessor"),
 }
 
 
@@ -44,12 +45,10 @@ def register_families() -> None:
         import_module(row.module)
 
 
-def family(name: str) -> Family:
+def family(name: str) -> FamilyModule:
     """A row of FAMILIES; ValueError with the nearest name for an unknown one."""
     if name not in FAMILIES:
-        near = difflib.get_close_matches(str(name), FAMILIES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"model family {name!r}: expected one of {', '.join(FAMILIES)}{hint}")
+        raise ValueError(f"model family {name!r}: expected one of {', '.join(FAMILIES)}.{suggestion(name, FAMILIES)}")
     return FAMILIES[name]
 
 

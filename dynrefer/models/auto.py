@@ -69,7 +69,7 @@ def load(
                 f"{' ...' if len(names) > 5 else ''} ({len(names)}); the file belongs to another config.json"
             )
     model.processor = row.load("processor").from_pretrained(source, config=model.config, **place)
-    model.check_text_bank()
+    model.after_load()
     return model.eval() if options.get("device_map") is not None else model.to(pick_device(device)).eval()
 
 

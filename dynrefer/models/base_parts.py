@@ -171,6 +171,7 @@ def read_clip_text(model, part: str, source: Origin, hub: Mapping) -> dict[str, 
     return text_tensors(read_text_encoder(source.name))
 
 
+ON_HUB = ("transformers", "ours")  # kinds whose names may be hub ids
 READERS: dict[str, Reader] = {"transformers": read_pretrained, "ours": read_saved, "clip_text": read_clip_text}
 
 
@@ -250,7 +251,9 @@ def sources_to_save(model, merged: bool = False, public: bool = False) -> dict[s
         source = Origin.of(row)
         trained = all(p.requires_grad for p in model.get_submodule(model.BASE_PARTS[part]).parameters())
         if not (public and source.is_local):
-            rows[part] = asdict(replace(source, changed=source.changed or trained or merged and part == "language"))
+            rows[part] = asdict(
+                replace(source, changed=source.changed or trained or merged and part == model.LANGUAGE_PART)
+            )
     return rows or None
 
 

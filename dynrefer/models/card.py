@@ -9,30 +9,48 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from dynrefer.files import atomic_path
+
+from .base_parts import ON_HUB, Origin
 from .fingerprint import model_fingerprint
 
 # A card without this line is somebody's own and stays as it is.
 MARK = "<!-- Written by dynrefer. Without this line the card is yours and is not written again. -->"
 CARD = "README.md"
-TAGS = ("dynrefer", "region-captioning", "dense-captioning", "image-captioning")
-# licences that the hub knows by these names; others are given as "other" with their own name
+# Licences that the hub knows by these names; others are given as "other" with their own name.
+# fmt: off
 HUB_LICENCES = (
-    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "mpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "unlicense"),
-    *("cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-3.0", "cc-by-nc-4.0"),
-    *("cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "openrail", "llama2", "llama3", "gemma"),
+    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "mpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "unlicense",
+    "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
+    "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "openrail", "llama2", "llama3", "gemma",
 )
+# fmt: on
+OWN_LAYERS = "own layers"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class About:
+    """What a card and `dynrefer info` say of a model's family. answers: in words, for each region; reads: in words, of
+    each region, with fields of the config in braces; paper: its arXiv number; tags: the hub's."""
+
+    answers: str = "an answer"
+    reads: str = "an image"
+    paper: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 def write_card(folder: Path, model, config, records: Mapping[str, dict], name: str | None = None) -> None:
     """Writes folder/README.md, unless somebody's own stands there. records: parts that are left out; name: hub id."""
     path = folder / CARD
     if not is_somebodys(path):
-        path.write_text(model_card(model, config, records, name), encoding="utf-8")
+        with atomic_path(path) as temporary:
+            temporary.write_text(model_card(model, config, records, name), encoding="utf-8")
 
 
 def is_somebodys(path: Path) -> bool:
@@ -41,14 +59,13 @@ def is_somebodys(path: Path) -> bool:
 
 
 def model_card(model, config, records: Mapping[str, dict], name: str | None = None) -> str:
-    scores = found_scores(model)
+    scores, about = found_scores(model), model.CARD
     front = yaml.safe_dump(front_matter(model, config, scores, name), sort_keys=False, allow_unicode=True, width=1000)
     parts = [
         f"---\n{front}---\n{MARK}",
         f"# {name or 'Region-level vision-language model'}",
-        "An image and regions (boxes or masks) in; for each region a caption with its probability, tags, attributes "
-        f"and a category. Model family `{config.model_type}`"
-        + (" ([arXiv 2405.16071](https://arxiv.org/abs/2405.16071))." if config.model_type == "dynrefer" else "."),
+        f"An image and regions (boxes or masks) in; for each region {about.answers}. Model family `{config.model_type}`"
+        + (f" ([arXiv {about.paper}](https://arxiv.org/abs/{about.paper}))." if about.paper else "."),
         usage(name),
         "## Parts\n\n" + parts_table(model, config, records),
         "## Training\n\n" + training_text(config.training or []),
@@ -66,12 +83,13 @@ def front_matter(model, config, scores: Sequence[Mapping], name: str | None) -> 
     if not known:
         metadata["license_name"] = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")
     metadata |= {"library_name": "dynrefer", "pipeline_tag": "image-to-text"}
-    metadata["tags"] = list(dict.fromkeys([*TAGS, *(getattr(model, "model_tags", None) or ())]))
+    metadata["tags"] = list(dict.fromkeys(["dynrefer", *model.CARD.tags, *(getattr(model, "model_tags", None) or ())]))
     datasets = [row["source"] for stage in config.training or [] for row in stage["sources"]]
     if datasets := [source for source in dict.fromkeys(datasets) if HUB_ID.fullmatch(source)]:
         metadata["datasets"] = datasets
-    sources = [row["name"] for row in (config.base_parts or {}).values() if row["kind"] != "clip_text"]
-    if bases := [source for source in dict.fromkeys(sources) if HUB_ID.fullmatch(source)]:
+    origins = [Origin.of(row) for row in (config.base_parts or {}).values()]
+    names = [origin.name for origin in origins if origin.kind in ON_HUB]
+    if bases := [name for name in dict.fromkeys(names) if HUB_ID.fullmatch(name)]:
         metadata["base_model"] = bases
     if scores:
         results = [
@@ -101,35 +119,45 @@ import dynrefer
 
 model = dynrefer.load({json.dumps(name or "FOLDER_OR_HUB_ID")})
 results = dynrefer.RegionPredictor(model)("photo.jpg", boxes=[[40, 30, 180, 200]])
-print(results[0].caption, results[0].score, results[0].category)
+print(results[0].to_dict())
 ```
 
 After `import dynrefer.auto`, transformers' `AutoModel`, `AutoConfig` and `AutoProcessor` load it too."""
 
 
-def parts_table(model, config, records: Mapping[str, dict]) -> str:
-    rows = ["| part | type | parameters | trained | taken from |", "|---|---|---|---|---|"]
+def part_rows(model, config) -> list[dict]:
+    """One row a part that others trained, and one for the model's own layers: {"part", "type", "parameters", "trained"
+    (how many of them), "source" (a record of base_parts.py, or None)}."""
     paths = {path: part for part, path in model.BASE_PARTS.items()}
-    inside = {
-        name: paths.get(next((p for p in paths if name.startswith(f"{p}.")), ""), "own layers")
-        for name, _ in model.named_parameters()
-    }
-    for part in (*model.BASE_PARTS, "own layers"):
-        sizes = {True: 0, False: 0}
-        for parameter_name, parameter in model.named_parameters():
-            if inside[parameter_name] == part:
-                # ZeRO-3 keeps only a piece of each here
-                sizes[parameter.requires_grad] += getattr(parameter, "ds_numel", parameter.numel())
-        source = (config.base_parts or {}).get(part)
-        kind = config.model_type if part == "own layers" else getattr(config, f"{part}_config").model_type
+    sizes = {part: {True: 0, False: 0} for part in (*model.BASE_PARTS, OWN_LAYERS)}
+    for name, parameter in model.named_parameters():
+        part = paths.get(next((path for path in paths if name.startswith(f"{path}.")), ""), OWN_LAYERS)
+        # ZeRO-3 keeps only a piece of each here
+        sizes[part][parameter.requires_grad] += getattr(parameter, "ds_numel", parameter.numel())
+    return [
+        {
+            "part": part,
+            "type": config.model_type if part == OWN_LAYERS else getattr(config, f"{part}_config").model_type,
+            "parameters": sum(size.values()),
+            "trained": size[True],
+            "source": (config.base_parts or {}).get(part),
+        }
+        for part, size in sizes.items()
+    ]
+
+
+def parts_table(model, config, records: Mapping[str, dict]) -> str:
+    lines = ["| part | type | parameters | trained | taken from |", "|---|---|---|---|---|"]
+    for row in part_rows(model, config):
+        source = row["source"]
         origin = f"`{place_name(source)}`" if source else ""
         if source and source.get("changed"):
             origin += ", trained further"
-        if part in records:
+        if row["part"] in records:
             origin += ", not in this folder: fetched when the model is loaded"
-        trained = f"{sizes[True]:,}" if sizes[True] else "no"
-        rows.append(f"| {part} | {kind} | {sum(sizes.values()):,} | {trained} | {origin} |")
-    return "\n".join(rows)
+        trained = f"{row['trained']:,}" if row["trained"] else "no"
+        lines.append(f"| {row['part']} | {row['type']} | {row['parameters']:,} | {trained} | {origin} |")
+    return "\n".join(lines)
 
 
 def place_name(source: Mapping) -> str:

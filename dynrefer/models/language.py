@@ -6,13 +6,14 @@ Both read [region embeddings projected, control words]; the control words' embed
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, T5ForConditionalGeneration
+
+from dynrefer.errors import suggestion
 
 MODES = ("frozen", "lora", "full")
 
@@ -96,11 +97,7 @@ class LanguageModel(nn.Module):
         known = [field.name for field in dataclasses.fields(LoraConfig)]
         for name in settings:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                raise ValueError(
-                    f"LoRA setting {name!r} is not one of PEFT's LoraConfig"
-                    + (f"; did you mean {near[0]!r}?" if near else "")
-                )
+                raise ValueError(f"LoRA setting {name!r} is not one of PEFT's LoraConfig.{suggestion(name, known)}")
         if settings.get("modules_to_save") or settings.get("bias", "none") != "none":
             raise ValueError("LoRA with modules_to_save or bias: only LoRA's own layers learn; mode full trains all")
         targets = settings.get("target_modules")
@@ -226,10 +223,8 @@ def check_generation(settings: Mapping | None) -> dict:
     known = GenerationConfig().to_dict()
     for name in settings or {}:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
             raise ValueError(
-                f"generation option {name!r} is not one of transformers' GenerationConfig"
-                + (f"; did you mean {near[0]!r}?" if near else "")
+                f"generation option {name!r} is not one of transformers' GenerationConfig.{suggestion(name, known)}"
             )
         if name in FIXED_GENERATION:
             raise ValueError(f"generation option {name} is fixed: there is one caption a region, with its score")

@@ -11,7 +11,6 @@ FOLDER/
 from __future__ import annotations
 
 import copy
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,29 +22,38 @@ from transformers import PreTrainedModel
 from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.utils.hub import cached_file, resolve_revision
 
+from dynrefer.files import write_json
+
 from . import base_parts
 from .base_parts import HUB_OPTIONS, LOOKUP_OPTIONS, LORA, locate, plain, read_tensors, weight_files
-from .card import CARD, is_somebodys, public_name, write_card
+from .card import CARD, About, is_somebodys, public_name, write_card
 
 ADAPTER = "adapter"
 ADAPTER_FILE = f"{ADAPTER}/adapter_model.safetensors"
 ADAPTERS = ("separate", "merged")
-# of an earlier save or push, which would be read instead of, or beside, the new files
+# Leftovers of an earlier save or push, deleted first: they would be read instead of, or beside, the new files.
 STALE = (
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
-    *(ADAPTER_FILE, f"{ADAPTER}/adapter_config.json", base_parts.FILE),
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    ADAPTER_FILE,
+    f"{ADAPTER}/adapter_config.json",
+    base_parts.FILE,
 )
 
 
 class RegionModel(PreTrainedModel):
     """A model made of parts that others trained and its own layers.
 
-    `BASE_PARTS`: {part: its module}; the part's config is `config.PART_config`, and the language model stands in
-    `language.model`. `processor` is set by `dynrefer.load` and by training. `loaded_from`: (name, revision) of the
-    model that was loaded, from which frozen parts can be fetched again.
+    `BASE_PARTS`: {part: its module}; the part's config is `config.PART_config`. `LANGUAGE_PART`: the one of them that
+    is a language model: it alone is quantized, and it may carry LoRA layers (`config.PART_mode`, `config.PART_lora`).
+    `CARD`: what a model card says of the family, see card.py. `processor` is set by `dynrefer.load` and by training.
+    `loaded_from`: (name, revision) of the model that was loaded, from which frozen parts can be fetched again.
     """
 
     BASE_PARTS: dict[str, str] = {}
+    LANGUAGE_PART: str | None = None
+    CARD = About()
 
     def __init__(self, config, dtypes: Mapping[str, torch.dtype] | None = None):
         """dtypes: of single tensors, where they differ from the model's (a saved model's, while it is loaded)."""
@@ -89,6 +97,9 @@ class RegionModel(PreTrainedModel):
 
     def freeze(self) -> None:
         """Only what the config trains asks for gradients."""
+
+    def after_load(self) -> None:
+        """Checks or fills what a loaded model needs beyond its tensors, its processor included; raises ValueError."""
 
     # ------------------------------------------------------------------------------------------ loading
 
@@ -235,7 +246,7 @@ class RegionModel(PreTrainedModel):
             raise ValueError(f"adapters {adapters!r}: expected one of {', '.join(ADAPTERS)}")
         quantized = getattr(self, "hf_quantizer", None) is not None
         offloaded = any(parameter.is_meta for parameter in self.parameters())
-        lora = getattr(self.config, "language_mode", None) == "lora" and not quantized
+        lora = self.has_adapter and not quantized
         if (quantized or offloaded) and (save_trainable_only or adapters == "merged"):
             raise ValueError(
                 f"save_trainable_only and adapters='merged' need the whole model in memory as it is; this one is "
@@ -246,10 +257,10 @@ class RegionModel(PreTrainedModel):
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         adapter = self.adapter_names() if lora and adapters == "separate" else {}
         if lora and adapters == "merged":
-            merged = self.merged_language(state)
-            state = {k: v for k, v in state.items() if not k.startswith("language.model.")} | merged
-            trained |= merged.keys()
-            config.language_mode, config.language_lora = "frozen", None
+            state = self.merged(state)
+            trained |= {name for name in state if name.startswith(f"{self.language_path}.")}
+            setattr(config, f"{self.LANGUAGE_PART}_mode", "frozen")
+            setattr(config, f"{self.LANGUAGE_PART}_lora", None)
         records = base_parts.leave_out(self, state, trained, folder) if save_trainable_only else {}
         config.base_parts = base_parts.sources_to_save(self, lora and adapters == "merged", repo_id is not None)
         if repo_id and config.training:
@@ -270,7 +281,7 @@ class RegionModel(PreTrainedModel):
                 name: load_offloaded_parameter(self, ours) if state[ours].is_meta else state[ours]
                 for name, ours in adapter.items()
             }
-            language = (config.base_parts or {}).get("language")
+            language = (config.base_parts or {}).get(self.LANGUAGE_PART)
             self.write_adapter(folder / ADAPTER, layers, base_parts.Origin.of(language) if language else None)
         elsewhere = {name for row in records.values() for name in row["tensors"]}.union(adapter.values())
         tied = self.all_tied_weights_keys
@@ -283,20 +294,30 @@ class RegionModel(PreTrainedModel):
         for path in (*folder.glob("model*.safetensors"), *folder.glob(ADAPTER_FILE)):
             path.chmod((folder / "config.json").stat().st_mode)  # safetensors lets nobody else read them
         if records:
-            (folder / base_parts.FILE).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+            write_json(folder / base_parts.FILE, records)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
         write_card(folder, self, config, records, repo_id)
 
     # ------------------------------------------------------------------------------------------ adapters
 
+    @property
+    def language_path(self) -> str | None:
+        """Of the language model's module; None where there is none."""
+        return None if self.LANGUAGE_PART is None else self.BASE_PARTS[self.LANGUAGE_PART]
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the language model carries LoRA layers."""
+        return self.language_path is not None and hasattr(self.get_submodule(self.language_path), "peft_config")
+
     def adapter_names(self) -> dict[str, str]:
         """{name in PEFT's file: our name} of the LoRA layers."""
         from peft import get_peft_model_state_dict
 
-        language = self.language.model
+        language = self.get_submodule(self.language_path)
         state = {name: tensor for name, tensor in language.state_dict(keep_vars=True).items() if LORA in name}
-        ours = {id(tensor): f"language.model.{name}" for name, tensor in state.items()}
+        ours = {id(tensor): f"{self.language_path}.{name}" for name, tensor in state.items()}
         found = get_peft_model_state_dict(language, state_dict=state, save_embedding_layers=False)
         return {f"base_model.model.{name}": ours[id(tensor)] for name, tensor in found.items()}
 
@@ -304,10 +325,11 @@ class RegionModel(PreTrainedModel):
         """tensors: under PEFT's names; source: of the language model that they belong to."""
         from safetensors.torch import save_file
 
-        config = copy.deepcopy(self.language.model.peft_config["default"])
+        config = copy.deepcopy(self.get_submodule(self.language_path).peft_config["default"])
         if source and not source.changed:
             config.base_model_name_or_path, config.revision = source.name, source.revision
-        config.task_type = "SEQ_2_SEQ_LM" if self.config.language_config.is_encoder_decoder else "CAUSAL_LM"
+        language = getattr(self.config, f"{self.LANGUAGE_PART}_config")
+        config.task_type = "SEQ_2_SEQ_LM" if language.is_encoder_decoder else "CAUSAL_LM"
         config.inference_mode = True
         config.save_pretrained(folder)
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -316,21 +338,26 @@ class RegionModel(PreTrainedModel):
     def read_adapter(self, path: str | Path) -> dict[str, Tensor]:
         """The LoRA layers of an adapter file under our names; ValueError where they do not fit the config."""
         tensors = read_tensors([path])
-        names = self.adapter_names() if self.config.language_mode == "lora" else {}
+        names = self.adapter_names() if self.has_adapter else {}
         if different := sorted(names.keys() ^ tensors.keys()):
             raise ValueError(
-                f"{path}: {len(different)} LoRA tensors do not fit config.json's language_lora, such as {different[0]}"
+                f"{path}: {len(different)} LoRA tensors do not fit config.json's {self.LANGUAGE_PART}_lora, such as "
+                f"{different[0]}"
             )
         return {names[name]: tensor for name, tensor in tensors.items()}
 
     @torch.no_grad()
-    def merged_language(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The language model's tensors with the adapters added to its weights; the model stays as it is."""
+    def merged(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state of the model with the adapters added to the language model's weights; the state as it is where there
+        are none. The model stays as it is."""
+        if not self.has_adapter:
+            return dict(state)
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        prefix = "language.model."
+        prefix = f"{self.language_path}."
+        others = {k: v for k, v in state.items() if not k.startswith(prefix)}
         merged = {plain(k): v for k, v in state.items() if k.startswith(prefix) and LORA not in k}
-        for name, layer in self.language.model.named_modules():
+        for name, layer in self.get_submodule(self.language_path).named_modules():
             if isinstance(layer, BaseTunerLayer):
                 weight = layer.get_base_layer().weight
                 before = weight.data.clone()
@@ -338,7 +365,7 @@ class RegionModel(PreTrainedModel):
                 merged[f"{prefix}{name}.weight"] = weight.data.clone()
                 layer.unmerge()
                 weight.data.copy_(before)  # adding and subtracting rounds
-        return merged
+        return others | merged
 
 
 def language_only(quantization_config, model: RegionModel):
@@ -346,11 +373,13 @@ def language_only(quantization_config, model: RegionModel):
 
     Its output layer and its LoRA layers stay as they are too. A model without a language model: the settings as given.
     """
-    if not hasattr(model, "language"):
+    if model.language_path is None:
         return quantization_config
-    keep = [name for name, _ in model.named_children() if name != "language"]
-    keep += [f"language.{name}" for name, _ in model.language.named_children() if name != "model"]
-    output = model.language.model.get_output_embeddings()
+    keep, module, prefix = [], model, ""
+    for step in model.language_path.split("."):
+        keep += [f"{prefix}{name}" for name, _ in module.named_children() if name != step]
+        module, prefix = module.get_submodule(step), f"{prefix}{step}."
+    output = module.get_output_embeddings()
     keep += [name for name, module in model.named_modules() if module is output]
     keep.append(r".*\.lora_.*")
     settings = copy.deepcopy(quantization_config)

@@ -95,10 +95,10 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> None:
 
 
 def blip2(kind: str = "blip2", language: str = "t5"):
-    """kind: see dynrefer.convert.lavis.KINDS; language: a key of LANGUAGES, of no use to "retrieval"."""
+    """kind: see dynrefer.convert.lavis_layout.KINDS; language: a key of LANGUAGES, of no use to "retrieval"."""
     import transformers
 
-    from dynrefer.convert.lavis import KINDS
+    from dynrefer.convert.lavis_layout import KINDS
 
     model_class, config_class, _ = KINDS[kind]
     config = getattr(transformers, config_class)(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
+from dynrefer.errors import check_keys
 from dynrefer.vocabulary import read_attributes, read_words, words_of_records
 
 from ..base_parts import Origin, fill_part, locate
@@ -64,8 +64,16 @@ def build(section: Mapping, records: Sequence) -> tuple[DynReferModel, DynReferP
 
 # What may change when training goes on from a saved model: nothing that shapes a tensor or a text.
 CHANGEABLE = (
-    *("view_strategy", "train_view_strategy", "tag_threshold", "control_drop_all", "control_keep", "generation"),
-    *("mirror", "box_jitter", "mask_same_caption", "licence"),
+    "view_strategy",
+    "train_view_strategy",
+    "tag_threshold",
+    "control_drop_all",
+    "control_keep",
+    "generation",
+    "mirror",
+    "box_jitter",
+    "mask_same_caption",
+    "licence",
 )
 
 
@@ -119,14 +127,6 @@ def known_keys() -> tuple[str, ...]:
 
 
 BASE_FIELDS = {field.name for field in fields(PreTrainedConfig)} | {"training", "base_parts"}  # written, not set
-
-
-def check_keys(section: Mapping, known: Sequence[str], where: str) -> None:
-    for key in section:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
-            raise ValueError(f"{where}.{key}: unknown setting{hint}")
 
 
 def tokenizers(section: Mapping, parts: Mapping[str, Mapping], records: Sequence):

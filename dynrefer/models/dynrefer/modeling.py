@@ -14,6 +14,7 @@ from dynrefer.processes import gather_rows
 from dynrefer.prompts import Control, parse_control, region_controls
 from dynrefer.vocabulary import attribute_texts, category_texts, read_attributes, text_hash
 
+from ..card import About
 from ..language import LANGUAGE_MODELS, check_generation, language_kind
 from ..saving import RegionModel
 from ..text_encoder import TextEncoder
@@ -41,6 +42,13 @@ class DynReferModel(RegionModel):
     _supports_sdpa = True
     _no_split_modules = ["RegionEncoder", "TextQueryDecoder", "ViewTextHead"]
     BASE_PARTS = {"vision": "vision.model", "language": "language.model", "text": "text_encoder.model"}
+    LANGUAGE_PART = "language"
+    CARD = About(
+        answers="a caption with its probability, tags, attributes and a category",
+        reads="{num_views} views of {image_size} x {image_size} pixels around each region",
+        paper="2405.16071",
+        tags=("region-captioning", "dense-captioning", "image-captioning"),
+    )
 
     def __init__(self, config: DynReferConfig, dtypes: Mapping[str, torch.dtype] | None = None):
         super().__init__(config, dtypes)
@@ -242,7 +250,7 @@ class DynReferModel(RegionModel):
     def bank_hash(self) -> str:
         return text_hash([text for texts in self.bank_texts().values() for text in ("", *texts)])
 
-    def check_text_bank(self) -> None:
+    def after_load(self) -> None:
         """ValueError when the cached embeddings belong to other word lists than the config's."""
         if self.config.text_bank_hash != self.bank_hash():
             raise ValueError(
