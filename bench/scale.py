@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .loading import Boxes
+
 REGIONS_AN_IMAGE = 50
 CAPTION = "the clock on the wall is green in colour"
 HW = (600, 800)
@@ -141,12 +143,13 @@ def memory() -> np.ndarray:
 
 def probe_records(path: str, warm: str) -> dict:
     """Opens records and what a training run makes of them; also in a worker process."""
-    from dynrefer.data.dataset import RegionDataset
-    from dynrefer.data.loader import RegionLoader
+    from dynrefer.data.dataset import ExampleDataset
+    from dynrefer.data.loader import ExampleLoader
     from dynrefer.data.record_files import open_records
 
-    def loader_of(records) -> RegionLoader:
-        return RegionLoader(RegionDataset(records, None, True, 0), 64, shuffle=True, seed=0, num_workers=0)
+    def loader_of(records) -> ExampleLoader:
+        dataset = ExampleDataset(records, Boxes(), train=True, seed=0)
+        return ExampleLoader(dataset, 64, shuffle=True, seed=0, num_workers=0)
 
     next(loader_of(open_records(warm)).keys(0, 0))  # pyarrow imports what it needs when it is needed
     open_records(warm).fetch([0])
@@ -154,19 +157,20 @@ def probe_records(path: str, warm: str) -> dict:
     records = open_records(path)
     opened = time.perf_counter() - start
     loader = loader_of(records)
-    key = next(loader.keys(0, 0))
+    ((items, _),) = next(loader.keys(0, 0))
+    assert sum(len(piece) for _, _, piece in items) == REGIONS_AN_IMAGE
     ready = time.perf_counter() - start
     held = memory() - before
     start = time.perf_counter()
     keys = list(zip(range(2000), loader.keys(1, 0), strict=False))
     planned = (time.perf_counter() - start) / len(keys)
     start = time.perf_counter()
-    num_rows = sum(len(records.fetch(arguments[0])) for _, [(_, arguments)] in keys)
+    pieces = [piece for _, [(items, _)] in keys for _, _, piece in items]
+    num_rows = sum(len(loader.dataset.example(piece)) for piece in pieces)
     fetched = num_rows / (time.perf_counter() - start)
     after = memory() - before
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        worker = pool.apply(worker_memory, (records, warm, [arguments[0] for _, [(_, arguments)] in keys]))
-    assert len(key[0][1][0]) == 64
+        worker = pool.apply(worker_memory, (loader.dataset, warm, pieces))
     return {
         "regions": len(records),
         "opened": opened,
@@ -179,19 +183,19 @@ def probe_records(path: str, warm: str) -> dict:
     }
 
 
-def worker_memory(records, warm: str, batches: list) -> list[float]:
-    """(RSS, USS) in MB that records cost a worker after many batches, whose imports are done."""
+def worker_memory(dataset, warm: str, pieces: list) -> list[float]:
+    """(RSS, USS) in MB that a dataset costs a worker after many examples, whose imports are done."""
     import pickle
 
     from dynrefer.data.record_files import open_records
 
     open_records(warm).fetch([0])
-    state = pickle.dumps(records)
-    del records
+    state = pickle.dumps(dataset)
+    del dataset
     before = memory()
     own = pickle.loads(state)
-    for indices in batches:
-        own.fetch(indices)
+    for piece in pieces:
+        own.example(piece)
     return (memory() - before).tolist()
 
 
@@ -211,7 +215,7 @@ def probe_coco(path: str) -> dict:
 def probe_pass(folder: str, num_workers: int, source: str) -> dict:
     """One epoch of a loader: seconds, and how often an image was opened."""
     from dynrefer.data import dataset as dataset_module
-    from dynrefer.data.loader import RegionLoader
+    from dynrefer.data.loader import ExampleLoader
     from dynrefer.data.record_files import open_records
     from dynrefer.data.shards import open_shards
     from dynrefer.data.stream import ShardDataset, ShardLoader
@@ -231,22 +235,14 @@ def probe_pass(folder: str, num_workers: int, source: str) -> dict:
         "mp_context": "fork" if int(num_workers) else None,
     }
     if source == "shards":
-        loader = ShardLoader(ShardDataset(open_shards(folder), Boxes(), True, 0), 64, **options)
+        dataset = ShardDataset(open_shards(folder), Boxes(), train=True, seed=0)
+        loader = ShardLoader(dataset, 64, **options)
     else:
-        loader = RegionLoader(dataset_module.RegionDataset(open_records(folder), Boxes(), True, 0), 64, **options)
+        dataset = dataset_module.ExampleDataset(open_records(folder), Boxes(), train=True, seed=0)
+        loader = ExampleLoader(dataset, 64, **options)
     start = time.perf_counter()
-    num_regions = sum(len(batch) for batch in loader.epoch(0))
+    num_regions = sum(len(batch) for step in loader.epoch(0) for batch in step)
     return {"seconds": time.perf_counter() - start, "regions": num_regions, "opened": opened.value}
-
-
-class Boxes:
-    """A stand-in for a processor that costs nothing: what is left is the way of the data."""
-
-    def samples(self, image, regions, generators, train):
-        return [{"box": region.box} for region in regions]
-
-    def collate(self, samples):
-        return np.array([sample["box"] for sample in samples])
 
 
 def cpu_of(command: list[str]) -> tuple[float, float]:
@@ -263,7 +259,7 @@ def cpu_of(command: list[str]) -> tuple[float, float]:
 
 
 def opening(folder: Path, num_images: int) -> Rows:
-    """A record file opened, up to the first batch of an epoch, beside pycocotools' index of the same as COCO JSON."""
+    """A record file opened, up to the first step of an epoch, beside pycocotools' index of the same as COCO JSON."""
     write_arrow(folder / "warm", 10)
     write_arrow(folder / "arrow", num_images)
     file = next((folder / "arrow").glob("*.arrow"))
@@ -288,11 +284,11 @@ def opening(folder: Path, num_images: int) -> Rows:
     for name, path in (("folder of save_arrow", folder / "arrow"), ("its rows alone", others)):
         found = in_fresh_process(probe_records, path, folder / "warm")
         yield f"{name}: opened", f"{found['opened']:.2f} s", f"{found['regions']:,} regions, ids known to be unique"
-        yield "  ready for batches", f"{found['ready']:.2f} s", "images known, first batch planned"
-        for what, key in (("memory then", "held"), ("after 2,000 batches", "after"), ("in a worker", "worker")):
+        yield "  ready for batches", f"{found['ready']:.2f} s", "images known, first step planned"
+        for what, key in (("memory then", "held"), ("after 2,000 steps", "after"), ("in a worker", "worker")):
             rss, uss = found[key]
             yield f"  {what}", f"RSS {rss:.0f}, USS {uss:.0f} MB", ""
-        yield "  a batch planned", f"{found['plan'] * 1e6:.0f} us", "64 regions"
+        yield "  a step planned", f"{found['plan'] * 1e6:.0f} us", f"{REGIONS_AN_IMAGE} regions, an image"
         yield "  records read", f"{found['fetch']:,.0f} /s", "image by image, in random order"
 
 

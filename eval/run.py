@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynrefer.config import parse_pairs
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import Region, RegionRecords
 from dynrefer.errors import run_command
@@ -45,11 +44,12 @@ from .evaluate import (
     mean_scores,
     predictions_out,
     report_scores,
+    task_options,
 )
 from .inputs.detected import DetectedBoxes, open_boxes
 from .inputs.formats import Predictions, read_any
 from .metrics.judge import HTTPJudge
-from .options import STOPPED, arguments, load_model, open_task
+from .options import STOPPED, add_options_help, arguments, given_options, load_model, open_task
 from .predict import file_sha256
 from .report import report_of
 from .scoring import Scores, score
@@ -90,17 +90,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--different-protocols", action="store_true", help="compare what is not comparable, and mark it"
     )
+    parser.add_argument("--view-strategy", help="option view_strategy, of models that have it")
+    parser.add_argument("--control", help="option control, of models that have it; '' for none")
     parser.add_argument(
-        "--view-strategy", help="phash, joint, task, random or fixed:0,0.3; the model's own if not given"
+        "--tag-threshold", type=float, help="least probability of a tag, over the task's; option tag_threshold too"
     )
-    parser.add_argument("--control", help="control words of every region; '' for none; the predicted tags if not given")
-    parser.add_argument("--tag-threshold", type=float, help="least probability of a tag, over the task's")
     parser.add_argument("--baselines", action="store_true", help="also score constant captions and people")
     parser.add_argument(
         "--train-data", nargs="+", metavar="FILE", help="records that the baselines learn from; train.jsonl beside data"
     )
     parser.add_argument("--report", metavar="FILE", help="also write a page with the scores, charts and pictures")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="text generation, for instance num_beams=5")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="the model's options, for instance num_beams=5; --model MODEL --help lists them",
+    )
+    try:
+        add_options_help(parser, argv)
+    except ValueError as error:
+        parser.epilog = f"no options are listed: {error}"
     args = parser.parse_intermixed_args(argv)
     return run_command("eval.run", launched()(_run), args, STOPPED if args.model else "stopped")
 
@@ -123,7 +132,6 @@ def _run(args: argparse.Namespace) -> None:
     if args.compare:
         _compare(args, task, records, everything, boxes)
         return
-    generation = parse_pairs(args.settings)
     train = _train_records(task, records, args.train_data) if args.baselines else None
     settings: dict[str, Any] = {}
     predicted, seeds = {}, {}
@@ -131,9 +139,10 @@ def _run(args: argparse.Namespace) -> None:
         _all_different(args.predictions)
         for path in args.predictions:
             predictions = _read(args, path, task, records, everything, boxes)
-            predicted[path], seeds[path] = predictions.results, _score(args, task, records, predictions)
+            predicted[path], seeds[path] = predictions.results, _score(args, path, task, records, predictions)
         scores = mean_scores(list(seeds.values()))
         settings = {"generation": None} | _settings_of(args.predictions[0])
+        settings.pop("answers", None)
         name = args.model_name or args.predictions[0]
         out = Path(args.out or predictions_out(args.predictions, task.name))
     elif args.model:
@@ -143,32 +152,21 @@ def _run(args: argparse.Namespace) -> None:
                 "data_prep.grit_boxes` writes such), or score a file with its own boxes with --predictions"
             )
         name = args.model_name or args.model
-        asked = {"captioner": args.captioner, "prompt": args.prompt}
-        out = Path(args.out or default_out(args.model, task.name, args.view_strategy, args.control, **asked))
         model = load_model(args)
-        captioner = getattr(model, "captioner_settings", None)
-        if captioner and not (args.view_strategy is None and args.control is None):
-            raise ValueError(f"--view-strategy and --control are for our models; --prompt asks {args.model}")
-        settings = {
-            "model": model_fingerprint(model),
-            "generation": {**task.generation, **generation},
-            "view_strategy": args.view_strategy or getattr(model.processor, "view_strategy", None),
-            "control": args.control,
-            "tag_threshold": task.tag_threshold,
-            "dtype": args.dtype,
-        }
-        if captioner:
-            settings["captioner"] = {"model": args.model, **captioner}
+        given = given_options(args, model.Options)
+        if "tag_threshold" in given:
+            task = get_task(args.task, tag_threshold=given["tag_threshold"])
+        out = Path(args.out or default_out(args.model, task.name, given, args.captioner, args.prompt))
+        options = task_options(model, task, task.word_lists(records.path), given)
+        settings = {"model": model_fingerprint(model), "dtype": args.dtype, **model.settings(options)}
         scores, results = evaluate(
             model,
             task,
             records,
             out,
+            given,
             batch_size=args.batch_size,
             num_workers=args.num_workers,
-            control=args.control,
-            view_strategy=args.view_strategy,
-            generation=generation,
             overwrite=args.overwrite,
             annotations=args.annotations,
             judge=_judge(args),
@@ -227,7 +225,7 @@ def _print(content: dict, task: Task, scores: Scores) -> None:
         of = f"{file['path']}: " if "seeds" in content else ""
         if missing := file.get("regions_without_prediction"):
             print(f"{of}{missing} regions without a prediction count as wrong")
-        if (empty := file.get("empty_captions")) and "captions" in task.metrics:
+        if (empty := file.get("empty_captions")) and "captions" in {*task.metrics} - scores.left_out.keys():
             print(f"{of}{empty} empty captions count as wrong")
     for what, number in scores.counts.items():
         print(f"{number} {what}")
@@ -251,7 +249,9 @@ def _compare(
     boxes: DetectedBoxes | None,
 ) -> None:
     marks = pair.protocol_marks(args.compare, task, records, args.different_protocols)
-    a, b = (_score(args, task, records, _read(args, path, task, records, everything, boxes)) for path in args.compare)
+    a, b = (
+        _score(args, path, task, records, _read(args, path, task, records, everything, boxes)) for path in args.compare
+    )
     _computed(task, a)
     _computed(task, b)
     pair.print_pair(args.compare, task, records, a, b, marks, args.out)
@@ -283,7 +283,7 @@ def _read(
     return boxes.detections(found.results) if boxes else found
 
 
-def _score(args: argparse.Namespace, task: Task, records: RegionRecords, predictions: Predictions) -> Scores:
+def _score(args: argparse.Namespace, path: str, task: Task, records: RegionRecords, predictions: Predictions) -> Scores:
     return score(
         task,
         records,
@@ -292,6 +292,7 @@ def _score(args: argparse.Namespace, task: Task, records: RegionRecords, predict
         images=predictions.images,
         annotations=args.annotations,
         judge=_judge(args),
+        answers=_settings_of(path).get("answers"),
     )
 
 

@@ -1,7 +1,7 @@
 """Records and predictions -> every score of a task, and how sure each is."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ def score(
     annotations: str | None = None,
     judge: Callable[..., str] | None = None,
     encode: Callable | None = None,
+    answers: Collection[str] | None = None,
 ) -> Scores:
     """All metrics of a task. A region without a prediction is wrong in each; a region without the annotation of a
     metric is left out of that one; a metric that no region is annotated for is left out and named.
@@ -32,7 +33,8 @@ def score(
     that occur in the records where there is none.
     images: prediction id -> image, where the predictions bring their own boxes (task.boxes "detected").
     annotations: path of the benchmark's own file, over the task's. judge: answers the questions of `choices`. encode:
-    texts -> embeddings of `similarity`, its own where not given.
+    texts -> embeddings of `similarity`, its own where not given. answers: fields of a result that the model gives; a
+    metric of others is left out. None = any.
     Raises ValueError for predictions of unknown regions or images and for scores that are not finite.
     """
     check_task(task)
@@ -63,7 +65,11 @@ def score(
         task, regions, results, names or {}, images or {}, annotations or task.annotations, judge, encode, scores
     )
     for metric in task.metrics:
-        METRICS[metric].add_scores(scoring)
+        asked = METRICS[metric].asks
+        if answers is not None and not asked & set(answers):
+            scores.left_out[metric] = f"this model gives {', '.join(sorted(answers)) or 'nothing'} only"
+        else:
+            METRICS[metric].add_scores(scoring)
     scores.versions = metric_versions(scores.corpus, task, getattr(judge, "model", "not named"))
     return scores
 
@@ -94,7 +100,5 @@ def without_interval(scores: Scores, given: Mapping[str, Any]) -> dict[str, str]
 def _numbers(result: RegionResult):
     yield "its score", result.score
     yield from ((f"a coordinate of its box {result.box}", x) for x in result.box)
-    for kind in ("tags", "attributes"):
+    for kind in ("tags", "attributes", "categories"):
         yield from ((f"the score of {item['name']!r} in its {kind}", item["score"]) for item in getattr(result, kind))
-    if result.category:
-        yield "its category's score", result.category["score"]

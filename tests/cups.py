@@ -1,14 +1,20 @@
 """Cups and lamps of some colour, a task on them, and a model that sees what they are: what tests of eval share."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
 from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region, RegionResult
+from dynrefer.models import options as family_options
+from dynrefer.models.family import FamilyModel, FamilyProcessor
+from dynrefer.models.options import TextOptions
+from dynrefer.views import choose_scales
 from eval.task import Task
 
 TASK = Task("tiny", "test.jsonl", "a test", caption_metrics=("rouge", "cider"), tokenizer="lower")
@@ -50,6 +56,16 @@ def write_cups(folder: Path) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class Options(TextOptions):
+    control: str | None = None
+    tag_threshold: float | None = None
+    list_tags: float | None = None
+    attributes: list[str] | None = None
+    categories: list[str] | None = None
+    view_strategy: str | None = None  # how the views are chosen
+
+
 class Batch(dict):
     def to(self, device):
         return self
@@ -58,43 +74,52 @@ class Batch(dict):
         return len(self["ids"])
 
 
-class Processor:
-    view_strategy, num_views = "phash", 2
-
-    def samples(self, image, regions, generators, train):
+class Processor(FamilyProcessor):
+    def samples(self, example, options, generators, train):
         assert not train
-        colour = next(name for name, rgb in COLOURS.items() if tuple(image[0, 0]) == rgb)
+        colour = next(name for name, rgb in COLOURS.items() if tuple(example.image[0, 0]) == rgb)
         noise = [generator.random() for generator in generators]
-        kinds = ["cup" if region.box[0] == 0 else "lamp" for region in regions]
+        kinds = ["cup" if region.box[0] == 0 else "lamp" for region in example.regions]
+        strategy = options.view_strategy or "phash"
         return [
-            {"id": r.id, "box": r.box, "text": f"a {colour} {kind}", "noise": x, "strategy": self.view_strategy}
-            for r, kind, x in zip(regions, kinds, noise, strict=True)
+            {"id": r.id, "box": r.box, "text": f"a {colour} {kind}", "noise": x, "strategy": strategy}
+            for r, kind, x in zip(example.regions, kinds, noise, strict=True)
         ]
 
     def collate(self, samples):
         return Batch({"ids": [s["id"] for s in samples], "samples": samples})
 
 
-class Model(nn.Module):
+class Model(FamilyModel, nn.Module):
     """Says what it sees; stops with a KeyboardInterrupt before batch number `die_at`."""
+
+    Options = Options
+    answers = frozenset({"caption", "tags", "attributes", "categories"})
 
     def __init__(self, die_at: int | None = None):
         super().__init__()
         self.weight = nn.Parameter(torch.arange(6.0))
         self.processor, self.device = Processor(), torch.device("cpu")
-        self.config = type("Config", (), {"attributes": [], "categories": ["lamp", "cup"]})()
+        self.config = type("Config", (), {"attributes": [], "categories": ["lamp", "cup"], "num_views": 2})()
         self.die_at, self.calls = die_at, []
 
     def before_eval(self):
         self.ready = True
 
-    def predict(self, batch, *, control, tag_threshold, list_tags, attributes, categories, generation):
+    def check_options(self, options):
+        if options.view_strategy is not None:
+            choose_scales(options.view_strategy, np.zeros((1, 1, 3), np.uint8), np.zeros((0, 4)), 2, ())
+
+    def settings(self, options):
+        names = ("control", "tag_threshold", "attributes", "categories", "view_strategy")
+        return {name: getattr(options, name) for name in names} | {"generation": options.decoding()}
+
+    def predict(self, batch, options):
         assert self.ready
         if len(self.calls) == self.die_at:
             raise KeyboardInterrupt
-        self.calls.append(
-            {"ids": batch["ids"], "attributes": attributes, "categories": categories} | (generation or {})
-        )
+        lists = {"attributes": options.attributes, "categories": options.categories}
+        self.calls.append({"ids": batch["ids"], **lists, **options.decoding()})
         results = []
         for sample in batch["samples"]:
             _, colour, kind = sample["text"].split()
@@ -106,11 +131,43 @@ class Model(nn.Module):
                     score=sample["noise"],
                     tags=[{"name": colour, "score": 0.9}, {"name": kind, "score": 0.8}],
                     attributes=[{"name": f"color:{name}", "score": float(name == colour)} for name in COLOURS],
-                    category={"name": kind, "score": 0.9},
-                    scales=[0.0, 0.3],
+                    categories=[{"name": kind, "score": 0.9}],
+                    extra={"scales": [0.0, 0.3]},
                 )
             )
         return results
+
+
+class Namer(Model):
+    """Knows names only, and has no options."""
+
+    Options = family_options.Options
+    answers = frozenset({"categories"})
+
+    def settings(self, options):
+        return {}
+
+    def check_options(self, options):
+        pass
+
+    def predict(self, batch, options):
+        assert options == family_options.Options()
+        kinds = [sample["text"].split()[-1] for sample in batch["samples"]]
+        return [
+            RegionResult(s["id"], list(s["box"]), categories=[{"name": kind, "score": 0.9}])
+            for s, kind in zip(batch["samples"], kinds, strict=True)
+        ]
+
+
+class NamerProcessor(Processor):
+    def samples(self, example, options, generators, train):
+        return super().samples(example, Options(), generators, train)
+
+
+def namer():
+    model = Namer()
+    model.processor = NamerProcessor()
+    return model
 
 
 def results_of(regions: list[Region]) -> dict[str, RegionResult]:

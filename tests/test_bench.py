@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from bench import run
+from bench import loading, run
 from bench.timing import Budget, Result, compare
 
 
@@ -64,3 +64,18 @@ def test_an_unknown_benchmark_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         bench(monkeypatch, capsys, "view")
     assert "no benchmark 'view'; there are views, views-large, transform" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_loaders_of_two_checkouts_are_timed_in_turns(capsys):
+    loading.main(["--small", "--scenes", "4", "--images", "4", "--before", str(loading.HERE.parents[1])])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines if not line.startswith("  ")] == ["world"] * 2 + ["photos"] * 2
+    assert [line[2:24].rstrip() for line in lines if line.startswith("  ")] == ["before", "this checkout"] * 4
+    assert "200 regions of 4 photos, 2 workers" in lines[-3]
+
+
+def test_a_folder_without_a_loader_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        loading.main(["--before", str(tmp_path)])
+    assert "no checkout with dynrefer/data/loader.py" in capsys.readouterr().err

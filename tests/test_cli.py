@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,37 +15,39 @@ from PIL import Image
 import dynrefer
 from dynrefer import cli
 from dynrefer.data.records import RegionResult
+from dynrefer.models import auto
+from dynrefer.models.dynrefer.options import Options
+from dynrefer.models.family import FamilyModel, FamilyProcessor
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BOX = ["--box", "0", "0", "5", "5"]
 
 
-class FakeBatch:
-    def __init__(self, ids, boxes):
-        self.ids, self.boxes = ids, boxes
-
+class FakeBatch(list):
     def to(self, device):
         return self
 
 
-class FakeModel:
+class FakeModel(FamilyModel, FamilyProcessor):
     device = "cpu"
+    Options = Options
 
     def __init__(self):
         self.processor = self
         self.options = None
 
-    def prepare(self, image, boxes, masks, *, view_strategy=None, seed=0, ids=None):
-        self.view_strategy = view_strategy
-        return FakeBatch(ids, boxes.tolist())
+    def samples(self, example, options, generators, train):
+        return list(example.regions)
 
-    def predict(self, batch, **options):
+    def collate(self, samples):
+        return FakeBatch(samples)
+
+    def predict(self, batch, options):
         self.options = options
         scored = [{"name": "cup", "score": 0.9}, {"name": "red", "score": 0.7}]
-        return [
-            RegionResult(id, box, "une tasse dorée", 0.5, scored, scored, {"name": "cup", "score": 0.8}, [0.0, 0.3])
-            for id, box in zip(batch.ids, batch.boxes, strict=True)
-        ]
+        answers = {"caption": "une tasse dorée", "score": 0.5, "tags": scored, "attributes": scored}
+        answers |= {"category": {"name": "cup", "score": 0.8}, "extra": {"scales": [0.0, 0.3]}}
+        return [RegionResult(region.id, list(region.box), **answers) for region in batch]
 
 
 @pytest.fixture
@@ -57,6 +60,8 @@ def model(monkeypatch):
         return fake
 
     monkeypatch.setitem(dynrefer.__dict__, "load", load)
+    monkeypatch.setattr(auto, "family_of", lambda name, revision=None: fake.family)
+    fake.family = SimpleNamespace(options=Options)
     return fake
 
 
@@ -94,7 +99,8 @@ def test_json_prints_one_result_a_line(model, photo, capsys):
     results = [json.loads(line) for line in out.splitlines()]
     assert status == 0
     assert [result["box"] for result in results] == [[40, 30, 180, 90], [0, 0, 5, 5]]
-    assert set(results[0]) == {"id", "box", "caption", "score", "tags", "attributes", "category", "scales"}
+    answers = {"caption", "score", "tags", "attributes", "category", "categories", "mask", "extra"}
+    assert set(results[0]) == {"id", "box", *answers}
     assert "dorée" in out
 
 
@@ -106,7 +112,7 @@ def test_text_shows_caption_tags_attributes_category_and_views(model, photo, cap
         "   tags: cup 0.90, red 0.70",
         "   attributes: cup 0.90, red 0.70",
         "   category: cup 0.80",
-        "   views: 0, 0.3",
+        "   scales: 0, 0.3",
     ]
 
 
@@ -129,14 +135,13 @@ def test_every_option_arrives(model, photo, capsys, tmp_path):
     assert (status, err) == (0, "")
     assert json.loads(out)["box"] == [40, 30, 50, 50]
     assert model.loaded == ("m", "cpu", torch.bfloat16, "v1")
-    assert model.view_strategy == "phash"
-    assert model.options == {
-        "control": "red",
-        "tag_threshold": 1.5,
-        "categories": ["cup", "red lamp"],
-        "attributes": ["red", "shiny"],
-        "generation": {"num_beams": 5, "length_penalty": 0.1},
-    }
+    given = {"tag_threshold": 1.5, "categories": ["cup", "red lamp"], "attributes": ["red", "shiny"]}
+    expected = Options(control="red", view_strategy="phash", num_beams=5, length_penalty=0.1, **given)
+    assert model.options == expected
+    words = ["control=red", "tag_threshold=1.5", f"categories={tmp_path}/names.txt", "attributes=red, shiny"]
+    words += ["view_strategy=phash", "num_beams=5", "length_penalty=1e-1"]
+    assert run(capsys, "describe", photo, *words, "--model", "m", *loading, *box)[0] == 0
+    assert model.options == expected, "flags are other names of the options"
 
 
 def test_a_mask_gives_the_box_and_an_empty_control_stays_empty(model, photo, capsys, tmp_path):
@@ -146,7 +151,7 @@ def test_a_mask_gives_the_box_and_an_empty_control_stays_empty(model, photo, cap
     mask_path = str(tmp_path / "mask.png")
     status, out, _ = run(capsys, "caption", photo, "--model", "m", "--control", "", "--json", "--mask", mask_path)
     assert status == 0 and json.loads(out)["box"] == [30, 10, 50, 20]
-    assert model.options["control"] == ""
+    assert model.options.control == ""
 
 
 @pytest.mark.parametrize(
@@ -159,12 +164,15 @@ def test_a_mask_gives_the_box_and_an_empty_control_stays_empty(model, photo, cap
         (["PHOTO", "--model", "m", "--box", "nan", "0", "5", "5"], "box 0: non-finite"),
         (["PHOTO", "--model", "m", "--box", "0", "0", "5"], "argument --box: expected 4 arguments"),
         (["PHOTO", "--model", "m", "--box", "0", "0", "5", "x"], "argument --box: invalid float value: 'x'"),
-        (["PHOTO", *BOX], "required: --model"),
+        (["PHOTO", *BOX], "no model; give --model"),
+        (["PHOTO", "PHOTO", "--model", "m", *BOX], "--box and --mask need exactly one"),
+        (["PHOTO", "--model", "m", *BOX, "num_beems=5"], "unknown option 'num_beems'. Did you mean 'num_beams'?"),
+        (["PHOTO", "--model", "m", *BOX, "num_beams=five"], "num_beams: expected int, got 'five'"),
         (["PHOTO", "--model", "m", *BOX, "--box-format", "yx"], "unknown box format 'yx'"),
         (["PHOTO", "--model", "m", *BOX, "--mask", "no.png"], "mask 0: mask no.png: no such file"),
-        (["PHOTO", "--model", "m", *BOX, "--categories", "no.txt"], "--categories: no file 'no.txt'"),
-        (["PHOTO", "--model", "m", *BOX, "--attributes", " , "], "--attributes: ' , ' holds no name"),
-        (["PHOTO", "--model", "m", *BOX, "--generation", "5"], "'5' is no setting; write KEY=VALUE"),
+        (["PHOTO", "--model", "m", *BOX, "--categories", "no.txt"], "categories: no file 'no.txt'"),
+        (["PHOTO", "--model", "m", *BOX, "--attributes", " , "], "attributes: ' , ' holds no name"),
+        (["PHOTO", "--model", "m", *BOX, "--generation", "5"], "option '5': expected key=value"),
         (["PHOTO", "--model", "m", *BOX, "--bax"], "unrecognized arguments: --bax"),
     ],
 )
@@ -180,6 +188,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line_too(monkeypatch, photo, capsy
         raise ValueError(f"no model in {name!r};\n  give a run folder")
 
     monkeypatch.setitem(dynrefer.__dict__, "load", load)
+    monkeypatch.setattr(auto, "family_of", lambda name, revision=None: SimpleNamespace(options=Options))
     status, _, err = run(capsys, "caption", photo, "--model", "m", *BOX)
     assert (status, err) == (2, "dynrefer: error: no model in 'm'; give a run folder\n")
     status, _, err = run(capsys, "info", "m")
@@ -194,8 +203,14 @@ def test_debug_shows_where_a_mistake_was_found(monkeypatch, photo):
 
 def test_without_a_command_or_with_an_unknown_one_the_line_says_so(capsys):
     assert run(capsys)[0] == 2
-    status, _, err = run(capsys, "describe")
-    assert status == 2 and "invalid choice: 'describe'" in err and err.count("\n") == 1
+    status, _, err = run(capsys, "descrybe")
+    assert status == 2 and "invalid choice: 'descrybe'" in err and err.count("\n") == 1
+
+
+def test_help_with_a_model_lists_its_options(model, capsys):
+    status, out, _ = run(capsys, "describe", "--help", "--model", "m")
+    assert status == 0 and "num_beams: int or null = None\n      beams of the search" in out
+    assert "control: " in out and "options of m:" in out
 
 
 def test_convert_is_offered_exactly_where_a_family_can_convert(capsys):
@@ -203,7 +218,9 @@ def test_convert_is_offered_exactly_where_a_family_can_convert(capsys):
     assert ("convert" in run(capsys, "--help")[1]) == bool(families)
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["caption", "--help"], ["info", "--help"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["--version"], ["describe", "--help"], ["caption", "--help"], ["info", "--help"]]
+)
 def test_help_comes_at_once_without_the_heavy_packages(argv):
     heavy = ("torch", "transformers", "numpy", "PIL", "yaml", "datasets")
     code = f"""
@@ -288,7 +305,7 @@ def test_a_saved_model_describes_boxes_and_masks(run_folder, photo, capsys):
     assert status == 0 and [result["box"] for result in results] == [[40, 30, 180, 90], [0, 0, 50, 50]]
     for result in results:
         assert result["tags"] == [] and result["category"]["name"] in ("cup", "lamp")
-        assert 0 <= result["score"] <= 1 and len(result["scales"]) == 3 and result["scales"][0] == 0
+        assert 0 <= result["score"] <= 1 and len(result["extra"]["scales"]) == 3 and result["extra"]["scales"][0] == 0
     alone = run(capsys, *command[:6], *boxes[5:], "--json", "--tag-threshold", "1.5", "--categories", "cup,lamp")[1]
     assert json.loads(alone)["caption"] == results[1]["caption"]  # regions do not see each other
 

@@ -5,8 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dynrefer.data import Region, open_records, write_records
+from dynrefer.data import dataset as dataset_module
 from dynrefer.data.clips import ClipRegion, FrameRegion, clip_frames, open_clips, read_clip, write_clips
+from dynrefer.data.dataset import ExampleDataset
+from dynrefer.data.loader import ExampleLoader
+from dynrefer.data.packing import Piece
+from dynrefer.data.shards import write_shards
 from dynrefer.masks import mask_to_rle
+from dynrefer.models.family import FamilyProcessor
 
 HW = (48, 64)
 SPOT = np.zeros(HW, dtype=bool)
@@ -17,6 +24,13 @@ def record(name="7", **changes) -> dict:
     frames = {"2": {"box": [1, 2, 30, 40]}, "4": {"mask": mask_to_rle(SPOT)}, "6": None}
     d = {"id": name, "video": "frames", "num_frames": 10, "frame_hw": list(HW), "prompt_frame": 2, "frames": frames}
     return d | {"captions": ["a dog"], "split": "train"} | changes
+
+
+def write_frames(folder):
+    """Ten frames, each ten redder than the one before."""
+    (folder / "frames").mkdir()
+    for k in range(10):
+        Image.new("RGB", HW[::-1], (10 * k, 0, 0)).save(folder / "frames" / f"{k:05d}.png")
 
 
 def test_a_record_and_its_defaults():
@@ -145,9 +159,7 @@ def test_frames_are_spread_from_the_prompt_frame_to_the_end():
 
 def test_a_clip_is_read_only_from_a_video_of_its_own_size_and_length(tmp_path):
     clip = ClipRegion.from_dict(record())
-    (tmp_path / "frames").mkdir()
-    for k in range(10):
-        Image.new("RGB", HW[::-1], (10 * k, 0, 0)).save(tmp_path / "frames" / f"{k:05d}.png")
+    write_frames(tmp_path)
     frames = read_clip(tmp_path / clip.video, clip, clip_frames(clip, 3))
     assert frames.shape == (3, *HW, 3) and frames[:, 0, 0, 0].tolist() == [20, 60, 90]
     with pytest.raises(ValueError, match="clip 7: .* the record says .64, 48."):
@@ -155,3 +167,104 @@ def test_a_clip_is_read_only_from_a_video_of_its_own_size_and_length(tmp_path):
     (tmp_path / "frames" / "00004.png").unlink()
     with pytest.raises(ValueError, match="clip 7: .* has 9 frames, the record says 10"):
         read_clip(tmp_path / "frames", clip, [0])
+
+
+# ---------------------------------------------------------------------------------------------- examples
+
+PICTURE = Region("p0", "0.png", HW, (1.0, 2.0, 30.0, 40.0))
+
+
+class Processor(FamilyProcessor):
+    """Samples that show what went into them: the region, the red of its frames, a random number."""
+
+    def samples(self, example, options, generators, train):
+        clip = isinstance(example.regions[0], ClipRegion)
+        frames = example.frames(clip_frames(example.regions[0], 3) if clip else None)
+        red = [int(frame[0, 0, 0]) for frame in frames]
+        return [
+            (region.id, red, int(example.image[0, 0, 0]), float(generator.random()))
+            for region, generator in zip(example.regions, generators, strict=True)
+        ]
+
+    def collate(self, samples):
+        return list(samples)
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """A folder with a video of ten frames, a picture, and clips: two of the same frames, others that differ in one."""
+    write_frames(tmp_path)
+    Image.new("RGB", HW[::-1], (250, 0, 0)).save(tmp_path / "0.png")
+    changes = {"a": {}, "b": {"end_frame": 7}, "c": {}, "d": {"prompt_frame": 4}, "e": {"end_frame": 7}}
+    write_clips(
+        tmp_path / "clips.jsonl", [ClipRegion.from_dict(record(name, **each)) for name, each in changes.items()]
+    )
+    return tmp_path
+
+
+def groups_of(records):
+    return [[records[index].id for index in group] for group in records.example_groups()]
+
+
+def test_regions_of_the_same_frames_are_one_example(clips, monkeypatch):
+    records = open_records(clips / "clips.jsonl")
+    assert groups_of(records) == [["a", "c"], ["b", "e"], ["d"]]
+    asked = []
+    monkeypatch.setattr(dataset_module, "read_clip", lambda *args: (asked.append(args[-1]), read_clip(*args))[1])
+    dataset = ExampleDataset(records, Processor(), train=True, seed=3)
+    example = dataset.example(Piece(0, np.arange(2)))
+    assert not asked and example.image[0, 0, 0] == 20 and example.image.shape == (*HW, 3)
+    assert dataset.samples(example, 1) == [
+        (name, [20, 60, 90], 20, np.random.default_rng([3, 1, number]).random())
+        for name, number in (("a", 0), ("c", 2))
+    ]
+    dataset.samples(example.part([1]), 1)
+    assert asked == [[2], [2, 6, 9]], "each frame once for all regions"
+
+
+def test_clips_and_pictures_stand_in_one_file_in_any_order(clips):
+    lines = (clips / "clips.jsonl").read_text().splitlines()
+    picture = json.dumps(PICTURE.to_dict())
+    another = json.dumps({**PICTURE.to_dict(), "id": "p1"})
+    for order in ([picture, *lines, another], [*lines[:2], picture, another, *lines[2:]]):
+        (clips / "mixed.jsonl").write_text("\n".join(order) + "\n")
+        records = open_records(clips / "mixed.jsonl")
+        assert [region.id for region in records] == [json.loads(line)["id"] for line in order]
+        assert sorted(groups_of(records)) == [["a", "c"], ["b", "e"], ["d"], ["p0", "p1"]]
+        dataset = ExampleDataset(records, Processor(), train=True, seed=3)
+        for num_workers in (0, 1):
+            loader = ExampleLoader(dataset, 4, shuffle=True, seed=3, num_workers=num_workers)
+            found = {name: (red, shown) for step in loader.epoch(0) for batch in step for name, red, shown, _ in batch}
+            assert found["a"] == found["c"] == ([20, 60, 90], 20) and found["b"] == found["e"] == ([20, 40, 60], 20)
+            assert found["d"] == ([40, 70, 90], 40) and found["p0"] == found["p1"] == ([250], 250) and len(found) == 7
+
+
+def test_files_read_as_one_share_their_pictures(clips):
+    write_records(clips / "r.jsonl", [PICTURE])
+    (clips / "mixed.jsonl").write_text(
+        json.dumps({**PICTURE.to_dict(), "id": "p1"}) + "\n" + json.dumps(record("f")) + "\n"
+    )
+    records = open_records([clips / "clips.jsonl", clips / "r.jsonl", clips / "mixed.jsonl"])
+    assert groups_of(records) == [["a", "c"], ["b", "e"], ["d"], ["p0", "p1"], ["f"]]
+    assert groups_of(records.subset([7, 6, 5, 2, 0])) == [["f"], ["p1", "p0"], ["c", "a"]]
+    assert [path.name for path, _ in records.fetch([0, 5])] == ["frames", "0.png"]
+    with pytest.raises(ValueError, match="id 'a' stands in"):
+        open_records([clips / "clips.jsonl", clips / "clips.jsonl"])
+
+
+def test_clips_of_one_video_that_contradict_each_other_are_an_error(clips):
+    write_clips(
+        clips / "c.jsonl", [ClipRegion.from_dict(record("a")), ClipRegion.from_dict(record("b", num_frames=10))]
+    )
+    other = record("z", frame_hw=[9, 9], frames={"2": {"box": [1, 2, 8, 8]}})
+    with open(clips / "c.jsonl", "a") as file:
+        file.write(json.dumps(other) + "\n")
+    dataset = ExampleDataset(open_records(clips / "c.jsonl"), Processor(), train=True, seed=3)
+    with pytest.raises(ValueError, match="clip z: frame_hw .9, 9., num_frames 10, but .48, 64., 10 in clip a"):
+        dataset.samples(dataset.example(Piece(0, np.arange(3))), 0)
+
+
+def test_shards_are_for_pictures(clips):
+    with pytest.raises(ValueError, match="clip a: shards hold pictures"):
+        write_shards(clips / "s", open_records(clips / "clips.jsonl"))
+    assert not (clips / "s").exists()

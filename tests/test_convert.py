@@ -578,7 +578,9 @@ def test_a_mask_is_looked_at_as_the_released_program_does(model):
     assert (by_mask.box, by_mask.caption, by_mask.score) == (by_box.box, by_box.caption, by_box.score)
     record = {"id": "1", "image": "a.png", "image_hw": [50, 40], "mask": mask_to_rle(mask)}
     regions = [Region.from_dict(row) for row in (record, {**record, "box": [4, 10, 25, 30]})]
-    samples = model.processor.samples(picture(50, 40), regions, [np.random.default_rng(i) for i in range(2)], False)
+    samples = small.samples(
+        model.processor, picture(50, 40), regions, [np.random.default_rng(i) for i in range(2)], False
+    )
     assert [sample["boxes"].tolist() for sample in samples] == [[5, 10, 24, 29], [4, 10, 25, 30]], "its own box stays"
     thin = np.zeros((50, 40), bool)
     thin[7, 3] = True
@@ -594,7 +596,7 @@ def test_control_words_reach_the_prompt(model, monkeypatch):
     everything, nothing = {"tag_threshold": -1.0}, {"tag_threshold": 1.0}
     ranked = [[tag["name"] for tag in result.tags] for result in predictor(picture(50, 40), boxes, **everything)]
     assert all(sorted(tags) == ["car", "cup", "dog", "red"] for tags in ranked)
-    assert prompts == ranked, "the predicted tags, best first"
+    assert prompts[2:] == ranked, "behind those of training, which are empty: the predicted tags, best first"
     cases = {
         "red,car": [["red", "car"]] * 2,
         "": [[], []],
@@ -605,10 +607,10 @@ def test_control_words_reach_the_prompt(model, monkeypatch):
     for control, expected in cases.items():
         prompts.clear()
         predictor(picture(50, 40), boxes, control=control, **everything)
-        assert prompts == expected
+        assert prompts[2:] == expected
     prompts.clear()
     predictor(picture(50, 40), boxes, **nothing)
-    assert prompts == [[], []]
+    assert prompts[2:] == [[], []]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 300), (300, 7), (64, 64)])

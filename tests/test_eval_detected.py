@@ -11,6 +11,7 @@ import eval.run as run
 from data_prep import grit_boxes
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region, RegionResult
+from dynrefer.models.family import FamilyModel, FamilyProcessor
 from eval.predict import read_predictions
 
 TRUE = {100: [(10, 10, 70, 60), (100, 10, 160, 60)], 101: [(20, 20, 90, 80), (110, 30, 190, 90)]}
@@ -76,18 +77,18 @@ class Batch(list):
         return self
 
 
-class Processor:
-    view_strategy, num_views = "phash", 2
-
-    def samples(self, image, regions, generators, train):
-        return list(regions)
+class Processor(FamilyProcessor):
+    def samples(self, example, options, generators, train):
+        return list(example.regions)
 
     def collate(self, samples):
         return Batch(samples)
 
 
-class Model(nn.Module):
+class Model(FamilyModel, nn.Module):
     """Says "a red cat N" of the Nth box of an image, the surer the worse the box is; stops before batch `die_at`."""
+
+    answers = frozenset({"caption", "categories"})
 
     def __init__(self, die_at=None):
         super().__init__()
@@ -96,10 +97,7 @@ class Model(nn.Module):
         self.config = type("Config", (), {"attributes": [], "categories": []})()
         self.die_at, self.calls = die_at, 0
 
-    def before_eval(self):
-        pass
-
-    def predict(self, batch, **settings):
+    def predict(self, batch, options):
         if self.calls == self.die_at:
             raise KeyboardInterrupt
         self.calls += 1
@@ -144,7 +142,7 @@ def test_a_killed_description_goes_on(folder, monkeypatch):
         described(folder, monkeypatch, die_at=2)
     assert len(list((folder / "out").glob("predictions.jsonl.part-*"))) == 1
     content, model = described(folder, monkeypatch)
-    assert model.calls == 1 and content["scores"]["dense mAP"] == pytest.approx(1)
+    assert model.calls == 2 and content["scores"]["dense mAP"] == pytest.approx(1)
 
 
 def test_a_limit_takes_the_boxes_of_its_images(folder, monkeypatch):

@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 import eval.run as run
+from dynrefer.data.example import Example
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region
+from dynrefer.models.options import TextOptions, make_options
 from eval.benchmarks import TASKS, get_task
 from eval.others import NewTokens, Prompts, clean, load
 from eval.overlay import RED, overlay
@@ -80,7 +82,17 @@ def region(box, image_hw=(100, 200), **more) -> Region:
 
 def samples(captioner, regions=None):
     regions = regions or small.regions()
-    return captioner.processor.samples(small.picture(), regions, small.generators(len(regions)), False)
+    return made(captioner.processor, regions)
+
+
+def asked_for(generation):
+    return make_options(TextOptions, generation)
+
+
+def made(prompts, regions, image=None):
+    """Samples of regions of one picture."""
+    image = small.picture() if image is None else image
+    return prompts.samples(Example.of_picture(image, regions), TextOptions(), [], False)
 
 
 # --- where the region is ---------------------------------------------------------------------------------------------
@@ -109,14 +121,14 @@ def test_a_box_is_written_as_the_model_learned_it(captioners, name):
     corner = region((0, 0, 0.4, 0.3))  # less than a pixel, at the edge
     assert prompts.prompt(corner) not in (middle, whole)
     image = np.zeros((100, 200, 3), np.uint8)
-    batch = prompts.collate(prompts.samples(image, [region(MIDDLE), corner], [], False))
+    batch = prompts.collate(made(prompts, [region(MIDDLE), corner], image))
     assert len(set(map(tuple, batch.inputs["input_ids"].tolist()))) == 2  # another box, another input
 
 
 def test_location_tokens_are_single_tokens(captioners):
     for name, tokens in (("florence2", ["<loc_250>", "<loc_750>"]), ("kosmos-2", ["<patch_index_0264>", "<object>"])):
         prompts = captioners(name).processor
-        batch = prompts.collate(prompts.samples(np.zeros((100, 200, 3), np.uint8), [region(MIDDLE)], [], False))
+        batch = prompts.collate(made(prompts, [region(MIDDLE)], np.zeros((100, 200, 3), np.uint8)))
         ids = prompts.processor.tokenizer.convert_tokens_to_ids(tokens)
         assert set(ids) <= set(batch.inputs["input_ids"][0].tolist())
 
@@ -124,7 +136,7 @@ def test_location_tokens_are_single_tokens(captioners):
 def test_pixels_count_in_the_image_that_the_model_sees(captioners):
     prompts = captioners("qwen2.5-vl").processor
     image = np.zeros((300, 90, 3), np.uint8)
-    batch = prompts.collate(prompts.samples(image, [region((0, 0, 90, 300), (300, 90))], [], False))
+    batch = prompts.collate(made(prompts, [region((0, 0, 90, 300), (300, 90))], image))
     _, rows, columns = batch.inputs["image_grid_thw"][0].tolist()
     assert prompts.resized_hw((300, 90)) == (14 * rows, 14 * columns)
     assert f"[0, 0, {14 * columns - 1}, {14 * rows - 1}]" in prompts.prompt(region((0, 0, 90, 300), (300, 90)))
@@ -133,7 +145,7 @@ def test_pixels_count_in_the_image_that_the_model_sees(captioners):
 def test_the_line_and_the_crop_are_of_the_region(captioners):
     processor = captioners("llava").processor.processor
     image, regions = small.picture(), [small.regions()[0], region((60, 30, 100, 80), (80, 100))]
-    drawn = Prompts(processor, CAPTIONERS["overlay"], "What?", TASK).samples(image, regions, [], False)
+    drawn = made(Prompts(processor, CAPTIONERS["overlay"], "What?", TASK), regions, image)
     for sample, one in zip(drawn, regions, strict=True):
         shown = np.asarray(sample["image"])
         np.testing.assert_array_equal(shown, overlay(image, one))
@@ -143,9 +155,8 @@ def test_the_line_and_the_crop_are_of_the_region(captioners):
         assert abs(columns.min() - x1) <= 2 and abs(columns.max() + 1 - x2) <= 2
         assert abs(rows.min() - y1) <= 2 and abs(rows.max() + 1 - y2) <= 2
         np.testing.assert_array_equal(shown[~line], image[~line])
-    crops = Prompts(processor, CAPTIONERS["crop"], "What?", TASK).samples(
-        image, [regions[1], region((10.2, 5.5, 10.4, 7.1), (80, 100))], [], False
-    )
+    small_region = region((10.2, 5.5, 10.4, 7.1), (80, 100))
+    crops = made(Prompts(processor, CAPTIONERS["crop"], "What?", TASK), [regions[1], small_region], image)
     np.testing.assert_array_equal(np.asarray(crops[0]["image"]), image[30:80, 60:100])
     np.testing.assert_array_equal(np.asarray(crops[1]["image"]), image[5:8, 10:11])
 
@@ -154,17 +165,17 @@ def test_tasks_with_masks_draw_the_masks(folder):
     task = Task("m", "x", "a test", prompt="mask")
     captioner = load(str(folder / "llava"), task, "overlay", device="cpu")
     triangle = region((0, 0, 100, 80), (80, 100), mask=[[20, 10, 60, 10, 40, 60]])
-    (sample,) = captioner.processor.samples(small.picture(), [triangle], [], False)
+    (sample,) = made(captioner.processor, [triangle])
     np.testing.assert_array_equal(np.asarray(sample["image"]), overlay(small.picture(), triangle, prompt="mask"))
-    assert captioner.captioner_settings["line"] == {"around": "mask", "width": None}
+    assert captioner.settings(TextOptions())["line"] == {"around": "mask", "width": None}
     with pytest.raises(ValueError, match="region r has no mask"):
-        captioner.processor.samples(small.picture(), [region((1, 1, 9, 9), (80, 100))], [], False)
+        made(captioner.processor, [region((1, 1, 9, 9), (80, 100))])
 
 
 def test_the_question_is_what_the_task_wants(folder):
     def asked(model, task, **options):
         captioner = load(str(folder / model), get_task(task), device="cpu", **options)
-        return captioner.processor.prompt(region(WHOLE)), captioner.captioner_settings
+        return captioner.processor.prompt(region(WHOLE)), captioner.settings(TextOptions())
 
     assert asked("florence2", "lvis-similarity")[0].startswith("<REGION_TO_CATEGORY><loc_0>")
     assert asked("florence2", "refcocog-a")[0].startswith("<REGION_TO_DESCRIPTION><loc_0>")
@@ -190,8 +201,8 @@ def test_a_region_is_described_the_same_alone_and_in_company(captioners, name, g
     asked = samples(captioner, [*small.regions(), wide])
     if asked[0]["text"] and name != "kosmos-2":  # whose prompts are of one length, a box is two tokens
         asked[0]["text"] += " so far"
-    together = captioner.predict(captioner.processor.collate(asked), generation=generation)
-    alone = [captioner.predict(captioner.processor.collate([one]), generation=generation)[0] for one in asked]
+    together = captioner.predict(captioner.processor.collate(asked), asked_for(generation))
+    alone = [captioner.predict(captioner.processor.collate([one]), asked_for(generation))[0] for one in asked]
     assert [result.caption for result in together] == [result.caption for result in alone]
     np.testing.assert_allclose(
         [math.log(result.score) for result in together], [math.log(result.score) for result in alone], atol=1e-3
@@ -207,7 +218,7 @@ def test_the_score_is_the_probability_of_the_text(captioners, monkeypatch, name,
     generate = captioner.model.generate
     monkeypatch.setattr(captioner.model, "generate", lambda **o: made.setdefault("output", generate(**o)))
     batch = captioner.processor.collate(samples(captioner)[1:2])
-    (result,) = captioner.predict(batch, generation={"num_beams": beams, "max_new_tokens": 5, "length_penalty": 0.0})
+    (result,) = captioner.predict(batch, asked_for({"num_beams": beams, "max_new_tokens": 5, "length_penalty": 0.0}))
     text = made["output"].sequences
     start = batch.inputs["input_ids"].shape[1]
     inputs = dict(batch.inputs) | {"input_ids": text, "attention_mask": torch.ones_like(text)}
@@ -224,9 +235,9 @@ def test_the_score_is_the_probability_of_the_text(captioners, monkeypatch, name,
 def test_what_stands_behind_the_end_of_a_text_does_not_count(captioners, name):
     captioner = captioners(name)
     batch = captioner.processor.collate(samples(captioner))
-    first = captioner.predict(batch, generation={"max_new_tokens": 1})
+    first = captioner.predict(batch, asked_for({"max_new_tokens": 1}))
     ends = list(range(len(captioner.processor.processor.tokenizer)))  # whatever comes first ends the text
-    ended = captioner.predict(batch, generation={"max_new_tokens": 5, "eos_token_id": ends})
+    ended = captioner.predict(batch, asked_for({"max_new_tokens": 5, "eos_token_id": ends}))
     assert [result.score for result in ended] == pytest.approx([result.score for result in first], rel=1e-4)
 
 
@@ -267,11 +278,11 @@ def test_a_model_that_draws_its_texts_by_default_does_not_here(folder, tmp_path)
     )
     captioner = load(str(tmp_path), TASK, "overlay", device="cpu")
     batch = captioner.processor.collate(samples(captioner))
-    assert captioner.predict(batch) == captioner.predict(batch, generation={"num_beams": 3, "max_new_tokens": 5})
-    assert captioner.captioner_settings["model_decoding"]["max_new_tokens"] == 5
-    assert captioner.predict(batch, generation={"do_sample": True}) != captioner.predict(batch)
-    with pytest.raises(ValueError, match="'num_beam' .* Did you mean 'num_beams'"):
-        captioner.predict(batch, generation={"num_beam": 2})
+    assert captioner.predict(batch) == captioner.predict(batch, asked_for({"num_beams": 3, "max_new_tokens": 5}))
+    assert captioner.settings(TextOptions())["model_decoding"]["max_new_tokens"] == 5
+    assert captioner.predict(batch, asked_for({"do_sample": True})) != captioner.predict(batch)
+    with pytest.raises(ValueError, match="'num_beam'. Did you mean 'num_beams'"):
+        captioner.predict(batch, asked_for({"num_beam": 2}))
 
 
 # --- through the harness ---------------------------------------------------------------------------------------------
@@ -283,8 +294,8 @@ def test_every_family_is_found_and_scored(folder, tmp_path, command, name):
     assert command(folder / name, "--batch-size", "3", *options)[0] == 0
     written = json.loads((tmp_path / "out/scores.json").read_text())
     assert {"ROUGE-L", "CIDEr"} <= written["scores"].keys() and written["regions_scored"] == {"captions": 8}
-    captioner = written["settings"]["captioner"]
-    assert captioner["family"] == SHOWN.get(name, name) and captioner["model"] == str(folder / name)
+    captioner = written["settings"]
+    assert captioner["family"] == SHOWN.get(name, name) and written["model"] == str(folder / name)
     assert captioner["convention"] == CAPTIONERS[captioner["family"]].description
     assert captioner["prompt"] in captioner["input"] and captioner["dtype"] == "float32"
     assert written["settings"]["generation"] == {"num_beams": 2, "max_new_tokens": 6}
@@ -298,14 +309,14 @@ def test_a_benchmark_of_the_table_with_workers_and_half_precision(folder, tmp_pa
     options = ["--dtype", "bfloat16", "--num-workers", "1", "--batch-size", "4", "max_new_tokens=3"]
     assert command(folder / "qwen3-vl", *options, task="world")[0] == 0
     written = json.loads((tmp_path / "out/scores.json").read_text())
-    assert "CIDEr" in written["scores"] and written["left_out"]["tags"] == "no prediction has tags"
-    assert written["settings"]["captioner"]["dtype"] == "bfloat16"
+    assert "CIDEr" in written["scores"] and written["left_out"]["tags"] == "this model gives caption only"
+    assert written["settings"]["dtype"] == "bfloat16"
     assert written["settings"]["generation"]["max_new_tokens"] == 3
 
 
 def test_a_killed_run_goes_on_and_another_prompt_does_not(folder, tmp_path, command, captioners, monkeypatch):
     captioner, records = captioners("internvl"), open_records(folder / "test.jsonl")
-    settings = {"batch_size": 3, "num_workers": 0, "generation": {"max_new_tokens": 4}, "progress": False}
+    settings = {"options": TextOptions(max_new_tokens=4), "batch_size": 3, "num_workers": 0, "progress": False}
     whole = predict(captioner, records, tmp_path / "whole.jsonl", **settings)
     answer, calls = captioner.predict, []
 
@@ -331,7 +342,7 @@ def test_a_killed_run_goes_on_and_another_prompt_does_not(folder, tmp_path, comm
 
 def test_another_captioner_or_prompt_writes_elsewhere():
     outs = {
-        str(run.default_out("a/b", "world", None, None, captioner, prompt))
+        str(run.default_out("a/b", "world", {}, captioner, prompt))
         for captioner, prompt in ((None, None), ("crop", None), ("crop", "What is it?"), (None, ""), (None, "x" * 500))
     }
     assert len(outs) == 5 and max(map(len, outs)) < 150
@@ -358,12 +369,25 @@ def test_settings_that_do_not_fit_are_refused(folder, command):
         (["--captioner", "qwen"], "unknown captioner 'qwen'. Did you mean 'qwen3-vl'? Known: florence2, qwen2-vl"),
         (["--captioner", "florence2"], "does not know the boxes of florence2"),
         (["--prompt", "What is this?"], "write {region} there, as in 'Provide"),
-        (["--control", "red"], "--view-strategy and --control are for our models"),
-        (["--view-strategy", "phash"], "--view-strategy and --control are for our models"),
+        (["--control", "red"], "unknown option 'control'. Options of this model: num_beams, max_new_tokens, "),
+        (["--view-strategy", "phash"], "unknown option 'view_strategy'. Options of this model: num_beams"),
         (["--dtype", "int8"], "expected a floating-point type"),
     ):
         status, error = command(folder / "qwen2-vl", *options)
         assert status == 2 and message in error, (options, error)
+
+
+def test_help_lists_the_options_of_a_model_without_its_weights(folder, tmp_path, capsys):
+    (tmp_path / "config.json").write_text((folder / "llava/config.json").read_text())
+    for options, said in (
+        (["--model", str(tmp_path)], "options of " + str(tmp_path)),
+        (["--model", str(tmp_path / "none")], "no options are listed: "),
+        ([], "--model MODEL --help lists them"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            run.main([*options, "--help"])
+        out = " ".join(capsys.readouterr().out.split())
+        assert end.value.code == 0 and said in out and ("num_beams: int" in out) == ("options of" in said)
 
 
 def test_our_own_models_take_no_captioner(folder, tmp_path, command):
@@ -417,14 +441,14 @@ def test_models_that_only_caption_are_asked_nothing_unless_told(folder, captione
         assert set(captioners(name).processor.collate(samples(captioners(name))).inputs) == {"pixel_values"}
         told = load(str(folder / name), TASK, "crop", prompt="a red", device="cpu")
         batch = told.processor.collate(samples(told))
-        assert "input_ids" in batch.inputs and len(told.predict(batch, generation={"max_new_tokens": 3})) == 4
+        assert "input_ids" in batch.inputs and len(told.predict(batch, asked_for({"max_new_tokens": 3}))) == 4
     ids = batch.inputs["input_ids"]  # GIT's go on: no end token behind them
     assert (ids[:, -1] != told.processor.processor.tokenizer.sep_token_id).all()
 
 
 def test_an_encoder_reads_its_prompt_to_the_end_token(captioners):
     prompts = captioners("florence2").processor
-    asked = prompts.samples(small.picture(), small.regions(), [], False)
+    asked = made(prompts, small.regions())
     tokenizer = prompts.processor.tokenizer
     asked[0]["text"] += " at the left"
     ids = prompts.collate(asked).inputs["input_ids"]
@@ -435,9 +459,7 @@ def test_an_encoder_reads_its_prompt_to_the_end_token(captioners):
 def test_one_caption_a_region(captioners):
     batch = captioners("llava").processor.collate(samples(captioners("llava")))
     with pytest.raises(ValueError, match="num_return_sequences is fixed"):
-        captioners("llava").predict(batch, generation={"num_return_sequences": 2, "num_beams": 2})
-    with pytest.raises(ValueError, match="control words 'red'"):
-        captioners("llava").predict(batch, control="red")
+        captioners("llava").predict(batch, asked_for({"num_return_sequences": 2, "num_beams": 2}))
 
 
 def test_an_image_that_the_processor_refuses_is_named(captioners):
@@ -445,4 +467,4 @@ def test_an_image_that_the_processor_refuses_is_named(captioners):
         prompts = captioners(name).processor
         thin = region((0, 0, 300, 1), (1, 300))
         with pytest.raises(ValueError, match="regions? r: .*aspect ratio"):
-            prompts.collate(prompts.samples(np.zeros((1, 300, 3), np.uint8), [thin], [], False))
+            prompts.collate(made(prompts, [thin], np.zeros((1, 300, 3), np.uint8)))

@@ -52,10 +52,10 @@ def slowly(*args, **options):
         results[0].score = float("nan")
     return results
 model.predict = slowly
-drawn = {"do_sample": True} if "drawn" in out else {}
+options = model.Options(do_sample=True if "drawn" in out else None)
 with launched():
     records = open_records(f"{folder}/records.jsonl")
-    results = predict(model, records, f"{folder}/{out}", batch_size=3, num_workers=0, generation=drawn)
+    results = predict(model, records, f"{folder}/{out}", options, batch_size=3, num_workers=0)
     if results:
         print("results", len(results), flush=True)
 """
@@ -106,8 +106,8 @@ def assert_same(path: Path, other: Path) -> None:
     expected, found = ([json.loads(line) for line in p.read_text().splitlines()] for p in (path, other))
     assert [line["id"] for line in expected] == [str(n) for n in range(4 * IMAGES)]
     for one, two in zip(expected, found, strict=True):
-        assert {k: one[k] for k in ("id", "caption", "box", "scales")} == {
-            k: two[k] for k in ("id", "caption", "box", "scales")
+        assert {k: one[k] for k in ("id", "caption", "box", "extra")} == {
+            k: two[k] for k in ("id", "caption", "box", "extra")
         }
         assert two["score"] == pytest.approx(one["score"], abs=1e-5)
         for kind in ("tags", "attributes"):
@@ -224,7 +224,7 @@ def test_a_kill_between_putting_parts_together_and_removing_them_doubles_nothing
     whole = predict(Model(), records, data / "p.jsonl", batch_size=3, num_workers=0)
     lines = (data / "p.jsonl").read_text().splitlines(keepends=True)
     (data / "p.jsonl.part-0-0").write_text("".join(lines[4:7]))
-    assert predict(Model(die_at=0), records, data / "p.jsonl", num_workers=0) == whole
+    assert predict(Model(die_at=0), records, data / "p.jsonl", batch_size=3, num_workers=0) == whole
     assert (data / "p.jsonl").read_text() == "".join(lines)
     assert not list(data.glob("*.part-*"))
 
@@ -233,12 +233,12 @@ def test_parts_of_other_weights_are_refused_and_overwrite_removes_them(data):
     records = open_records(data / "test.jsonl")
     with pytest.raises(KeyboardInterrupt):
         predict(Model(die_at=2), records, data / "p.jsonl", batch_size=3, num_workers=0)
-    assert not (data / "p.jsonl").exists() and len(written(data, "p.jsonl")) == 6
+    assert not (data / "p.jsonl").exists() and len(written(data, "p.jsonl")) == 4
     trained = Model()
     trained.weight.data[3] += 1e-3
     with pytest.raises(ValueError, match="with model .*--overwrite"):
         predict(trained, records, data / "p.jsonl", num_workers=0)
-    predict(trained, records, data / "p.jsonl", num_workers=0, overwrite=True)
+    predict(trained, records, data / "p.jsonl", batch_size=10, num_workers=0, overwrite=True)
     assert [len(call["ids"]) for call in trained.calls] == [10]
     assert not list(data.glob("*.part-*"))
 

@@ -26,7 +26,7 @@ from eval.report.cards import PICTURE_PIXELS
 from eval.sweep import sweep
 from eval.task import Published
 from eval.view_settings import best_settings, fixed_scale, view_settings
-from tests.cups import TASK, Model, results_of
+from tests.cups import TASK, Model, namer, results_of
 
 
 def test_view_settings_fit_the_number_of_views():
@@ -40,7 +40,7 @@ def test_view_settings_fit_the_number_of_views():
 def test_the_sweep_measures_every_setting_with_the_same_model(data):
     records = open_records(data / "test.jsonl")
     settings = ["phash", "fixed:0,0.5"]
-    rows = sweep(Model(), replace(TASK, data=str(records.path)), records, data / "v", settings=settings, num_workers=0)
+    rows = sweep(Model(), replace(TASK, data=str(records.path)), records, data / "v", values=settings, num_workers=0)
     assert list(rows) == settings
     assert rows["phash"]["CIDEr"] > rows["fixed:0,0.5"]["CIDEr"]  # the fake model says its fixed views aloud
     assert rows["phash"]["category accuracy"] == rows["fixed:0,0.5"]["category accuracy"] == 1
@@ -79,6 +79,25 @@ def test_a_page_of_a_sweep_alone(tmp_path):
     heights = [float(name.get("y")) for name in chart.iter("text") if name.get("class") == "level"]
     assert len(heights) == 3 and all(b - a >= 11 for a, b in zip(heights, heights[1:], strict=False))
     assert heights[-1] <= 206, "the names stay on the chart, though all levels are at its lower edge"
+
+
+def test_any_option_is_swept(data, monkeypatch, capsys):
+    monkeypatch.setitem(TASKS, "tiny", replace(TASK, data=str(data / "test.jsonl")))
+    models = [Model(), namer(), namer(), Model()]
+    monkeypatch.setattr(views_module, "load_model", lambda args: models.pop(0))
+    command = ["--model", "m", "--task", "tiny", "--out", str(data / "o"), "--num-workers", "0"]
+    assert views_module.main([*command, "--option", "num_beams", "--values", "1", "5"]) == 0
+    written = json.loads((data / "o/num_beams.json").read_text())
+    assert list(written["scores"]) == ["1", "5"] and written["option"] == "num_beams"
+    assert (data / "o/5/predictions.jsonl").exists()
+    for options, said in (
+        ([], "the model has no option 'view_strategy'; name one and its values: --option, of none"),
+        (["--values", "phash"], "unknown option 'view_strategy'. Options of this model: none."),
+        (["--option", "num_beams"], "option 'num_beams' is swept over --values"),
+    ):
+        capsys.readouterr()
+        assert views_module.main([*command, *options]) == 2
+        assert said in capsys.readouterr().err
 
 
 # --- the page --------------------------------------------------------------------------------------------------------

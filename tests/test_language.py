@@ -38,7 +38,7 @@ def test_generation_with_a_cache_is_the_full_forward(kind, lora):
     with torch.no_grad():
         for parameter in model.language.parameters():
             parameter += 0.5 * torch.randn_like(parameter)
-        region_embeds = model.encode(processor.prepare(small.picture(), np.array(small.BOXES, np.float32)))
+        region_embeds = model.encode(small.batch_of(processor, small.picture(), np.array(small.BOXES, np.float32)))
     prompt = processor.encode_prompts([["red", "cup"], [], ["dog"], ["two", "birds", "tree"]])  # of different lengths
     settings = {"num_beams": 1, "max_new_tokens": 10}
     ids, score = model.language.generate(region_embeds, *prompt, use_cache=True, **settings)

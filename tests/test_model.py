@@ -29,12 +29,12 @@ def rows(batch, start, stop):
 
 
 def training_batch(processor, train=False):
-    return processor.collate(processor.samples(small.picture(), small.regions(), small.generators(), train))
+    return processor.collate(small.samples(processor, small.picture(), small.regions(), small.generators(), train))
 
 
 def test_regions_do_not_see_each_other(tiny):
     model, processor = tiny
-    batch = processor.prepare(small.picture(), NUMBERS)
+    batch = small.batch_of(processor, small.picture(), NUMBERS)
     with torch.no_grad():
         together = model.encode(batch)
         apart = torch.cat([model.encode(rows(batch, r, r + 1)) for r in range(4)])
@@ -48,7 +48,9 @@ def test_regions_do_not_see_each_other(tiny):
 def test_moving_the_box_matters(tiny):
     model, processor = tiny
     with torch.no_grad():
-        here, there = (model.encode(processor.prepare(small.picture(), NUMBERS[:1] + shift)) for shift in (0.0, 20.0))
+        here, there = (
+            model.encode(small.batch_of(processor, small.picture(), NUMBERS[:1] + shift)) for shift in (0.0, 20.0)
+        )
     assert (here - there).abs().max() > 1e-3
 
 
@@ -88,8 +90,8 @@ def test_sums_of_a_batch_are_the_sums_of_its_parts(language):
 @pytest.mark.parametrize("language", [small.T5, small.LLAMA], ids=["encoder-decoder", "decoder-only"])
 def test_the_score_is_the_probability_of_the_caption(language):
     model, processor = small.model(language=language)
-    batch = processor.prepare(small.picture(), NUMBERS[:2])
-    results = model.predict(batch, control="", generation={"max_new_tokens": 6})
+    batch = small.batch_of(processor, small.picture(), NUMBERS[:2])
+    results = small.predict(model, batch, control="", generation={"max_new_tokens": 6})
     prompt_ids, prompt_mask = processor.encode_prompts([[], []])
     with torch.no_grad():
         embeds = model.encode(batch)
@@ -117,7 +119,9 @@ def test_eight_regions_are_learnt_by_heart():
     pictures = [
         (image, [dataclasses.replace(r, captions=(next(captions),)) for r in regions]) for image, regions in pictures
     ]
-    samples = [s for image, regions in pictures for s in processor.samples(image, regions, small.generators(), False)]
+    samples = [
+        s for image, regions in pictures for s in small.samples(processor, image, regions, small.generators(), False)
+    ]
     batch = processor.collate(samples)
     batch.prompt_ids, batch.prompt_mask = processor.encode_prompts([[]] * 8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -132,7 +136,7 @@ def test_eight_regions_are_learnt_by_heart():
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     model.before_eval()
-    results = model.predict(batch, control="", tag_threshold=0.0, generation={"max_new_tokens": 24})
+    results = small.predict(model, batch, control="", tag_threshold=0.0, generation={"max_new_tokens": 24})
     for sample, result in zip(samples, results, strict=True):
         assert result.caption == sample["region"].captions[0]
         true = set(sample["region"].tags)
@@ -148,22 +152,23 @@ def test_predicted_tags_become_control_words(tiny, monkeypatch):
         "encode_prompts",
         lambda words: prompts.append(words) or type(processor).encode_prompts(processor, words),
     )
-    batch = processor.prepare(small.picture(), NUMBERS[:1])
+    batch = small.batch_of(processor, small.picture(), NUMBERS[:1])
+    prompts.clear()
     for control, threshold in ((None, 0.0), (None, 1.1), ("", 0.0), ("red, car", 0.0), ("x,<tags>", 1.1)):
-        model.predict(batch, control=control, tag_threshold=threshold)
+        small.predict(model, batch, control=control, tag_threshold=threshold)
     assert set(prompts[0][0]) == set(model.config.tags)
     assert prompts[1:] == [[[]], [[]], [["red", "car"]], [["x"]]]
 
 
 def test_custom_names_replace_the_lists(tiny):
     model, processor = tiny
-    batch = processor.prepare(small.picture(), NUMBERS[:1])
-    result = model.predict(batch, attributes=["color:red", "big"], categories=["cup", "zebra"])[0]
+    batch = small.batch_of(processor, small.picture(), NUMBERS[:1])
+    result = small.predict(model, batch, attributes=["color:red", "big"], categories=["cup", "zebra"])[0]
     assert {a["name"] for a in result.attributes} == {"color:red", "big"} and result.category["name"] in (
         "cup",
         "zebra",
     )
-    nothing = model.predict(batch, attributes=[], categories=[])[0]
+    nothing = small.predict(model, batch, attributes=[], categories=[])[0]
     assert nothing.attributes == [] and nothing.category is None
 
 
@@ -181,8 +186,8 @@ def test_saved_models_load_bit_by_bit(tiny, tmp_path):
     loaded = dynrefer.load(tmp_path, device="cpu")
     for (name, one), (other_name, other) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
         assert name == other_name and torch.equal(one, other), name
-    batch = processor.prepare(small.picture(), NUMBERS)
-    answers = loaded.predict(loaded.processor.prepare(small.picture(), NUMBERS)), model.predict(batch)
+    batch = small.batch_of(processor, small.picture(), NUMBERS)
+    answers = loaded.predict(small.batch_of(loaded.processor, small.picture(), NUMBERS)), model.predict(batch)
     for one, other in zip(*answers, strict=True):  # where a tensor lies in memory changes the order of a sum
         assert one.caption == other.caption and one.score == pytest.approx(other.score, rel=1e-4)
 
@@ -304,7 +309,7 @@ def test_same_captions_are_no_negatives_of_each_other(tiny):
     model, processor = tiny
     model.tasks = ("region_text",)
     regions = [dataclasses.replace(r, captions=("a red cup",)) for r in small.regions()[:2]]
-    batch = processor.collate(processor.samples(small.picture(), regions, small.generators(2), False))
+    batch = processor.collate(small.samples(processor, small.picture(), regions, small.generators(2), False))
     with torch.no_grad():
         both = model(batch)["region_text"]
         alone = sum(model(rows(batch, r, r + 1))["region_text"] for r in range(2))
@@ -314,7 +319,7 @@ def test_same_captions_are_no_negatives_of_each_other(tiny):
 
 def test_zero_regions_are_no_results(tiny):
     model, processor = tiny
-    assert model.predict(processor.prepare(small.picture(), np.zeros((0, 4), np.float32))) == []
+    assert model.predict(small.batch_of(processor, small.picture(), np.zeros((0, 4), np.float32))) == []
 
 
 def test_all_tags_can_be_listed_while_control_words_keep_their_threshold(tiny, monkeypatch):
@@ -322,9 +327,9 @@ def test_all_tags_can_be_listed_while_control_words_keep_their_threshold(tiny, m
     prompts = []
     encode = type(processor).encode_prompts
     monkeypatch.setattr(processor, "encode_prompts", lambda words: prompts.append(words) or encode(processor, words))
-    batch = processor.prepare(small.picture(), NUMBERS[:1])
-    result = model.predict(batch, tag_threshold=1.1, list_tags=0.0)[0]
-    assert {tag["name"] for tag in result.tags} == set(model.config.tags) and prompts == [[[]]]
+    batch = small.batch_of(processor, small.picture(), NUMBERS[:1])
+    result = small.predict(model, batch, tag_threshold=1.1, list_tags=0.0)[0]
+    assert {tag["name"] for tag in result.tags} == set(model.config.tags) and prompts[1:] == [[[]]]
     scores = [tag["score"] for tag in result.tags]
     assert scores == sorted(scores, reverse=True)
 
@@ -365,8 +370,7 @@ def test_training_goes_on_with_other_views_but_not_with_another_model():
     model, _ = small.model()
     adapt(model, {**small.SECTION, "train_view_strategy": "fixed:0,0,0", "view_strategy": "fixed:0,0,0", "mirror": 0.5})
     assert (
-        model.config.train_view_strategy == model.processor.view_strategy == "fixed:0,0,0"
-        and model.config.mirror == 0.5
+        model.config.train_view_strategy == model.config.view_strategy == "fixed:0,0,0" and model.config.mirror == 0.5
     )
     with pytest.raises(ValueError, match="model.num_views is 2, but the model of `init` has 3"):
         adapt(model, {"num_views": 2})

@@ -86,7 +86,7 @@ def test_patches_know_where_they_are(model_type):
 def test_every_language_model_trains_and_speaks(model_type):
     language = {"config": {"model_type": model_type, **LANGUAGE[model_type]}, "mode": "full"}
     model, processor = small.model(language=language)
-    batch = processor.collate(processor.samples(small.picture(), small.regions(), small.generators(), False))
+    batch = processor.collate(small.samples(processor, small.picture(), small.regions(), small.generators(), False))
     model.train()
     model.tasks = ("captions",)
     loss = model(batch)["captions"] / batch.counts()["captions"]
@@ -96,7 +96,7 @@ def test_every_language_model_trains_and_speaks(model_type):
         "untrained: about as good as guessing"
     )
     model.eval()
-    inference = processor.prepare(small.picture(), np.array(small.BOXES, np.float32))
+    inference = small.batch_of(processor, small.picture(), np.array(small.BOXES, np.float32))
     for beams in (1, 2):
-        results = model.predict(inference, control="", generation={"num_beams": beams, "max_new_tokens": 4})
+        results = small.predict(model, inference, control="", generation={"num_beams": beams, "max_new_tokens": 4})
         assert len(results) == 4 and all(0 <= result.score <= 1 for result in results)

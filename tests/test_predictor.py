@@ -7,15 +7,20 @@ import pytest
 from PIL import Image
 
 from dynrefer.data.records import RegionResult
+from dynrefer.models.dynrefer.options import Options
+from dynrefer.models.family import FamilyModel, FamilyProcessor
 from dynrefer.predictor import RegionPredictor
+from dynrefer.prompts import region_controls
 
 
 @dataclass
 class FakeBatch:
-    ids: list
-    boxes: list
-    masks: list
+    samples: list
     moved: bool = False
+
+    @property
+    def ids(self):
+        return [sample["region"].id for sample in self.samples]
 
     def __len__(self):
         return len(self.ids)
@@ -24,38 +29,41 @@ class FakeBatch:
         assert device == "cpu"
         return replace(self, moved=True)
 
-    @classmethod
-    def concat(cls, batches):
-        return cls(*(sum((getattr(batch, name) for batch in batches), []) for name in ("ids", "boxes", "masks")))
 
-
-class FakeProcessor:
+class FakeProcessor(FamilyProcessor):
     def __init__(self):
         self.view_strategies = []
         self.sizes = []
 
-    def prepare(self, image, boxes, masks, *, view_strategy=None, seed=0, ids=None):
-        assert image.dtype == np.uint8 and image.ndim == 3 and boxes.dtype == np.float64
-        assert masks is None or all(mask.dtype == bool and mask.shape == image.shape[:2] for mask in masks)
-        self.view_strategies.append(view_strategy)
+    def samples(self, example, options, generators, train):
+        image = example.image
+        assert image.dtype == np.uint8 and image.ndim == 3 and not train and len(generators) == len(example)
+        self.view_strategies.append(options.view_strategy)
         self.sizes.append(image.shape[:2])
-        return FakeBatch(ids, boxes.tolist(), [None] * len(ids) if masks is None else list(masks))
+        controls = region_controls(options.control, len(example))
+        return [{"region": r, "control": c} for r, c in zip(example.regions, controls, strict=True)]
+
+    def collate(self, samples):
+        return FakeBatch(list(samples))
 
 
-class FakeModel:
-    """Says its region's box, and remembers the size and the options of every call."""
+class FakeModel(FamilyModel):
+    """Says its region's box, and remembers the size, the options and the control words of every call."""
 
     device = "cpu"
+    Options = Options
 
     def __init__(self):
         self.processor = FakeProcessor()
-        self.chunks, self.options = [], []
+        self.chunks, self.options, self.controls = [], [], []
 
-    def predict(self, batch, **options):
+    def predict(self, batch, options):
         assert batch.moved
         self.chunks.append(len(batch))
         self.options.append(options)
-        return [RegionResult(id, box, f"box {box}") for id, box in zip(batch.ids, batch.boxes, strict=True)]
+        self.controls.append([sample["control"] for sample in batch.samples])
+        regions = [sample["region"] for sample in batch.samples]
+        return [RegionResult(region.id, list(region.box), f"box {list(region.box)}") for region in regions]
 
 
 @pytest.fixture
@@ -157,7 +165,12 @@ def test_masks_follow_their_regions_through_the_chunks(model):
     for index in range(5):
         masks[index, index : index + 2, 10] = 1
     seen = []
-    model.predict = lambda batch, **_: (seen.extend(batch.masks), [RegionResult(i, [], "") for i in batch.ids])[1]
+
+    def predict(batch, options):
+        seen.extend(sample["region"].to_mask() for sample in batch.samples)
+        return [RegionResult(i, [], "") for i in batch.ids]
+
+    model.predict = predict
     RegionPredictor(model, max_regions=2)(picture(), masks=masks)
     assert np.array_equal(np.stack(seen), masks.astype(bool))
 
@@ -171,35 +184,42 @@ def test_options_reach_the_model(model):
         "generation": {"num_beams": 5},
     }
     RegionPredictor(model)(picture(), [[0, 0, 1, 1]], view_strategy="phash", **options)
-    assert model.options == [options]
+    options["num_beams"] = options.pop("generation")["num_beams"]
+    assert model.options == [Options(view_strategy="phash", **options)]
     assert model.processor.view_strategies == ["phash"]
     RegionPredictor(model)(picture(), [[0, 0, 1, 1]])
-    assert set(model.options[1].values()) == {None}
+    assert model.options[1] == Options()
+    RegionPredictor(model)(picture(), [[0, 0, 1, 1]], options=Options(num_beams=2, control="red"), num_beams=3)
+    assert model.options[2] == Options(num_beams=3, control="red"), "what is named goes over the object"
+
+
+def test_an_option_that_the_model_does_not_have_names_those_it_has(model):
+    with pytest.raises(
+        ValueError, match="^unknown option 'view_stategy'. Did you mean 'view_strategy'. Options of this"
+    ):
+        RegionPredictor(model)(picture(), [[0, 0, 1, 1]], view_stategy="phash")
+
+
+def test_regions_that_influence_each_other_are_never_parted(model):
+    model.joint = True
+    boxes = [[0, 0, i + 1, 1] for i in range(5)]
+    results = RegionPredictor(model, max_regions=3)([picture()] * 3, [boxes[:2], boxes, boxes[:1]])
+    assert model.chunks == [2, 5, 1] and [len(some) for some in results] == [2, 5, 1]
 
 
 def test_control_words_follow_their_regions_through_the_chunks(model):
     boxes = [[0, 0, i + 1, 1] for i in range(3)]
     predictor = RegionPredictor(model, max_regions=2)
     predictor(picture(), boxes, control=[["red"], None, "car,blue"])
-    assert [options["control"] for options in model.options] == [[["red"], None], [["car,blue"]]]
-    model.options.clear()
+    assert model.controls == [[["red"], None], [["car,blue"]]]
+    model.controls.clear()
     predictor([picture(), picture()], [boxes[:1], boxes], control=["red", "car"])  # words for all regions
-    assert [options["control"] for options in model.options] == [["red", "car"]] * 2
-    model.options.clear()
+    assert model.controls == [[["red", "car"]] * 2] * 2
+    model.controls.clear()
     predictor([picture()] * 3, [boxes[:1], boxes[:2], boxes[:1]], control=[None, [["red"], []], ["car", "blue"]])
-    assert [options["control"] for options in model.options] == [[None, ["red"]], [[], ["car", "blue"]]]
+    assert model.controls == [[None, ["red"]], [[], ["car", "blue"]]]
     with pytest.raises(ValueError, match="^control: 1 entries for 2 images"):
         predictor([picture()] * 2, [boxes, boxes], control=[[["red"]]])
-
-
-def test_released_models_take_a_masks_box_up_to_its_last_index(model):
-    mask = np.zeros((100, 200), dtype=bool)
-    mask[10:20, 30:50] = True
-    polygon = [[30, 10, 50, 10, 50, 20, 30, 20]]
-    model.processor.mask_box_last_index = True
-    predictor = RegionPredictor(model)
-    assert boxes_of(predictor(picture(), masks=[mask, polygon])) == [[30, 10, 49, 19], [30, 10, 50, 20]]
-    assert boxes_of(predictor(picture(), [[30, 10, 50, 20]], masks=[mask])) == [[30, 10, 50, 20]]
 
 
 def test_given_ids_name_the_results(model):

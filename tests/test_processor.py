@@ -7,11 +7,13 @@ from PIL import Image
 
 from dynrefer import RegionPredictor
 from dynrefer.data import Region, open_records, write_records
-from dynrefer.data.dataset import RegionDataset
-from dynrefer.data.loader import RegionLoader
+from dynrefer.data.dataset import ExampleDataset
+from dynrefer.data.loader import ExampleLoader
+from dynrefer.data.packing import Piece
 from dynrefer.data.shards import open_shards, write_shards
 from dynrefer.data.stream import ShardDataset, ShardLoader
 from dynrefer.models.dynrefer import processor as processor_module
+from dynrefer.models.dynrefer.options import Options
 from dynrefer.views import crop_views
 from tests import tiny_dynrefer as small
 
@@ -56,6 +58,14 @@ def decoded(monkeypatch):
     return shapes
 
 
+def data_set(path, processor, train=True, draft=False):
+    return ExampleDataset(open_records(path), processor, Options(), train=train, seed=3, draft=draft)
+
+
+def all_samples(data):
+    return [s for n, count in enumerate(data.counts) for s in data.samples(data.example(Piece(n, range(count))), 0)]
+
+
 def test_what_is_trained_on_is_cut_quickly_and_what_is_described_is_released(processor, monkeypatch):
     ways = []
     monkeypatch.setattr(
@@ -63,10 +73,10 @@ def test_what_is_trained_on_is_cut_quickly_and_what_is_described_is_released(pro
         "crop_views",
         lambda *a, resize, **k: (ways.append(resize), crop_views(*a, resize=resize, **k))[1],
     )
-    processor.config.train_view_strategy = processor.view_strategy
+    processor.config.train_view_strategy = processor.config.view_strategy
     picture, regions = small.picture(), small.regions()
-    trained, tested = (processor.samples(picture, regions, small.generators(), train) for train in (True, False))
-    described = processor.prepare(picture, np.array(small.BOXES))
+    trained, tested = (small.samples(processor, picture, regions, small.generators(), train) for train in (True, False))
+    described = small.batch_of(processor, picture, np.array(small.BOXES))
     assert ways == [processor_module.FASTEST, "pillow", "pillow"]
     for r, (one, other) in enumerate(zip(trained, tested, strict=True)):
         assert np.abs(one["views"].astype(int) - other["views"]).mean() < 1
@@ -88,11 +98,10 @@ def test_a_hash_sees_every_pixel_and_jitter_is_allowed_for(processor):
 
 
 def test_reduced_photos_give_the_same_samples_within_grey_levels(processor, photos, decoded):
-    indices = range(8)
-    plain = RegionDataset(open_records(photos), processor, True, seed=3).samples(indices, 0)
+    plain = all_samples(data_set(photos, processor))
     assert decoded == [HW] * 3
     decoded.clear()
-    drafted = RegionDataset(open_records(photos), processor, True, seed=3, draft=True).samples(indices, 0)
+    drafted = all_samples(data_set(photos, processor, draft=True))
     assert decoded == [(100, 150), (200, 300), HW], "as far as the smallest region of each photo allows"
     for one, other in zip(plain, drafted, strict=True):
         assert one["region"] == other["region"] and one["words"] == other["words"]
@@ -101,24 +110,23 @@ def test_reduced_photos_give_the_same_samples_within_grey_levels(processor, phot
         assert np.abs(one["views"].astype(int) - other["views"]).mean() < 2
         assert one["region"].image != "mixed.jpg" or (one["views"] == other["views"]).all()
     decoded.clear()
-    RegionDataset(open_records(photos), processor, False, seed=3, draft=True).samples(indices, 0)
+    all_samples(data_set(photos, processor, train=False, draft=True))
     assert decoded == [HW] * 3, "only training is content with less"
 
 
 def test_a_sample_of_a_reduced_photo_depends_on_itself_alone(processor, photos, tmp_path):
     write_shards(tmp_path / "shards", open_records(photos))
-    data = RegionDataset(open_records(photos), processor, True, seed=3, draft=True)
-    together = data.samples(range(8), 0)
-    alone = [data.samples([index], 0)[0] for index in (7, 5, 2, 0)]
-    for one, index in zip(alone, (7, 5, 2, 0), strict=True):
-        assert (one["views"] == together[index]["views"]).all()
-    sharded = ShardDataset(open_shards(tmp_path / "shards"), processor, True, seed=3, draft=True)
+    data = data_set(photos, processor, draft=True)
+    together = all_samples(data)
+    for index, number, position in ((7, 2, 2), (5, 2, 0), (2, 1, 0), (0, 0, 0)):
+        (alone,) = data.samples(data.example(Piece(number, range(3))).part([position]), 0)
+        assert (alone["views"] == together[index]["views"]).all()
+    sharded = ShardDataset(open_shards(tmp_path / "shards"), processor, Options(), train=True, seed=3, draft=True)
     options = {"shuffle": False, "seed": 3, "num_workers": 0}
-    for batch_size in (3, 8):
-        batches = (
-            RegionLoader(data, batch_size, **options).epoch(0),
-            ShardLoader(sharded, batch_size, **options).epoch(0),
-        )
+    for batch_size in (2, 3, 8):
+        loaders = ExampleLoader(data, batch_size, **options), ShardLoader(sharded, batch_size, **options)
+        batches = [[batch for step in loader.epoch(0) for batch in step] for loader in loaders]
+        assert sum(map(len, batches[0])) == 8
         for one, other in zip(*batches, strict=True):
             assert one.ids == other.ids and torch.equal(one.views, other.views)
             for name, views in zip(one.ids, one.views, strict=True):
@@ -130,9 +138,9 @@ def test_a_reduced_photo_of_another_size_than_recorded_is_an_error(processor, ph
     regions = [Region("a", "a.jpg", (399, 600), LARGE)]
     (tmp_path / "a.jpg").write_bytes((photos.parent / "large.jpg").read_bytes())
     write_records(tmp_path / "r.jsonl", regions)
-    data = RegionDataset(open_records(tmp_path / "r.jsonl"), processor, True, seed=3, draft=True)
+    data = data_set(tmp_path / "r.jsonl", processor, draft=True)
     with pytest.raises(ValueError, match=r"region a: image_hw \(399, 600\) but .*a.jpg is \(400, 600\)"):
-        data.samples([0], 0)
+        all_samples(data)
 
 
 def test_views_cut_on_the_device_give_the_same_answers(tiny, monkeypatch):
@@ -154,7 +162,7 @@ def test_views_cut_on_the_device_give_the_same_answers(tiny, monkeypatch):
 
 def test_a_batch_cut_on_a_device_differs_in_its_views_alone(processor):
     picture, boxes = small.picture(), np.array(small.BOXES)
-    here, there = (processor.prepare(picture, boxes, view_strategy="phash", crop_on=on) for on in (None, "cpu"))
+    here, there = (small.batch_of(processor, picture, boxes, view_strategy="phash", crop_on=on) for on in (None, "cpu"))
     for name in ("ids", "boxes", "scales", "view_boxes", "region_boxes"):
         assert np.array_equal(getattr(here, name), getattr(there, name))
     assert here.views.dtype == there.views.dtype and here.views.shape == there.views.shape

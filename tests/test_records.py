@@ -448,11 +448,26 @@ def test_results_go_through_json_unchanged():
         score=0.5,
         tags=[{"name": "cup", "score": 0.9}],
         attributes=[{"name": "red", "score": 0.8}, {"name": "wet", "score": 0.1}],
-        category={"name": "cup", "score": 0.7},
-        scales=[0.0, 0.3],
+        categories=[{"name": "cup", "score": 0.7}, {"name": "jug", "score": 0.2}],
+        mask={"size": [4, 4], "counts": "04L0"},
+        extra={"scales": [0.0, 0.3]},
     )
+    assert result.category == {"name": "cup", "score": 0.7} and result.scales == [0.0, 0.3]
     assert RegionResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
     assert RegionResult.from_dict({"id": "a"}).caption == ""
+
+
+def test_results_of_version_0_3_0_are_read():
+    line = {"id": "a", "box": [1, 2, 3, 4], "category": {"name": "cup", "score": 0.7}, "scales": [0.0, 0.3]}
+    result = RegionResult.from_dict(line)
+    assert result.extra == {"scales": [0.0, 0.3]} and result.categories == [result.category] == [line["category"]]
+    assert RegionResult.from_dict(line | {"category": None}).categories == []
+
+
+def test_a_region_of_no_category_keeps_its_ranking():
+    unknown = RegionResult("a", [], category=None, categories=[{"name": "cup", "score": 0.1}])
+    again = RegionResult.from_dict(unknown.to_dict())
+    assert again.category is None and again.categories == [{"name": "cup", "score": 0.1}]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from dynrefer.models.dynrefer import convert
 from dynrefer.models.language import UntiedT5
 from tests.released import BASE, CHECKPOINT, FIXTURE, RECORDED, TEXT, unpack
 from tests.released_layout import Sizes, released_shapes, text_shapes
+from tests.tiny_dynrefer import batch_of
 
 WHOLE = Path(os.environ.get("DYNREFER_VECTORS", Path(__file__).parents[2] / "shared/vectors"))
 WHOLE = WHOLE / "dynrefer" if (WHOLE / "dynrefer").is_dir() else WHOLE
@@ -71,7 +72,7 @@ class System:
     def batch(self, image):
         """The picture's regions with the recorded pixels: Pillow's versions differ by a grey level."""
         picture, boxes, _ = self.scene(image)
-        batch = self.model.processor.prepare(picture, boxes, view_strategy="phash")
+        batch = batch_of(self.model.processor, picture, boxes, view_strategy="phash")
         batch.views = self.recorded[f"{Path(image).stem}.pixel_values"]
         return batch
 
@@ -144,7 +145,7 @@ def test_hash_bits_scales_and_views(systems, source, image):
     bits = view_functions.perceptual_hash(view_functions.grey(picture), grown.reshape(-1, 4).numpy())
     expected = [[bit == "1" for bit in code] for region in row["phash_bits_t0_to_t1"] for code in region]
     assert (bits == np.array(expected)).all()
-    batch = system.model.processor.prepare(picture, boxes, view_strategy="phash")
+    batch = batch_of(system.model.processor, picture, boxes, view_strategy="phash")
     np.testing.assert_allclose(batch.scales, row["selected_t"], atol=1e-6)
     assert (batch.view_boxes.numpy() == np.array(row["view_boxes_px"])).all()
     stem = Path(image).stem

@@ -13,7 +13,7 @@ def test_a_section_prints_its_rows(capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("open: ")
     rows = re.findall(r"^ {2,4}(\S.*?) {2,}([\d,.]+) (?:s|us|/s) +(\S.*)$", printed, re.MULTILINE)
-    opened = [("ready for batches", "images known, first batch planned"), ("a batch planned", "64 regions")]
+    opened = [("ready for batches", "images known, first step planned"), ("a step planned", "50 regions, an image")]
     opened.append(("records read", "image by image, in random order"))
     assert [(name, note.split("   ")[-1]) for name, _, note in rows] == [
         ("floor: the file read through", "0.00 GB, in the system's cache"),

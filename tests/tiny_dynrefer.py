@@ -1,10 +1,16 @@
 """A tiny DynRefer model with random weights, and pictures with regions to feed it."""
 
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image
 
+from dynrefer.data.example import Example
 from dynrefer.data.records import Region
 from dynrefer.models import build
+from dynrefer.models.dynrefer.options import Options
+from dynrefer.models.options import make_options
+from dynrefer.prompts import region_controls
 
 T5 = {
     "config": {"model_type": "t5", "d_model": 32, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 1},
@@ -109,3 +115,22 @@ def model(**changes):
 
 def generators(num=4):
     return [np.random.default_rng(i) for i in range(num)]
+
+
+def batch_of(processor, image, boxes, **options):
+    """Regions of a picture as a batch for inference. options: of the family."""
+    image_hw = image.shape[:2]
+    asked = [Region(str(r), "image", image_hw, tuple(map(float, box))) for r, box in enumerate(boxes)]
+    example = Example.of_picture(image, asked)
+    return processor.collate(processor.samples(example, Options(**options), example.generators(0, 0), train=False))
+
+
+def samples(processor, image, regions, generators, train):
+    """Samples of regions of a picture."""
+    return processor.samples(Example.of_picture(image, regions), Options(), generators, train)
+
+
+def predict(model, batch, control=None, **options):
+    """Results of a batch. control: of all its regions, instead of their own."""
+    batch = replace(batch, controls=region_controls(control, len(batch)))
+    return model.predict(batch, make_options(Options, options))

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region, RegionResult
+from dynrefer.models.family import FamilyModel, FamilyProcessor
+from dynrefer.models.options import TextOptions
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (250, 250, 250)}
 WORDS = ["<pad>", "<end>", "a", "big", "square", *COLORS]
@@ -65,13 +67,18 @@ class TinyBatch:
     def to(self, device) -> "TinyBatch":
         return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
 
+    def leave_out(self, tasks, rows=slice(None)) -> None:
+        for task in tasks:
+            if task in ("captions", "tags"):
+                (self.words_mask if task == "captions" else self.tags_known)[rows] = 0
+
     def counts(self) -> dict[str, float]:
         return {"captions": float(self.words_mask.sum()), "tags": float(self.tags_known.sum())}
 
 
-class TinyProcessor:
-    def samples(self, image, regions, generators, train) -> list[dict]:
-        samples = []
+class TinyProcessor(FamilyProcessor):
+    def samples(self, example, options, generators, train) -> list[dict]:
+        image, regions, samples = example.image, example.regions, []
         for region, generator in zip(regions, generators, strict=True):
             x1, y1, x2, y2 = (int(v) for v in region.box)
             crop = Image.fromarray(image[y1:y2, x1:x2]).resize((SIDE, SIDE))
@@ -84,26 +91,31 @@ class TinyProcessor:
     def collate(self, samples: list[dict]) -> TinyBatch:
         regions = [sample["region"] for sample in samples]
         rows = [[WORDS.index(word) for word in region.captions[0].split()] + [1] for region in regions]
-        words = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        words = torch.zeros(len(rows), max(map(len, rows), default=1), dtype=torch.long)
         for i, row in enumerate(rows):
             words[i, : len(row)] = torch.tensor(row)
-        tags = torch.tensor([[float(color in (region.tags or ())) for color in COLORS] for region in regions])
+        tags = torch.zeros(len(regions), len(COLORS))
+        for region, row in zip(regions, tags, strict=True):
+            row[:] = torch.tensor([float(color in (region.tags or ())) for color in COLORS])
         return TinyBatch(
             ids=[region.id for region in regions],
-            boxes=torch.tensor([region.box for region in regions]),
-            pixels=torch.from_numpy(np.stack([sample["pixels"] for sample in samples])),
+            boxes=torch.tensor([region.box for region in regions]).reshape(-1, 4),
+            pixels=torch.tensor(np.array([sample["pixels"] for sample in samples])).reshape(-1, 3, SIDE, SIDE),
             words=words,
             words_mask=(words > 0).float(),
             tags=tags,
-            tags_known=torch.tensor([region.tags is not None for region in regions]),
+            tags_known=torch.tensor([region.tags is not None for region in regions], dtype=torch.bool),
         )
 
     def save_pretrained(self, folder) -> None:
         (Path(folder) / "processor.json").write_text("{}")
 
 
-class TinyModel(nn.Module):
+class TinyModel(FamilyModel, nn.Module):
     """A frozen random `vision`, a trained `head`, a word-by-word captioner and a tag decoder."""
+
+    Options = TextOptions
+    answers = frozenset({"caption", "tags"})
 
     def __init__(self, width: int = 24, dropout: float = 0.0):
         super().__init__()
@@ -138,7 +150,13 @@ class TinyModel(nn.Module):
         words = self.word_embedding(before)
         return self.words(torch.cat([embeds[:, None].expand_as(words), words], -1))
 
+    @property
+    def device(self) -> torch.device:
+        return self.query.device
+
     def forward(self, batch: TinyBatch) -> dict[str, Tensor]:
+        if not len(batch):
+            return self.zero_sums()
         embeds = self.encode(batch)
         losses = {}
         if "captions" in self.tasks:
@@ -153,14 +171,14 @@ class TinyModel(nn.Module):
         return losses
 
     @torch.no_grad()
-    def predict(self, batch: TinyBatch, generation=None) -> list[RegionResult]:
+    def predict(self, batch: TinyBatch, options=None) -> list[RegionResult]:
         embeds, before = self.encode(batch), torch.zeros(len(batch), 1, dtype=torch.long)
         for _ in range(5):
             before = torch.cat([before, self.next_word(embeds, before)[:, -1:].argmax(-1)], 1)
         results = []
         for region_id, box, row in zip(batch.ids, batch.boxes.tolist(), before[:, 1:].tolist(), strict=True):
             row = row[: row.index(1)] if 1 in row else row
-            results.append(RegionResult(region_id, box, " ".join(WORDS[i] for i in row), 1.0, [], [], None, []))
+            results.append(RegionResult(region_id, box, " ".join(WORDS[i] for i in row), 1.0))
         return results
 
     def save_pretrained(self, folder, state_dict=None) -> None:

@@ -54,7 +54,7 @@ class Progress:
 
     step: int = 0  # optimizer steps done
     epoch: int = 0
-    batch: int = 0  # next batch of that epoch
+    next: int = 0  # the step of that epoch that comes next
     seconds: float = 0.0  # spent in training steps, evaluation and saving not counted
     best: float | None = None  # best evaluation score so far
     best_step: int | None = None
@@ -207,6 +207,8 @@ def load_checkpoint(
     if saved["processes"] == accelerator.num_processes:
         path = checkpoint / "state" / f"random-{accelerator.process_index}.pt"
         set_random_state(torch.load(path, map_location="cpu", weights_only=True))
+    if "batch" in saved:  # of version 0.3.0, whose epochs had other steps: it goes on with the next one
+        saved |= {"epoch": saved["epoch"] + (saved["batch"] > 0), "next": 0}
     return Progress(**{name: saved[name] for name in asdict(Progress())})
 
 

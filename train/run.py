@@ -3,8 +3,9 @@
 Also `python -m train.run ...` (one process) and, on CPU, `torchrun --nproc_per_node 2 -m train.run ...`. `main` is the
 whole run from top to bottom: build, loop, evaluate, save.
 
-The model returns sums, one a task; the loop divides them by the counts of the whole step, that is of all processes and
-accumulated batches, so that neither changes the loss or the gradient:
+A step holds whole examples up to data.batch_size regions, dealt out to the processes and their passes. The model
+returns sums, one a task; the loop divides them by the counts of the whole step, so that neither the number of processes
+nor that of passes changes the loss or the gradient:
 
     loss = sum over tasks of weight * (sum over the step's regions or tokens) / (their number)
 """
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from dynrefer.config import load_config, save_config, to_dict
+from dynrefer.config import load_config, save_config, settings_help, to_dict
 from dynrefer.data.loader import DataConfig, Loader
 from dynrefer.data.mixture import open_training, training_loader
 from dynrefer.data.record_files import open_records
@@ -42,7 +43,7 @@ class LoopConfig:
     epochs: float | None = None  # the same as passes over the data; set one of the two
     minutes: float | None = None  # hard stop after so much training time; the schedule still aims at `steps`
     stop_at: int | None = None  # pause after this step: checkpoint and leave, to go on with loop.resume=true
-    accumulation: int = 1  # forward passes an optimizer step is cut into; data.batch_size stays the step's regions
+    accumulation: int = 1  # forward passes that an optimizer step is dealt out to; its regions stay the same
     clip: float = 1.0  # largest global norm of the gradient; 0: not clipped
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights stay float32 (bf16 weights under DeepSpeed)
     gradient_checkpointing: bool = False  # forget activations and compute them again in backward: less memory
@@ -98,10 +99,6 @@ class RunConfig:
             raise ValueError("data.train is empty; name the record file to train on")
         if self.loop.eval_every and not self.data.val:
             raise ValueError("loop.eval_every is set but data.val is empty; name the record file to evaluate on")
-        if self.data.batch_size % self.loop.accumulation:
-            raise ValueError(
-                f"data.batch_size {self.data.batch_size} is no multiple of loop.accumulation {self.loop.accumulation}"
-            )
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def main(cfg: RunConfig, build: Callable | None = None, load: Callable | None = 
         precision=cfg.loop.precision,
         deepspeed=cfg.loop.deepspeed,
         clip=cfg.loop.clip,
-        batch_size=cfg.data.batch_size // cfg.loop.accumulation,
+        batch_size=max(1, cfg.data.batch_size // cfg.loop.accumulation),
         processes=cfg.loop.processes,
         num_threads=cfg.loop.num_threads,
         cpu=cfg.loop.cpu,
@@ -161,23 +158,24 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
     if resume_from is None:
         checkpoint.note_run(model, settings, train_records)
     model.tasks = tasks = tasks_to_train(cfg.losses, model.tasks)
+    if cfg.loop.eval_every:  # what would stop the first evaluation stops the start
+        cfg.eval.decides(model)
+        model.check_options(cfg.eval.options_of(model))
     if cfg.loop.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     loader = training_loader(
         train_records,
         processor,
+        model.Options(),
         cfg.data,
-        batch_size=cfg.data.batch_size // cfg.loop.accumulation,
         seed=cfg.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
+        accumulation=cfg.loop.accumulation,
+        joint=model.joint,
+        stand_in=launch.zero_stage(accelerator) > 0,  # see StandIn
     )
-    steps_per_epoch = loader.num_regions // cfg.data.batch_size
-    if not steps_per_epoch:
-        raise ValueError(
-            f"data.train has {loader.num_regions} regions an epoch, fewer than data.batch_size {cfg.data.batch_size}"
-        )
-    total_steps = cfg.loop.steps or max(1, round(cfg.loop.epochs * steps_per_epoch))
+    total_steps = cfg.loop.steps or steps_of(loader, cfg.loop.epochs)
 
     # optimizer and processes
     if launch.zero_stage(accelerator):
@@ -224,25 +222,26 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
             scores = evaluate(plain_model, val_records, cfg.eval, cfg.data, cfg.losses, accelerator)
             plain_model.train()
             log.evaluation(progress.step, scores)
-            score = scores[cfg.eval.metric]
-            if progress.best is None or cfg.eval.is_better(score, progress.best):
+            decides = cfg.eval.decides(plain_model)
+            score = scores[decides]
+            if progress.best is None or cfg.eval.is_better(decides, score, progress.best):
                 progress.best, progress.best_step = score, progress.step
                 checkpoint.save_best(folder, accelerator, model, processor, progress, trainable_only)
 
-    log.say(describe(cfg, folder, plain_model, loader, steps_per_epoch, total_steps, accelerator))
+    log.say(describe(cfg, folder, plain_model, loader, total_steps, accelerator))
     last_step = min(total_steps, cfg.loop.stop_at or total_steps)
     limit_seconds = 60 * cfg.loop.minutes if cfg.loop.minutes else math.inf
     evaluated_step = saved_step = progress.step if resume_from is not None else None
     out_of_time = False
     with contextlib.closing(log), launch.StopSignal() as stop_signal:
-        batches = stream(loader, progress, steps_per_epoch * cfg.loop.accumulation)
+        steps = stream(loader, progress)
         while progress.step < last_step and not out_of_time and not stop_signal.received:
             started = time.perf_counter()
             step, epoch = progress.step + 1, progress.epoch
-            window = [next(batches) for _ in range(cfg.loop.accumulation)]
+            window = next(steps)  # this process's batches, one a pass; as many in every process
             lr = set_lr(optimizer, cfg.optim, progress.step, total_steps)
 
-            # what the sums of this step are divided by: counts over all processes and all accumulated batches
+            # what the sums of this step are divided by: counts over all processes and all passes
             own = [sum(batch.counts().get(task, 0.0) for batch in window) for task in tasks]
             num_own = sum(len(batch) for batch in window)
             *counts, num_regions = launch.sum_over_processes(accelerator, [*own, num_own])
@@ -253,11 +252,11 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
                 )
             scale = {task: cfg.losses[task] / max(count, 1.0) for task, count in zip(tasks, counts, strict=True)}
 
-            parts = []  # (accumulation, tasks): the sums of this process's batches
+            parts = []  # (passes, tasks): the sums of this process's batches
             for number, batch in enumerate(window):
                 accelerator.sync_gradients = last = number == len(window) - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                    sums = model(batch.to(accelerator.device))
+                    sums = launch.sums_of(model, batch.to(accelerator.device))
                     loss = sum(scale[task] * sums[task] for task in tasks)
                     parts.append(torch.stack([sums[task].detach().float() for task in tasks]))
                     if last:
@@ -315,20 +314,23 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
     return RunResult(folder, progress.step, progress.best, stop_signal.received)
 
 
-def stream(loader: Loader, progress: checkpoint.Progress, batches_per_epoch: int) -> Iterator:
-    """Batches for ever, from where `progress` stands, which moves on with every batch.
-
-    Only whole steps of an epoch are used: the same steps for any accumulation.
-    """
+def stream(loader: Loader, progress: checkpoint.Progress) -> Iterator[list]:
+    """Steps for ever, from where `progress` stands, which moves on with every step."""
     while True:
-        for batch in loader.epoch(progress.epoch, start_batch=progress.batch):
-            progress.batch += 1
-            done = progress.batch == batches_per_epoch
-            if done:
-                progress.epoch, progress.batch = progress.epoch + 1, 0
-            yield batch
-            if done:
-                break
+        last = loader.num_steps(progress.epoch) - 1
+        for batches in loader.epoch(progress.epoch, start_step=progress.next):
+            done = progress.next == last
+            progress.epoch, progress.next = (progress.epoch + 1, 0) if done else (progress.epoch, progress.next + 1)
+            yield batches
+
+
+def steps_of(loader: Loader, epochs: float) -> int:
+    """Steps of so many epochs, of which each may have another number; at least one."""
+    whole = int(epochs)
+    steps = sum(loader.num_steps(epoch) for epoch in range(whole))
+    if epochs > whole:
+        steps += round((epochs - whole) * loader.num_steps(whole))
+    return max(1, steps)
 
 
 def tasks_to_train(weights: dict[str, float], known: Sequence[str]) -> list[str]:
@@ -375,10 +377,9 @@ def averaged(average: WeightAverage | None, model) -> contextlib.AbstractContext
 
 def refresh(model) -> None:
     """What the model keeps ready for inference (embedded word lists) is brought up to its present weights."""
-    if hasattr(model, "before_eval"):
-        model.eval()
-        model.before_eval()
-        model.train()
+    model.eval()
+    model.before_eval()
+    model.train()
 
 
 def set_seed(seed: int) -> None:
@@ -387,7 +388,7 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def describe(cfg: RunConfig, folder: Path, model, loader, steps_per_epoch: int, total_steps: int, accelerator) -> str:
+def describe(cfg: RunConfig, folder: Path, model, loader: Loader, total_steps: int, accelerator) -> str:
     def size(parameter) -> int:  # ZeRO-3 keeps only a part of each here
         return getattr(parameter, "ds_numel", parameter.numel())
 
@@ -396,8 +397,8 @@ def describe(cfg: RunConfig, folder: Path, model, loader, steps_per_epoch: int, 
     kind = str(accelerator.distributed_type).split(".")[-1]
     return (
         f"{folder}: {trained / 1e6:.2f} of {all_size / 1e6:.2f} M parameters trained, {loader.num_regions} regions an "
-        f"epoch, {cfg.data.batch_size} a step, {steps_per_epoch} steps an epoch, {total_steps} steps, "
-        f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} ({kind}) on "
+        f"epoch, at most {cfg.data.batch_size} a step, {loader.num_steps(0)} steps in the first epoch, {total_steps} "
+        f"steps, {accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} ({kind}) on "
         f"{accelerator.device.type}, {cfg.loop.precision}"
     )
 
@@ -420,7 +421,12 @@ def saved_model(path: str):
 
 
 def parse(argv: Sequence[str] | None = None) -> RunConfig:
-    parser = argparse.ArgumentParser(prog="python -m train.run", description="Train a model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m train.run",
+        description="Train a model.",
+        epilog=f"settings, with their types and defaults:\n{settings_help(RunConfig)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--config", required=True, help="configs/NAME.yaml")
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings over those of the file")
     arguments = parser.parse_args(argv)

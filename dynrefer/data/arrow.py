@@ -116,6 +116,9 @@ class ArrowRecords(RegionRecords):
         rows = slice(self._rows.start, self._rows.stop) if isinstance(self._rows, range) else self._rows
         return ImageGroups.from_codes(renumbered(codes[rows]))
 
+    def example_groups(self) -> ImageGroups:
+        return self.image_groups()
+
     def licences(self) -> Counter:
         if not isinstance(self._rows, range):
             return super().licences()

@@ -17,7 +17,8 @@ import numpy as np
 import orjson
 
 from dynrefer.boxes import check_image_hw
-from dynrefer.data.records import box_of, mask_box, record_root, text_of, texts_of
+from dynrefer.data.image_groups import list_hashes
+from dynrefer.data.records import Region, RegionRecords, box_of, mask_box, text_of, texts_of
 from dynrefer.files import atomic_path, parse_line
 from dynrefer.masks import check_mask_record, rle_to_box, to_mask
 from dynrefer.videos import VideoFolder, open_video
@@ -126,10 +127,49 @@ class ClipRegion:
             "captions": list(self.captions),
         }
 
-    def to_mask(self, index: int) -> np.ndarray | None:
-        """bool (H, W) of one frame; None where it has only a box. KeyError for a frame that is not annotated, an empty
-        mask where the region is not in it."""
-        place = self.frames[index]
+    @property
+    def shown(self) -> FrameRegion:
+        """Where the region is in the frame that a model is shown it in."""
+        return self.frames[self.prompt_frame]
+
+    @property
+    def example(self) -> tuple[str, int, int]:
+        """Regions of the same frames of one video, shown in the same frame, are read as one."""
+        return self.video, self.prompt_frame, self.end_frame
+
+    # what a family that reads one picture asks of a region, in the frame that it is shown in
+    @property
+    def image(self) -> str:
+        return self.video
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        return self.frame_hw
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        return self.shown.box
+
+    @property
+    def mask(self) -> dict | list | None:
+        return self.shown.mask
+
+    @property
+    def tags(self) -> None:
+        """Records of clips have none."""
+        return None
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        """Records of clips have none."""
+        return {}
+
+    def to_mask(self, index: int | None = None) -> np.ndarray | None:
+        """bool (H, W) of one frame, of the prompt frame where none is named; None where it has only a box.
+
+        KeyError for a frame that is not annotated, an empty mask where the region is not in it.
+        """
+        place = self.frames[self.prompt_frame if index is None else index]
         if place is None:
             return np.zeros(self.frame_hw, dtype=bool)
         return None if place.mask is None else to_mask(place.mask, self.frame_hw)
@@ -169,18 +209,24 @@ def read_clip(path: str | os.PathLike, clip: ClipRegion, indices: Sequence[int])
     return frames
 
 
-class ClipRecords(Sequence):
-    """Records of a clip file in its order; each is read and checked when it is asked for. `root` is the folder that
-    video paths are relative to."""
+def region_of(d: object, where: str) -> Region | ClipRegion:
+    """The checked record of a line: of a clip where it names a video, else of a picture."""
+    clip = isinstance(d, dict) and "video" in d
+    return ClipRegion.from_dict(d, where) if clip else Region.from_dict(d, where)
 
-    def __init__(self, path: Path, lines: np.ndarray, offsets: np.ndarray):
-        self.path, self.root = Path(path), record_root(Path(path))
-        self._lines, self._offsets = lines, offsets
+
+class ClipRecords(RegionRecords):
+    """Records of a clip file in its order; each is read and checked when it is asked for. `root` is the folder that
+    video paths are relative to. lines, offsets, ids: of the records, (N,)."""
+
+    def __init__(self, path: Path, lines: np.ndarray, offsets: np.ndarray, ids: Sequence[str]):
+        super().__init__(path, ())
+        self._lines, self._offsets, self._names = lines, offsets, list(ids)
 
     def __len__(self) -> int:
         return len(self._lines)
 
-    def __getitem__(self, index: int) -> ClipRegion:
+    def __getitem__(self, index: int) -> Region | ClipRegion:
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)} in {self.path}")
         where = f"{self.path}:{self._lines[index]}"
@@ -190,16 +236,21 @@ class ClipRecords(Sequence):
                 text = file.readline()
         except OSError as error:
             raise ValueError(f"{self.path}: cannot be read ({error})") from error
-        return ClipRegion.from_dict(parse_line(text, where), where)
+        return region_of(parse_line(text, where), where)
+
+    def images(self) -> list[str]:
+        return [region.image for region in self]
 
     def video_path(self, index: int) -> Path:
         """Where the video of one record lies."""
         return self.root / self[index].video
 
     def subset(self, indices: Sequence[int]) -> "ClipRecords":
-        """Some of the records, in the order given."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return ClipRecords(self.path, self._lines[chosen], self._offsets[chosen])
+        return ClipRecords(self.path, self._lines[chosen], self._offsets[chosen], [self._names[i] for i in chosen])
+
+    def _ids(self) -> tuple:
+        return (lambda: list_hashes(self._names)), len(self._names), self._names.__getitem__
 
 
 def open_clips(path: str | os.PathLike, split: str | None = None) -> ClipRecords:
@@ -212,11 +263,11 @@ def open_clips(path: str | os.PathLike, split: str | None = None) -> ClipRecords
     if not path.name.endswith(".jsonl"):
         raise ValueError(f"clip file {path}: expected .jsonl; records are read by their place in it")
     seen: dict[str, int] = {}
-    lines, offsets, splits = [], [], set()
+    lines, offsets, ids, splits = [], [], [], set()
     for line, offset, text in _numbered_lines(path):
         where = f"{path}:{line}"
         d = parse_line(text, where)
-        if not isinstance(d, dict) or not isinstance(d.get("id"), str) or "frames" not in d:
+        if not isinstance(d, dict) or not isinstance(d.get("id"), str) or not ("frames" in d or seen and "image" in d):
             raise ValueError(f"{where}: expected a record of a clip, with id and frames; {CHECK_HINT}")
         if (first := seen.setdefault(d["id"], line)) != line:
             raise ValueError(f"{where}: id {d['id']!r} stands in line {first} already; ids are unique")
@@ -224,10 +275,11 @@ def open_clips(path: str | os.PathLike, split: str | None = None) -> ClipRecords
         if split is None or d.get("split") == split:
             lines.append(line)
             offsets.append(offset)
+            ids.append(d["id"])
     if not lines:
         hint = f" of split {split!r}; it has {sorted(splits)}" if seen else ""
         raise ValueError(f"clip file {path}: no records{hint}")
-    return ClipRecords(path, np.array(lines), np.array(offsets))
+    return ClipRecords(path, np.array(lines), np.array(offsets), ids)
 
 
 def write_clips(path: str | os.PathLike, clips: Iterable[ClipRegion]) -> int:

@@ -1,65 +1,40 @@
-"""Records -> samples: opens each image once and hands it, with all its regions, to the model family's processor."""
+"""Records -> examples -> samples: a picture or clip is opened once for all its regions that a step wants."""
 
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from dynrefer.data.clips import ClipRegion, read_clip
+from dynrefer.data.example import Example, still
 from dynrefer.data.image_groups import ImageGroups
-from dynrefer.data.records import Region, RegionRecords
+from dynrefer.data.packing import Piece
+from dynrefer.data.records import RegionRecords
 from dynrefer.images import open_image, read_image_hw
-
-UNFINISHED_BYTES = 72 << 20  # room for decoded images of which the next batches want more, in each worker
-
-
-class SampleProcessor(Protocol):
-    """What a model family brings: samples of one image's regions, and their batch."""
-
-    def samples(
-        self, image: np.ndarray, regions: list[Region], generators: list[np.random.Generator], train: bool
-    ) -> list[dict]: ...
-
-    def collate(self, samples: list[dict]) -> Any: ...
-
-    def reduction(self, regions: list[Region]) -> int:
-        """How many times smaller `samples` takes the image that has all these regions; asked with `draft` only."""
-        ...
+from dynrefer.models.family import Processor
+from dynrefer.models.options import Options
 
 
-@dataclass
-class ImagePart:
-    """Some regions of one image, as a batch wants them.
+class ExampleDataset:
+    """Examples of records, and their samples. The same seed, epoch and record always give the same sample.
 
-    key: tells images apart, and names this one in errors. source: its path, or its file's bytes. numbers: of the
-    regions in their data set; with seed and epoch they fix the samples. unfinished: the image is wanted again soon.
-    reduce: how many times smaller it may be decoded.
-    """
-
-    key: Hashable
-    source: Path | bytes
-    regions: list[Region]
-    numbers: list[int]
-    unfinished: bool
-    reduce: int = 1
-
-
-class RegionDataset:
-    """Samples by record index. The same seed, epoch and index always give the same sample.
-
-    records: any `RegionRecords`. processor: see `SampleProcessor`. train: handed to the processor (augmentation, random
-    scales). seed: a non-negative integer. cache_bytes: room for decoded images kept from call to call, in each worker.
-    draft: in training, decode a JPEG at a fraction of its size where all regions of the image allow it, whichever of
-    them are wanted: the sample of a region does not depend on the others in its batch.
+    records: of regions or of clips. processor, options: of a model family; None where it has no options. train: handed
+    to the processor (augmentation, random views). seed: a non-negative integer. cache_bytes: room for decoded pictures
+    kept from call to call, in each worker. draft: in training, decode a JPEG at a fraction of its size where all
+    regions of the picture allow it, whichever of them are wanted: the sample of a region does not depend on the others
+    in its batch.
     """
 
     def __init__(
         self,
         records: RegionRecords,
-        processor: SampleProcessor,
+        processor: Processor,
+        options: Options | None = None,
+        *,
         train: bool,
         seed: int,
         cache_bytes: int = 0,
@@ -67,93 +42,78 @@ class RegionDataset:
     ):
         if seed < 0 or cache_bytes < 0:
             raise ValueError(f"seed {seed} and cache_bytes {cache_bytes}: expected numbers that are not negative")
-        self.records, self.processor, self.train, self.seed = records, processor, train, seed
-        self.cache_bytes, self.draft = cache_bytes, draft and train
-        self._cache: OrderedDict[Hashable, np.ndarray] = OrderedDict()
+        self.records, self.processor, self.options = records, processor, options
+        self.train, self.seed, self.cache_bytes, self.draft = train, seed, cache_bytes, draft and train
+        self._cache: dict[str, np.ndarray] = {}
         self._cached_bytes = 0
-        self._unfinished: OrderedDict[Hashable, np.ndarray] = OrderedDict()  # batches end within images
 
     def __len__(self) -> int:
+        """Regions."""
         return len(self.records)
 
     def __getstate__(self) -> dict:
-        own = {"_cache": OrderedDict(), "_cached_bytes": 0, "_unfinished": OrderedDict()}  # a worker fills its own
-        return {key: value for key, value in self.__dict__.items() if key != "_groups"} | own
-
-    def samples(self, indices: Sequence[int], epoch: int, unfinished: Sequence[int] = ()) -> list[dict]:
-        """One sample an index, in the order of `indices`; every image is opened once for all its regions. unfinished:
-        positions in `indices` of regions whose images are wanted again soon, and kept until then.
-
-        Raises ValueError for an image that is missing, damaged or not of the size its record says.
-        """
-        found = self.records.fetch(indices)
-        again = {found[position][0] for position in unfinished}
-        by_image: dict[Path, list[int]] = {}  # positions in `indices`
-        for position, (path, _) in enumerate(found):
-            by_image.setdefault(path, []).append(position)
-        parts = [
-            ImagePart(
-                key=path,
-                source=path,
-                regions=[found[position][1] for position in positions],
-                numbers=[int(indices[position]) for position in positions],
-                unfinished=path in again,
-                reduce=self.processor.reduction(self._of_image(indices[positions[0]])) if self.draft else 1,
-            )
-            for path, positions in by_image.items()
-        ]
-        samples: list[dict] = [{}] * len(indices)
-        order = (position for positions in by_image.values() for position in positions)
-        for position, sample in zip(order, self.part_samples(parts, epoch), strict=True):
-            samples[position] = sample
-        return samples
+        return {key: value for key, value in self.__dict__.items() if key != "_groups"} | {
+            "_cache": {},
+            "_cached_bytes": 0,
+        }
 
     @cached_property
     def _groups(self) -> ImageGroups:
-        return self.records.image_groups()
+        return self.records.example_groups()
 
-    def _of_image(self, index: int) -> list[Region]:
-        """All regions of the image of one of them."""
-        return [region for _, region in self.records.fetch(self._groups.members(self._groups.number(index)))]
+    @property
+    def counts(self) -> np.ndarray:
+        """Regions of every example, (N,)."""
+        return self._groups.counts
 
-    def part_samples(self, parts: Sequence[ImagePart], epoch: int) -> list[dict]:
-        """One sample a region, image after image."""
-        samples = []
-        for part in parts:
-            generators = [np.random.default_rng([self.seed, epoch, number]) for number in part.numbers]
-            image = self._image(part)
-            made = self.processor.samples(image, part.regions, generators, self.train)
-            assert len(made) == len(part.regions), f"processor made {len(made)} samples of {len(part.regions)} regions"
-            samples += made
-            if part.unfinished:
-                self._unfinished[part.key] = image
-                while sum(kept.nbytes for kept in self._unfinished.values()) > UNFINISHED_BYTES:
-                    self._unfinished.popitem(last=False)
-        return samples
+    def example(self, piece: Piece) -> Example:
+        """The whole example that a piece is of; nothing of it is opened yet."""
+        members = self._groups.members(piece.number)
+        paths, regions = zip(*self.records.fetch(members), strict=True)
+        reader = partial(self._clip if isinstance(regions[0], ClipRegion) else self._picture, paths[0], regions)
+        return Example(str(paths[0]), regions, reader, members, reduce=self._reduction(regions))
 
-    def _image(self, part: ImagePart) -> np.ndarray:
-        """RGB uint8 (H, W, 3), read-only: others may get the same array. H and W may be smaller by part.reduce."""
-        image = self._cache.get(part.key)
-        if image is None:
-            image = self._unfinished.pop(part.key, None)
+    def samples(self, example: Example, epoch: int) -> list[dict]:
+        """Those of an example, or of a part of one."""
+        options = Options() if self.options is None else self.options
+        return self.processor.samples(example, options, example.generators(self.seed, epoch), self.train)
+
+    def _reduction(self, regions: Sequence[Any]) -> int:
+        return self.processor.reduction(regions) if self.draft else 1
+
+    def _picture(
+        self, source: Path | bytes, regions: Sequence[Any], indices: Sequence[int] | None, reduce: int, name: str = ""
+    ) -> np.ndarray:
+        """Frames (1, H, W, 3) of a picture. source: its path, or its file's bytes with a name for errors."""
+        key = name or str(source)
+        image = self._cache.get(key)
         if image is None:
             try:
-                image = open_image(part.source, part.reduce)
+                image = open_image(source, reduce)
             except ValueError as error:
-                place = "" if isinstance(part.source, Path) else f" ({part.key})"
+                of = f" ({name})" if name else ""
                 raise ValueError(
-                    f"region {part.regions[0].id}{place}: {error}; `python -m data_prep.check FILE` finds all"
+                    f"region {regions[0].id}{of}: {error}; `python -m data_prep.check FILE` finds all"
                 ) from error
-            image.flags.writeable = False
             if self._cached_bytes + image.nbytes <= self.cache_bytes:
-                self._cache[part.key] = image
+                self._cache[key] = image
                 self._cached_bytes += image.nbytes
-        image_hw = image.shape[:2] if part.reduce == 1 else read_image_hw(part.source)
-        for region in part.regions:
+        image_hw = image.shape[:2] if reduce == 1 else read_image_hw(source)
+        for region in regions:
             if region.image_hw != image_hw:
                 raise ValueError(
-                    f"region {region.id}: image_hw {region.image_hw} but {part.key} is {image_hw} (height, "
-                    "width); boxes count in the recorded size: convert again, `python -m data_prep.check FILE` finds "
-                    "all"
+                    f"region {region.id}: image_hw {region.image_hw} but {key} is {image_hw} (height, width); boxes "
+                    "count in the recorded size: convert again, `python -m data_prep.check FILE` finds all"
                 )
-        return image
+        return still(image, indices)
+
+    @staticmethod
+    def _clip(path: Path, clips: Sequence[Any], indices: Sequence[int] | None, reduce: int) -> np.ndarray:
+        """Frames (T, H, W, 3) of a clip; of its prompt frame where no indices are given."""
+        for clip in clips[1:]:
+            if (clip.frame_hw, clip.num_frames) != (clips[0].frame_hw, clips[0].num_frames):
+                raise ValueError(
+                    f"clip {clip.id}: frame_hw {clip.frame_hw}, num_frames {clip.num_frames}, but {clips[0].frame_hw}, "
+                    f"{clips[0].num_frames} in clip {clips[0].id} of the same video {path}; convert again"
+                )
+        return read_clip(path, clips[0], [clips[0].prompt_frame] if indices is None else indices)

@@ -1,31 +1,24 @@
-"""Samples -> batches: one global list of batches an epoch, the same for any number of workers and processes."""
+"""Examples -> batches: the steps of an epoch, the same for any number of workers and processes."""
+
+from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from dynrefer.data.dataset import RegionDataset
-from dynrefer.data.image_groups import ImageGroups
-
-# told apart from the generators of single samples, which are seeded by (seed, epoch, index)
-PLAN_STREAM = 0x504C414E
-LANES = 24  # places of an epoch that are visited side by side; numbers of workers that divide it decode images once
-PART = 64  # regions from one place that a batch is not cut below
-ANNOTATIONS = ("captions", "tags", "attributes", "categories")
-
-# What a worker makes a batch of: the number of each data set in it, with the arguments of that one's `samples`.
-Key = list[tuple[int, tuple]]
-# A last touch, where the batch was made: (batch, key, regions of each entry of the key) -> what goes out.
-Finish = Callable[[Any, Key, list[int]], Any]
+from dynrefer.data.dataset import ExampleDataset
+from dynrefer.data.example import Example
+from dynrefer.data.packing import Piece, Plan, deal, kept_counts, num_passes
+from dynrefer.models.family import ANNOTATIONS
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """One data set of several that are mixed."""
 
     path: str | list[str]  # record file, record files read as one, or shards
@@ -46,19 +39,18 @@ class DataConfig:
     """Which records are read and how they are batched."""
 
     # record file, record files read as one, shards (their folder, index or pattern), or {path, weight, tasks} to mix
-    train: str | list[str | Source] = ""
+    train: str | list[str | DataSource] = ""
     val: str = ""  # record file for periodic evaluation; empty = none
-    batch_size: int = 64  # regions an optimizer step, over all processes and accumulation steps
+    batch_size: int = 64  # regions an optimizer step holds at most, over all processes and accumulated batches
     num_workers: int = 2  # processes that prepare batches, for each training process; 0 = none
     max_regions_per_image: int | None = None  # at most so many regions of an image an epoch, others in the next
     shuffle: bool = True  # another order of images each epoch
     cache_mb: int = 0  # room for decoded images in each worker, in MB
     draft: bool = False  # decode JPEGs at 1/2 or 1/4 where every view allows it: quicker, pixels differ a little
-    mix: Literal["batches", "regions"] = (
-        "batches"  # whole batches of one data set, or some regions of each in every one
-    )
+    # whole steps of one data set, or steps with some regions of each; the regions seen go by weight either way
+    mix: Literal["batches", "regions"] = "batches"
     # parts that shards are read in side by side: up to so many processes read no shard twice; null: one for every 64
-    # regions of a batch. Another number makes other batches
+    # regions of a step. Another number makes other steps
     streams: int | None = None
     buffer: int = 1000  # images of shards that a process holds, encoded, to mix them
 
@@ -73,201 +65,93 @@ class DataConfig:
             raise ValueError(f"data.streams {self.streams}, data.buffer {self.buffer}: expected at least 1")
 
 
-class ImageOrder:
-    """The regions of an epoch in order, worked out only where somebody looks: `order.between(first, last)`.
-
-    Images in random order (`shuffle`) or in the file's, the regions of each kept together, at most `most` of each.
-    """
-
-    def __init__(self, groups: ImageGroups, seed: int, epoch: int, shuffle: bool, most: int | None):
-        self.groups, self.most, self.shuffle, self.seeds = groups, most, shuffle, [seed, epoch, PLAN_STREAM]
-        generator = np.random.default_rng([*self.seeds, 0])
-        self.images = generator.permutation(len(groups)) if shuffle else np.arange(len(groups))
-        self.ends = np.cumsum(kept_counts(groups.counts, most)[self.images])  # where the regions of each image end
-
-    def place(self, position: int) -> int:
-        """Which image of the order the region at a position belongs to."""
-        return int(np.searchsorted(self.ends, position, side="right"))
-
-    def between(self, first: int, last: int) -> np.ndarray:
-        """Record indices at positions first ... last - 1."""
-        parts = [np.zeros(0, np.int64)]
-        place = self.place(first)
-        while first < last:
-            begin = int(self.ends[place - 1]) if place else 0
-            image = int(self.images[place])
-            members = self.groups.members(image)
-            members = members[kept_positions(self.seeds, image, len(members), self.most, self.shuffle)]
-            parts.append(members[first - begin : last - begin])
-            first, place = int(self.ends[place]), place + 1
-        return np.concatenate(parts)
+# What a worker makes a step's batches of: for each pass its pieces, each with the number of its data set and the epoch
+# that this is in; and whether the pass is a stand-in.
+Item = tuple[int, int, Piece]
+Pass = tuple[list[Item], bool]
+Key = list[Pass]
+# A last touch where a batch is made: (batch, number of the data set and of regions, piece by piece) -> what goes out.
+Finish = Callable[[Any, list[tuple[int, int]]], Any]
 
 
-def kept_counts(counts: np.ndarray, most: int | None) -> np.ndarray:
-    """Regions of every image that an epoch takes, of those there are."""
-    return counts if most is None else np.minimum(counts, most)
+class StandIn:
+    """What a process that has no region works on where it cannot be idle: a batch whose sums count nothing. The others
+    wait for its share of the weights (ZeRO-3), and gradients must arrive in the same order everywhere (ZeRO-2 too)."""
 
-
-def kept_positions(seeds: list[int], image: int, count: int, most: int | None, shuffle: bool) -> np.ndarray | slice:
-    """Which of an image's `count` regions an epoch takes: at random where it shuffles, else the first."""
-    if most is None or count <= most:
-        return slice(None)
-    if not shuffle:
-        return slice(most)
-    return np.sort(np.random.default_rng([*seeds, 1, image]).choice(count, most, replace=False))
-
-
-class Visits:
-    """In which order an epoch's stretches of regions (a batch, or an equal part of one) are visited.
-
-    Loaders hand batch after batch to their workers in turn, and most batches end within an image. So that a worker gets
-    the rest of an image that it has decoded, an epoch goes through LANES places of the order side by side:
-
-        stretches 0 1 2 3 4 5 6 7 in 4 lanes -> 0 2 4 6, 1 3 5 7
-
-    and with any number of workers that divides LANES each stays in lanes of its own. block: so many stretches are
-    finished before the next ones begin. order (total,): the stretches as they are visited; turn (total,): when each is.
-    """
-
-    def __init__(self, total: int, lanes: int, block: int):
-        parts = [np.zeros(0, np.int64)]
-        for start in range(0, total, block):
-            size = min(block, total - start)
-            lane = np.arange(size) * lanes // size
-            row = np.arange(size) - np.searchsorted(lane, lane)
-            parts.append(start + np.lexsort((lane, row)))
-        self.order = np.concatenate(parts)
-        self.turn = np.empty_like(self.order)
-        self.turn[self.order] = np.arange(total)
-
-    def later(self, stretch: int, than: int) -> bool:
-        """Whether a stretch is visited after another one; a short last batch, which counts as one more, comes last."""
-        if stretch < 0 or than >= len(self.turn):
-            return False
-        return stretch == len(self.turn) or bool(self.turn[stretch] > self.turn[than])
-
-
-def parts_of_batch(batch_size: int) -> int:
-    """Into how many stretches, from as many places, a batch is cut: processes that share a large one have images of
-    their own then. A power of two, so that each has at least PART regions."""
-    parts = 1
-    while batch_size % (2 * parts) == 0 and batch_size // (2 * parts) >= PART:
-        parts *= 2
-    return parts
-
-
-class Plan(Sequence):
-    """The global batches of an epoch as lists of record indices, each made when it is looked at.
-
-    shuffle: batches are visited in lanes (see Visits), the short last one at the end; otherwise one after the other.
-    """
-
-    def __init__(self, order: ImageOrder, batch_size: int, num_batches: int, shuffle: bool):
-        self.order, self.batch_size, self.num_batches = order, batch_size, num_batches
-        self.total = int(order.ends[-1])
-        self.parts = parts_of_batch(batch_size) if shuffle else 1
-        self.part_size = batch_size // self.parts
-        num_stretches = self.total // batch_size * self.parts
-        self.visits = Visits(num_stretches, LANES * self.parts if shuffle else 1, block=max(num_stretches, 1))
-
-    def stretches(self, number: int, begin: int, end: int) -> Iterator[tuple[np.ndarray, list[int]]]:
-        """Record indices at positions begin ... end - 1 of a batch, stretch by stretch; with each, the positions in it
-        (its ends) of regions whose image is wanted again at the same positions of a later batch."""
-        size, image_at = self.part_size, self.order.place
-        for part in range(self.parts):
-            first, last = max(begin - part * size, 0), min(end - part * size, size)
-            if first >= last:
-                continue
-            place = number * self.parts + part
-            stretch = int(self.visits.order[place]) if place < len(self.visits.order) else place  # the short last batch
-            start, again = stretch * size, []
-            for other, own, theirs in ((stretch - 1, first, last - 1), (stretch + 1, last - 1, first)):
-                if self.visits.later(other, stretch) and image_at(start + own) == image_at(other * size + theirs):
-                    again.append(own - first)
-            yield self.order.between(start + first, start + last), again
+    def __init__(self, shown: Any):
+        self.shown, self.ids = shown, []
 
     def __len__(self) -> int:
-        return self.num_batches
+        return 0
 
-    def __getitem__(self, number):
-        if isinstance(number, slice):
-            return [self[k] for k in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"batch {number} of {len(self)}")
-        number %= len(self)
-        size = min(self.batch_size, self.total - number * self.batch_size)
-        return [index for indices, _ in self.stretches(number, 0, size) for index in indices.tolist()]
+    def to(self, device: torch.device | str) -> StandIn:
+        return StandIn(self.shown.to(device))
 
-    def __eq__(self, other: object) -> bool:
-        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+    def counts(self) -> dict[str, float]:
+        return {}
 
 
 class Loader:
-    """What all loaders share: an epoch's batches, made by workers from the keys that a subclass gives.
+    """What all loaders share: the steps of an epoch, made by workers from the keys that a subclass gives.
 
-    datasets: those that keys speak of by number; all have the same processor. The batches depend on records, seed,
-    epoch and batch_size alone, process `rank` of `world_size` takes its contiguous part of each (the shares of a short
-    last batch differ by at most one region), and num_workers changes nothing. finish: see `Finish`.
+    datasets: those that keys speak of by number; all have the same processor. Which regions a step has depends on the
+    records, seed, epoch and batch_size alone; process `rank` of `world_size` works on its share of it in passes
+    (`accumulation` of them, more where an example is larger than batch_size), and num_workers changes nothing.
+    joint: examples are never cut. stand_in: a process without a region gets a `StandIn`. finish: see `Finish`.
     """
 
     def __init__(
         self,
-        datasets: Sequence[RegionDataset],
+        datasets: Sequence[ExampleDataset],
         batch_size: int,
         *,
         num_regions: int,
         num_workers: int,
         rank: int = 0,
         world_size: int = 1,
-        drop_last: bool = False,
+        accumulation: int = 1,
+        joint: bool = False,
+        stand_in: bool = False,
         mp_context: str | None = None,
         finish: Finish | None = None,
     ):
-        if batch_size < 1 or batch_size % world_size:
-            raise ValueError(
-                f"batch_size {batch_size} for {world_size} processes: it counts the regions of all of them and must be "
-                f"a multiple of {world_size}"
-            )
+        if batch_size < 1 or accumulation < 1:
+            raise ValueError(f"batch_size {batch_size}, accumulation {accumulation}: expected at least 1")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size} processes: expected 0..{world_size - 1}")
         if num_workers < 0:
             raise ValueError(f"num_workers {num_workers}: expected 0 (no extra process) or more")
-        full, rest = divmod(num_regions, batch_size)
-        self._num_batches = full if drop_last or not rest else full + 1
-        if not self._num_batches:
-            raise ValueError(
-                f"{num_regions} regions do not fill a batch of {batch_size}; use a smaller one, or drop_last=False"
-            )
-        if self._num_batches > full and rest < world_size:
-            raise ValueError(
-                f"the last batch has {rest} regions for {world_size} processes, and each needs one; set drop_last=True "
-                "or another batch_size"
-            )
         self.datasets, self.batch_size, self.num_regions = list(datasets), batch_size, num_regions
-        self.rank, self.world_size, self.num_workers, self.mp_context = rank, world_size, num_workers, mp_context
+        self.rank, self.world_size, self.accumulation = rank, world_size, accumulation
+        self.joint, self.stand_in = joint, stand_in
+        self.num_workers, self.mp_context = num_workers, mp_context
         self._maker, self._keys = _BatchMaker(self.datasets, finish), _Keys()
         self._loader: DataLoader | None = None
 
-    def __len__(self) -> int:
-        """Batches an epoch, the same in every process."""
-        return self._num_batches
-
-    def keys(self, epoch: int, start_batch: int) -> Iterator[Key]:
-        """What this process's batches are made of, from `start_batch` on."""
+    def num_steps(self, epoch: int) -> int:
+        """Steps of an epoch, the same in every process."""
         raise NotImplementedError
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Any]:
-        """This process's batches of an epoch, as `processor.collate` makes them, from `start_batch` on (no image of the
-        batches before is opened)."""
-        if not 0 <= start_batch <= len(self):
-            raise ValueError(f"start_batch {start_batch}: expected 0..{len(self)}, the batches of an epoch")
-        if start_batch == len(self):
-            return
-        self._keys.start(self.keys(epoch, start_batch))
+    def keys(self, epoch: int, start_step: int) -> Iterator[Key]:
+        """What this process's batches are made of, from `start_step` on."""
+        raise NotImplementedError
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[Any]]:
+        """Step by step the batches that this process works on, one a pass, as `processor.collate` makes them; a batch
+        may be empty. Nothing of the steps before `start_step` is opened."""
+        steps = self.num_steps(epoch)
+        if not 0 <= start_step <= steps:
+            raise ValueError(f"start_step {start_step}: expected 0..{steps}, the steps of epoch {epoch}")
+        if start_step < steps:
+            yield from self.made(self.keys(epoch, start_step))
+
+    def made(self, keys: Iterator[Key]) -> Iterator[list[Any]]:
+        """The batches of keys, in their order."""
+        self._keys.start(keys)
         if self._loader is None:
             self._loader = DataLoader(
                 self._maker,
-                batch_size=None,  # a key is a whole batch
+                batch_size=None,  # a key is a whole step
                 sampler=self._keys,
                 collate_fn=_as_it_is,
                 num_workers=self.num_workers,
@@ -281,66 +165,66 @@ class Loader:
         finally:
             self._keys.stop()
 
+    def dealt(self, pieces: Sequence[Piece], weights: Sequence[float], epoch: int) -> Key:
+        """This process's share of a step, with what it works on where it has nothing."""
+        passes = num_passes(sum(weights), self.batch_size, self.accumulation, self.joint)
+        places = {"processes": self.world_size, "passes": passes, "accumulation": self.accumulation}
+        share = deal(pieces, weights, self.batch_size, joint=self.joint, **places)[self.rank]
+        return self.filled([[(0, epoch, piece) for piece in one] for one in share], [(0, epoch, p) for p in pieces])
 
-class RegionLoader(Loader):
-    """Batches of a dataset's regions: images in random order, the regions of each kept together, cut into batch_size
-    regions, which are visited as `Visits` says.
+    def filled(self, share: list[list[Item]], step: list[Item]) -> Key:
+        """A share as a key: where a pass is empty, the smallest piece of the step stands in, if it must."""
+        if not self.stand_in:
+            return [(one, False) for one in share]
+        smallest = min(step, key=lambda item: len(item[-1]))
+        if not self.joint:
+            smallest = (*smallest[:2], replace(smallest[-1], positions=smallest[-1].positions[:1]))
+        return [(one or [smallest], not one) for one in share]
 
-    batch_size: regions of a global batch. drop_last: leave a short last batch out. max_regions_per_image: a random
-    choice of so many of an image's regions each epoch. mp_context: how workers start, "fork" or "spawn"; None = torch's
-    default. span: the positions of every full batch that this process takes, where that is not an even share.
+
+class ExampleLoader(Loader):
+    """Steps of a dataset's examples: in random order or the file's, whole ones up to batch_size regions.
+
+    shuffle: another order each epoch. max_regions_per_image: a random choice of so many of an example's regions each
+    epoch. mp_context: how workers start, "fork" or "spawn"; None = torch's default.
     """
 
     def __init__(
         self,
-        dataset: RegionDataset,
+        dataset: ExampleDataset,
         batch_size: int,
         *,
         shuffle: bool,
         seed: int,
         num_workers: int,
-        rank: int = 0,
-        world_size: int = 1,
-        drop_last: bool = False,
         max_regions_per_image: int | None = None,
-        mp_context: str | None = None,
-        span: tuple[int, int] | None = None,
+        **places,
     ):
         check_most(max_regions_per_image)
-        self.dataset, self.shuffle, self.seed, self.span = dataset, shuffle, seed, span
+        self.dataset, self.shuffle, self.seed = dataset, shuffle, seed
         self.max_regions_per_image = max_regions_per_image
-        self._groups = dataset.records.image_groups()
-        super().__init__(
-            [dataset],
-            batch_size,
-            num_regions=int(kept_counts(self._groups.counts, max_regions_per_image).sum()),
-            num_workers=num_workers,
-            rank=rank,
-            world_size=world_size,
-            drop_last=drop_last,
-            mp_context=mp_context,
-        )
+        kept = kept_counts(dataset.counts, max_regions_per_image)
+        self._weights = dataset.processor.weights(kept)
+        self._plan: tuple[int, Plan] | None = None
+        super().__init__([dataset], batch_size, num_regions=int(kept.sum()), num_workers=num_workers, **places)
 
     def plan(self, epoch: int) -> Plan:
-        """The global batches of an epoch as record indices, without opening anything."""
-        order = ImageOrder(self._groups, self.seed, epoch, self.shuffle, self.max_regions_per_image)
-        return Plan(order, self.batch_size, len(self), self.shuffle)
+        """The steps of an epoch, without opening anything."""
+        if self._plan is None or self._plan[0] != epoch:
+            options = {"seed": self.seed, "epoch": epoch, "shuffle": self.shuffle, "most": self.max_regions_per_image}
+            self._plan = epoch, Plan(self.dataset.counts, self.batch_size, weights=self._weights, **options)
+        return self._plan[1]
 
-    def keys(self, epoch: int, start_batch: int) -> Iterator[Key]:
-        plan = self.plan(epoch)
-        for number in range(start_batch, len(self)):
-            size = min(self.batch_size, self.num_regions - number * self.batch_size)
-            begin, end = self.span or share(size, self.rank, self.world_size)
-            indices, unfinished = [np.zeros(0, np.int64)], []
-            for stretch, again in plan.stretches(number, begin, end):
-                unfinished += [sum(map(len, indices)) + position for position in again]
-                indices.append(stretch)
-            yield [(0, (np.concatenate(indices), epoch, unfinished))]
+    def num_steps(self, epoch: int) -> int:
+        return len(self.plan(epoch))
 
+    def key(self, epoch: int, step: int) -> Key:
+        """What this process's batches of one step are made of."""
+        pieces = self.plan(epoch)[step]
+        return self.dealt(pieces, [float(self._weights[piece.number]) for piece in pieces], epoch)
 
-def share(size: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The positions of a batch of `size` regions that a process takes: from the first up to, not with, the second."""
-    return size * rank // world_size, size * (rank + 1) // world_size
+    def keys(self, epoch: int, start_step: int) -> Iterator[Key]:
+        return (self.key(epoch, step) for step in range(start_step, self.num_steps(epoch)))
 
 
 def check_most(max_regions_per_image: int | None) -> None:
@@ -370,22 +254,40 @@ class _Keys:
 
 
 class _BatchMaker:
-    """Map from a key to a batch, in the shape a DataLoader wants its dataset."""
+    """Map from a key to the batches of its passes, in the shape a DataLoader wants its dataset."""
 
-    def __init__(self, datasets: list[RegionDataset], finish: Finish | None):
+    def __init__(self, datasets: list[ExampleDataset], finish: Finish | None):
         self.datasets, self.finish = datasets, finish
 
     def __len__(self) -> int:
         return sum(map(len, self.datasets))
 
-    def __getitem__(self, key: Key) -> Any:
-        parts = [self.datasets[number].samples(*arguments) for number, arguments in key]
-        batch = self.datasets[0].processor.collate([sample for part in parts for sample in part])
-        return batch if self.finish is None else self.finish(batch, key, list(map(len, parts)))
+    def __getitem__(self, key: Key) -> list[Any]:
+        wanted = Counter((number, piece.number) for items, _ in key for number, _, piece in items)
+        opened: dict[tuple[int, int], Example] = {}  # of which another pass wants more
+        batches = []
+        for items, stand_in in key:
+            samples, sizes = [], []
+            for number, epoch, piece in items:
+                name, dataset = (number, piece.number), self.datasets[number]
+                example = opened.pop(name, None) or dataset.example(piece)
+                samples += dataset.samples(example.part(piece.positions), epoch)
+                sizes.append((number, len(piece)))
+                wanted[name] -= 1
+                if wanted[name]:
+                    opened[name] = example
+            batch = self.datasets[0].processor.collate(samples)
+            if stand_in:
+                batch.leave_out(ANNOTATIONS)
+                batch = StandIn(batch)
+            elif self.finish is not None:
+                batch = self.finish(batch, sizes)
+            batches.append(batch)
+        return batches
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def _as_it_is(batches: Any) -> Any:
+    return batches
 
 
 def _start_worker(worker_id: int) -> None:

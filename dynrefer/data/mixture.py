@@ -1,4 +1,4 @@
-"""Several data sets in one training run, by weight: whole batches of one of them, or a part of every batch.
+"""Several data sets in one training run, by weight: whole steps of one of them, or a part of every step.
 
     data:
       train:
@@ -14,21 +14,24 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from itertools import accumulate
+from itertools import count, islice, zip_longest
+from math import ceil
 from typing import Any
 
-from dynrefer.data.dataset import RegionDataset, SampleProcessor
-from dynrefer.data.loader import ANNOTATIONS, DataConfig, Key, Loader, RegionLoader, Source, share
+from dynrefer.data.dataset import ExampleDataset
+from dynrefer.data.loader import DataConfig, DataSource, ExampleLoader, Key, Loader
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import Region, RegionRecords
 from dynrefer.data.shards import Shards, is_shards, open_shards
 from dynrefer.data.stream import ShardDataset, ShardLoader
+from dynrefer.models.family import ANNOTATIONS, Processor
+from dynrefer.models.options import Options
 
 
 class Mixture:
     """Opened data sets with their weights and tasks. Iterating gives the regions of all, one data set after another."""
 
-    def __init__(self, parts: Sequence[RegionRecords | Shards], sources: Sequence[Source]):
+    def __init__(self, parts: Sequence[RegionRecords | Shards], sources: Sequence[DataSource]):
         self.parts, self.sources = list(parts), list(sources)
 
     def __len__(self) -> int:
@@ -43,137 +46,159 @@ class Mixture:
             yield from part
 
 
-def open_training(train: str | os.PathLike | Sequence[str | Source]) -> RegionRecords | Shards | Mixture:
+def open_training(train: str | os.PathLike | Sequence[str | DataSource]) -> RegionRecords | Shards | Mixture:
     """What `data.train` names: a record file, several read as one, shards, or a mixture where an entry has a weight.
 
     Raises ValueError for what cannot be opened, and for record files and shards read as one.
     """
-    if isinstance(train, (str, os.PathLike)) or not any(isinstance(one, Source) for one in train):
+    if isinstance(train, (str, os.PathLike)) or not any(isinstance(one, DataSource) for one in train):
         if not is_shards(train):
             return open_records(train)
         names = [train] if isinstance(train, (str, os.PathLike)) else train
         if files := [name for name in names if not is_shards(name)]:
             raise ValueError(f"{files[0]}: a record file among shards; give each a weight to mix them")
         return open_shards(train)
-    sources = [one if isinstance(one, Source) else Source(one) for one in train]
+    sources = [one if isinstance(one, DataSource) else DataSource(one) for one in train]
     return Mixture([open_training(source.path) for source in sources], sources)
 
 
 def training_loader(
     records: RegionRecords | Shards | Mixture,
-    processor: SampleProcessor,
+    processor: Processor,
+    options: Options,
     data: DataConfig,
-    batch_size: int,
+    *,
     seed: int,
-    rank: int,
-    world_size: int,
+    **places,
 ) -> Loader:
-    """Whole batches of what `open_training` gave, for training. batch_size: regions of a global batch."""
+    """Steps of what `open_training` gave, for training. places: rank, world_size, accumulation, joint, stand_in, as
+    `Loader` has them."""
     parts = records.parts if isinstance(records, Mixture) else [records]
     datasets = []
     for part in parts:
-        kind = ShardDataset if isinstance(part, Shards) else RegionDataset
-        cache_bytes = (data.cache_mb << 20) // len(parts)
-        datasets.append(kind(part, processor, train=True, seed=seed, cache_bytes=cache_bytes, draft=data.draft))
-    options = {
+        kind = ShardDataset if isinstance(part, Shards) else ExampleDataset
+        room = (data.cache_mb << 20) // len(parts)
+        datasets.append(kind(part, processor, options, train=True, seed=seed, cache_bytes=room, draft=data.draft))
+    choices = {
         "shuffle": data.shuffle,
         "seed": seed,
         "num_workers": data.num_workers,
-        "drop_last": True,
         "max_regions_per_image": data.max_regions_per_image,
+        **places,
     }
     streams = {"streams": data.streams, "buffer": data.buffer}
 
-    def loader(dataset: RegionDataset, batch_size: int, **place) -> RegionLoader | ShardLoader:
+    def loader(dataset: ExampleDataset, batch_size: int) -> ExampleLoader | ShardLoader:
         if isinstance(dataset, ShardDataset):
-            return ShardLoader(dataset, batch_size, **options, **streams, **place)
-        return RegionLoader(dataset, batch_size, **options, **place)
+            return ShardLoader(dataset, batch_size, **choices, **streams)
+        return ExampleLoader(dataset, batch_size, **choices)
 
     if not isinstance(records, Mixture):
-        return loader(datasets[0], batch_size, rank=rank, world_size=world_size)
+        return loader(datasets[0], data.batch_size)
     weights = [source.weight for source in records.sources]
-    if data.mix == "batches":
-        loaders = [loader(dataset, batch_size, rank=rank, world_size=world_size) for dataset in datasets]
-    else:
-        sizes = counts_after(weights, batch_size)
-        begin, end = share(batch_size, rank, world_size)
-        loaders = []
-        for dataset, source, size, start in zip(
-            datasets, records.sources, sizes, accumulate(sizes, initial=0), strict=False
-        ):
-            if not size:
-                raise ValueError(
-                    f"data.train: the weight of {source.path} gives it none of {batch_size} regions; raise it, or set "
-                    "data.mix=batches"
-                )
-            span = tuple(min(max(place - start, 0), size) for place in (begin, end))
-            loaders.append(loader(dataset, size, span=span))
+    sizes = [data.batch_size] * len(datasets)
+    if data.mix == "regions":
+        sizes = counts_after(weights, data.batch_size)
+        if 0 in sizes:
+            raise ValueError(
+                f"data.train: the weight of {records.sources[sizes.index(0)].path} gives it none of {data.batch_size} "
+                "regions; raise it, or set data.mix=batches"
+            )
     return MixLoader(
-        loaders,
+        [loader(dataset, size) for dataset, size in zip(datasets, sizes, strict=True)],
         weights,
         [source.tasks for source in records.sources],
-        batch_size,
-        whole_batches=data.mix == "batches",
+        data.batch_size,
+        whole_steps=data.mix == "batches",
         num_workers=data.num_workers,
-        rank=rank,
-        world_size=world_size,
+        **places,
     )
 
 
 class MixLoader(Loader):
-    """Batches of several loaders, each of which goes on from epoch to epoch of its own.
+    """Steps of several loaders, each of which goes on from epoch to epoch of its own.
 
-    whole_batches: every batch comes from one of the loaders, by weight; otherwise each one's batch is a part of every
-    batch. tasks: of each, the annotations to train on, None for all; the targets of others are taken out of the batch
-    by its method `leave_out`. An epoch has as many regions as all data sets together, whatever the weights.
+    whole_steps: every step comes from one of the loaders; otherwise it has a part from each, a step of its own, which
+    is left out now and then where its steps are too large for its weight. Both so that the regions seen go by weight.
+    tasks: of each, the annotations to train on, None for all; the targets of others
+    are taken out of the batch by its method `leave_out`. An epoch has about as many regions as all data sets together,
+    whatever the weights, and always the same number of steps.
     """
 
     def __init__(
         self,
-        loaders: Sequence[RegionLoader | ShardLoader],
+        loaders: Sequence[ExampleLoader | ShardLoader],
         weights: Sequence[float],
         tasks: Sequence[Sequence[str] | None],
         batch_size: int,
         *,
-        whole_batches: bool,
+        whole_steps: bool,
         num_workers: int,
-        rank: int = 0,
-        world_size: int = 1,
-        mp_context: str | None = None,
+        **places,
     ):
-        self.loaders, self.weights, self.whole_batches = list(loaders), list(weights), whole_batches
+        self.loaders, self.whole_steps = list(loaders), whole_steps
+        self._lengths: list[list[int]] = [[0] for _ in loaders]  # steps of each up to the end of every epoch
+        sizes = [Fraction(loader.num_regions, loader.num_steps(0)) for loader in loaders]  # of a step, in the mean
+        rates = [Fraction(weight) / size for weight, size in zip(weights, sizes, strict=True)]
+        most = sum(rates) if whole_steps else max(rates)
+        self.rates = [rate / most for rate in rates]  # steps of each loader in a step of all
+        num_regions = sum(loader.num_regions for loader in loaders)
+        self._num_steps = max(1, round(num_regions / sum(map(Fraction, weights)) * most))
         left_out = [[] if own is None else [task for task in ANNOTATIONS if task not in own] for own in tasks]
         super().__init__(
             [dataset for loader in loaders for dataset in loader.datasets],
             batch_size,
-            num_regions=sum(loader.num_regions for loader in loaders),
+            num_regions=num_regions,
             num_workers=num_workers,
-            rank=rank,
-            world_size=world_size,
-            drop_last=True,
-            mp_context=mp_context,
             finish=_LeaveOut(left_out) if any(left_out) else None,
+            **places,
         )
 
-    def keys(self, epoch: int, start_batch: int) -> Iterator[Key]:
-        first = epoch * len(self) + start_batch
-        if self.whole_batches:
-            done = counts_after(self.weights, first)
-            turns = draws(self.weights, done)
-        else:
-            done, turns = [first] * len(self.loaders), None
-        endless = [_from_batch(loader, number) for loader, number in zip(self.loaders, done, strict=True)]
-        for _ in range(start_batch, len(self)):
-            chosen = range(len(self.loaders)) if turns is None else [next(turns)]
-            yield [(number, arguments) for number in chosen for _, arguments in next(endless[number])]
+    def num_steps(self, epoch: int) -> int:
+        return self._num_steps
+
+    def keys(self, epoch: int, start_step: int) -> Iterator[Key]:
+        first, last = epoch * self._num_steps + start_step, (epoch + 1) * self._num_steps
+        done, turns = self._turns(first)
+        endless = [self._from_step(number, step) for number, step in enumerate(done)]
+        for chosen in islice(turns, last - first):
+            yield _joined([_renumbered(next(endless[number]), number) for number in chosen])
+
+    def _turns(self, first: int) -> tuple[list[int], Iterator[list[int]]]:
+        """(steps of each loader before a step, the loaders of every step from there on, for ever)."""
+        if self.whole_steps:
+            done = counts_after(self.rates, first)
+            return done, ([chosen] for chosen in draws(self.rates, done))
+
+        def chosen(step: int) -> list[int]:
+            return [number for number, rate in enumerate(self.rates) if ceil((step + 1) * rate) > ceil(step * rate)]
+
+        return [ceil(first * rate) for rate in self.rates], map(chosen, count(first))
+
+    def _from_step(self, number: int, step: int) -> Iterator[Key]:
+        """Keys of a loader from a step on, counted over epochs, for ever."""
+        loader, ends = self.loaders[number], self._lengths[number]
+        while ends[-1] <= step:
+            ends.append(ends[-1] + loader.num_steps(len(ends) - 1))
+        epoch = next(epoch for epoch, end in enumerate(ends[1:]) if step < end)
+        start = step - ends[epoch]
+        while True:
+            yield from loader.keys(epoch, start)
+            epoch, start = epoch + 1, 0
 
 
-def _from_batch(loader: Loader, number: int) -> Iterator[Key]:
-    """Keys of a loader from a batch on, counted over epochs, for ever."""
-    epoch, batch = divmod(number, len(loader))
-    while True:
-        yield from loader.keys(epoch, batch)
-        epoch, batch = epoch + 1, 0
+def _renumbered(key: Key, dataset: int) -> Key:
+    return [([(dataset, epoch, piece) for _, epoch, piece in items], stand_in) for items, stand_in in key]
+
+
+def _joined(keys: Sequence[Key]) -> Key:
+    """One key of several: pass by pass, and a stand-in only where there is nothing else."""
+    passes = []
+    for each in zip_longest(*keys, fillvalue=([], True)):
+        real = [item for items, stand_in in each if not stand_in for item in items]
+        shown = [item for items, _ in each for item in items][:1]
+        passes.append((real, False) if real or not shown else (shown, True))
+    return passes
 
 
 class _LeaveOut:
@@ -182,14 +207,12 @@ class _LeaveOut:
     def __init__(self, tasks: list[list[str]]):
         self.tasks = tasks
 
-    def __call__(self, batch: Any, key: Key, num_samples: list[int]) -> Any:
-        if not hasattr(batch, "leave_out"):
-            raise ValueError(f"data.train: {type(batch).__name__} cannot leave tasks out; name no `tasks` there")
+    def __call__(self, batch: Any, sizes: list[tuple[int, int]]) -> Any:
         start = 0
-        for (number, _), count in zip(key, num_samples, strict=True):
+        for number, size in sizes:
             if self.tasks[number]:
-                batch.leave_out(self.tasks[number], slice(start, start + count))
-            start += count
+                batch.leave_out(self.tasks[number], slice(start, start + size))
+            start += size
         return batch
 
 

@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
 
 from dynrefer.data.arrow import ArrowRecords, is_table
+from dynrefer.data.clips import ClipRecords, ClipRegion, open_clips, region_of
 from dynrefer.data.image_groups import ImageGroups, renumbered, repeated
 from dynrefer.data.records import Region, RegionRecords, no_split
 from dynrefer.files import atomic_path, read_jsonl
@@ -68,6 +70,19 @@ class JoinedRecords(RegionRecords):
             codes = renumbered(codes[self._indices])
         return ImageGroups.from_codes(codes)
 
+    def example_groups(self) -> ImageGroups:
+        """An image of two files is one example, a clip is its file's."""
+        numbers: dict[Any, int] = {}
+        codes = []
+        for number, part in enumerate(self.parts):
+            groups = part.example_groups()
+            keys = [part[int(first)].example for first in groups.firsts()] if has_clips(part) else part.image_names()
+            keys = [str(part.root / key) if isinstance(key, str) else (number, *key) for key in keys]
+            own = [numbers.setdefault(key, len(numbers)) for key in keys]
+            codes.append(np.array(own, np.int32)[groups.codes()])
+        codes = np.concatenate(codes)
+        return ImageGroups.from_codes(codes if isinstance(self._indices, range) else renumbered(codes[self._indices]))
+
     def licences(self) -> Counter:
         if not isinstance(self._indices, range):
             return super().licences()
@@ -78,10 +93,18 @@ class JoinedRecords(RegionRecords):
         return JoinedRecords(self.parts, places if isinstance(self._indices, range) else self._indices[places])
 
 
+def has_clips(records: RegionRecords) -> bool:
+    """Whether some of the records may be of clips."""
+    return isinstance(records, ClipRecords) or (
+        type(records) is RegionRecords and any(isinstance(region, ClipRegion) for region in records)
+    )
+
+
 def open_records(path: str | os.PathLike | Sequence[str | os.PathLike], split: str | None = None) -> RegionRecords:
     """Records of a file, or of several read as one.
 
-    path: .jsonl or .jsonl.gz (checked at once; errors name file and line), a folder of `datasets.save_to_disk`, or a
+    path: .jsonl or .jsonl.gz (checked at once; errors name file and line; a line that names a video is one of a clip,
+    and a file that begins with such is read when its records are asked for), a folder of `datasets.save_to_disk`, or a
     .arrow or .parquet file (memory-mapped; each record checked when read). split: only records of this split.
     Raises ValueError for what is missing, damaged or of another format, bad records, ids that occur twice, no records.
     """
@@ -96,7 +119,9 @@ def open_records(path: str | os.PathLike | Sequence[str | os.PathLike], split: s
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
         regions, lines = [], {}
         for line, d in read_jsonl(path):
-            region = Region.from_dict(d, f"{path}:{line}")
+            if not regions and split is None and isinstance(d, dict) and "video" in d:
+                return open_clips(path)  # whose lines may be long: they are read when they are asked for
+            region = region_of(d, f"{path}:{line}")
             if (first := lines.setdefault(region.id, line)) != line:
                 raise ValueError(f"{path}:{line}: id {region.id!r} stands in line {first} already; ids are unique")
             regions.append(region)

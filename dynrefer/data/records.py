@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -104,12 +105,14 @@ class Region:
             "split": self.split,
         }
 
+    @property
+    def example(self) -> str:
+        """Regions of one image are read as one."""
+        return self.image
+
     def to_mask(self) -> np.ndarray | None:
         """bool (H, W), or None where the region has only a box."""
         return None if self.mask is None else to_mask(self.mask, self.image_hw)
-
-
-RESULT_TYPES = {"box": list, "caption": str, "tags": list, "attributes": list, "scales": list}
 
 
 def is_number(value: object) -> bool:
@@ -122,11 +125,28 @@ def is_number(value: object) -> bool:
         return False
 
 
+RESULT_TYPES = {
+    "box": list,
+    "caption": str,
+    "tags": list,
+    "attributes": list,
+    "categories": list,
+    "mask": (dict, type(None)),
+    "extra": dict,
+    "scales": list,
+}
+_FIRST: Any = object()  # of a result's category: the first of its categories
+
+
 @dataclass
 class RegionResult:
-    """What a model says about one region. box: xyxy pixels; score: exp of the caption's summed log probabilities;
-    tags, attributes: [{"name", "score"}], best first (attributes: all that were scored); category: {"name", "score"}
-    or None; scales: the views' scales. All numbers are finite."""
+    """What a model says about one region.
+
+    box: xyxy pixels. score: exp of the caption's summed log probabilities. tags, attributes, categories: [{"name",
+    "score"}], best first (attributes: all that were scored). category: the first of the categories, or None where no
+    category is sure enough; given alone, it is the only one. mask: COCO run lengths, or None. extra: what is shown and
+    never scored, such as the views' "scales". All numbers are finite.
+    """
 
     id: str
     box: list[float]
@@ -134,8 +154,21 @@ class RegionResult:
     score: float = 0.0
     tags: list[dict] = field(default_factory=list)
     attributes: list[dict] = field(default_factory=list)
-    category: dict | None = None
-    scales: list[float] = field(default_factory=list)
+    category: dict | None = _FIRST
+    categories: list[dict] = field(default_factory=list)
+    mask: dict | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.category is _FIRST:
+            self.category = self.categories[0] if self.categories else None
+        elif self.category is not None and not self.categories:
+            self.categories = [self.category]
+
+    @property
+    def scales(self) -> list[float]:
+        """The views' scales, of a family that has views."""
+        return self.extra.get("scales", [])
 
     def to_dict(self) -> dict:
         """JSON types, one line of a prediction file."""
@@ -143,16 +176,18 @@ class RegionResult:
 
     @classmethod
     def from_dict(cls, d: dict, where: str = "prediction") -> "RegionResult":
-        """The result of one line of a prediction file; only id is required. ValueError begins with `where`."""
+        """The result of one line of a prediction file; only id is required, `scales` of version 0.3.0 go into `extra`.
+        ValueError begins with `where`."""
         if not isinstance(d, dict) or not isinstance(d.get("id"), str):
             raise ValueError(f"{where}: expected a JSON object with a text 'id', got {str(d)[:100]}")
-        known = cls.__dataclass_fields__
-        if unknown := d.keys() - known.keys():
-            raise ValueError(f"{where}: unknown key {sorted(map(str, unknown))}; a prediction has {list(known)}")
+        known = [*cls.__dataclass_fields__, "scales"]
+        if unknown := d.keys() - set(known):
+            raise ValueError(f"{where}: unknown key {sorted(map(str, unknown))}; a prediction has {known}")
         whose = f" of {d['id']}" if d["id"] else ""
         for key, kind in RESULT_TYPES.items():
             if key in d and not isinstance(d[key], kind):
-                raise ValueError(f"{where}: {key} {d[key]!r}{whose}: expected {kind.__name__}")
+                name = "run lengths or null" if key == "mask" else kind.__name__
+                raise ValueError(f"{where}: {key} {d[key]!r}{whose}: expected {name}")
         if not is_number(score := d.get("score", 0.0)):
             raise ValueError(f"{where}: score {score!r}{whose}: expected a finite number")
         for key in ("box", "scales"):
@@ -162,7 +197,7 @@ class RegionResult:
                 raise ValueError(f"{where}: {key} {values!r}{whose}: expected {rule}")
         category = d.get("category")
         for key, values in (
-            *((k, d.get(k, [])) for k in ("tags", "attributes")),
+            *((k, d.get(k, [])) for k in ("tags", "attributes", "categories")),
             ("category", [] if category is None else [category]),
         ):
             for value in values:
@@ -171,7 +206,10 @@ class RegionResult:
                 ):
                     rule = '{"name": a text, "score": a finite number}'
                     raise ValueError(f"{where}: {key} {value!r}{whose}: expected {rule}")
-        return cls(**{"box": [], **d})
+        values = {key: value for key, value in d.items() if key != "scales"}
+        if d.get("scales"):
+            values["extra"] = {"scales": d["scales"]} | values.get("extra", {})
+        return cls(**{"box": [], **values})
 
 
 class RegionRecords(Sequence):
@@ -208,6 +246,14 @@ class RegionRecords(Sequence):
         numbers: dict[str, int] = {}
         return ImageGroups.from_codes(
             np.array([numbers.setdefault(image, len(numbers)) for image in self.images()], np.int32)
+        )
+
+    def example_groups(self) -> ImageGroups:
+        """Indices that make an example together, a list an example: those of one image, or of the same frames of one
+        video."""
+        numbers: dict[Any, int] = {}
+        return ImageGroups.from_codes(
+            np.array([numbers.setdefault(region.example, len(numbers)) for region in self], np.int32)
         )
 
     def licences(self) -> Counter:

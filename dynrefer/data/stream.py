@@ -2,99 +2,76 @@
 
 The index tells how many regions every image has, so an epoch is laid out before anything is read:
 
-    shards in random order                    s3 s0 s4 s1 s2
-    their regions, cut into `streams`         |--------|--------|    equal parts, wherever the cuts fall
-    in each, images change places             ~~~~~~~~ ~~~~~~~~      by less than buffer / 2 / streams
-    every batch takes a stretch of each       b0 b4 .. b0 b4 ..      in the order of `Visits`
+    shards in random order                     s3 s0 s4 s1 s2
+    their images, cut into `streams`           |--------|--------|    with about as many regions in each
+    in each, images change places              ~~~~~~~~ ~~~~~~~~      by less than buffer / streams
+    and are packed                             |.|.|.|. |.|.|.|.      a step takes one pack of each stream
 
-A process reads the streams that its part of the batches comes from, in a thread, and hands encoded images to its
+A process reads the streams that its share of the steps comes from, in a thread, and hands encoded images to its
 workers.
 """
+
+from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 
 import numpy as np
 
-from dynrefer.data.dataset import ImagePart, RegionDataset
-from dynrefer.data.loader import (
-    LANES,
-    PLAN_STREAM,
-    Key,
-    Loader,
-    Visits,
-    check_most,
-    kept_counts,
-    kept_positions,
-    parts_of_batch,
-    share,
-)
+from dynrefer.data.dataset import ExampleDataset
+from dynrefer.data.example import Example
+from dynrefer.data.loader import Key, Loader, check_most
+from dynrefer.data.packing import PLAN_STREAM, Piece, deal, kept_counts, kept_positions, num_passes, pack
 from dynrefer.data.records import Region
 from dynrefer.data.shards import EncodedImage, Shards
 
-AHEAD = 4  # batches that are read before they are asked for
+AHEAD = 4  # steps that are read before they are asked for
+PART = 64  # regions of a step for each stream
 
 
-@dataclass
-class Piece:
-    """Regions of an encoded image: which of its `count`, and the number of its first one in all shards."""
-
-    encoded: EncodedImage
-    count: int
-    chosen: np.ndarray
-    first_number: int
-    unfinished: bool  # the image is wanted again soon
-
-
-class ShardDataset(RegionDataset):
-    """Samples of encoded images. The same seed, epoch and region always give the same sample: that of a RegionDataset,
-    where the records have the order of the shards."""
+class ShardDataset(ExampleDataset):
+    """Examples of encoded images. The same seed, epoch and region always give the same sample: that of an
+    ExampleDataset, where the records have the order of the shards."""
 
     records: Shards
 
-    def samples(self, pieces: list[Piece], epoch: int) -> list[dict]:
-        """One sample a region, in the order of the pieces. Raises ValueError for bad records and images."""
-        parts = []
-        for piece in pieces:
-            name, records = piece.encoded.name, piece.encoded.regions(piece.count)
-            chosen = piece.chosen.tolist()
-            wanted = range(piece.count) if self.draft else chosen
-            regions = {k: Region.from_dict(records[k], f"{name}.json:{k}") for k in wanted}
-            reduce = self.processor.reduction(list(regions.values())) if self.draft else 1
-            some, numbers = [regions[k] for k in chosen], [piece.first_number + k for k in chosen]
-            parts.append(ImagePart(name, piece.encoded.image, some, numbers, piece.unfinished, reduce))
-        return self.part_samples(parts, epoch)
+    @property
+    def counts(self) -> np.ndarray:
+        return self.records.counts
+
+    def example(self, piece: Piece) -> Example:
+        """Raises ValueError for bad records."""
+        encoded: EncodedImage = piece.source
+        count, first = int(self.counts[piece.number]), int(self.records.first_region[piece.number])
+        rows = enumerate(encoded.regions(count))
+        regions = [Region.from_dict(row, f"{encoded.name}.json:{number}") for number, row in rows]
+        reader = partial(self._picture, encoded.image, regions, name=encoded.name)
+        return Example(encoded.name, regions, reader, range(first, first + count), reduce=self._reduction(regions))
 
 
 @dataclass
 class Stream:
-    """A part of an epoch's regions, in an order of its own. M images lie in it, the first and the last perhaps in part.
-
-    images (M,): their numbers; places (M,): when each is read; firsts (M,): of the regions that the epoch keeps of it,
-    how many lie before this part; stops (M,): regions of the stream up to the end of each; width: regions of a stretch,
-    which is what a batch takes.
-    """
+    """A part of an epoch's images. images (M,): their numbers, in the order of the steps; places (M,): when each is
+    read; starts (steps + 1,): of each step's images; room: what a step has for it."""
 
     images: np.ndarray
     places: np.ndarray
-    firsts: np.ndarray
-    stops: np.ndarray
-    width: int
+    starts: np.ndarray
+    room: float
 
 
 class ShardLoader(Loader):
-    """Batches of shards, with the interface of `RegionLoader`.
+    """Steps of shards, with the interface of `ExampleLoader`.
 
     They depend on the shards, seed, epoch, batch_size, streams and buffer alone. A process reads only the streams that
-    its part of every batch comes from: with as many processes as streams each reads its own, with more of them some
-    share one. Whole batches come first; the regions that do not fill one make the last, unless drop_last.
+    its share of every step comes from: with as many processes as streams each reads its own, with more of them some
+    share one.
 
-    streams: parts that are read side by side, at most one for each shard and each region of a batch; None: one for
-    every 64 regions of a batch. One without shuffle. buffer: images of all streams that are held, encoded, to mix them:
-    half of them to change places, half for `Visits`. span: see RegionLoader.
+    streams: parts that are read side by side, at most one for each shard and each region of a step; None: one for
+    every 64 regions of a step. One without shuffle. buffer: images of all streams that are held, encoded, to mix them.
     """
 
     def __init__(
@@ -105,128 +82,117 @@ class ShardLoader(Loader):
         shuffle: bool,
         seed: int,
         num_workers: int,
-        rank: int = 0,
-        world_size: int = 1,
-        drop_last: bool = False,
         max_regions_per_image: int | None = None,
         streams: int | None = None,
         buffer: int = 1000,
-        mp_context: str | None = None,
-        span: tuple[int, int] | None = None,
+        **places,
     ):
         check_most(max_regions_per_image)
         if (streams is not None and streams < 1) or buffer < 1:
             raise ValueError(f"streams {streams}, buffer {buffer}: expected at least 1")
-        self.shards, self.shuffle, self.seed, self.span = dataset.records, shuffle, seed, span
+        self.shards, self.shuffle, self.seed = dataset.records, shuffle, seed
         self.max_regions_per_image = max_regions_per_image
-        self._kept = kept_counts(self.shards.counts, max_regions_per_image)
-        super().__init__(
-            [dataset],
-            batch_size,
-            num_regions=int(self._kept.sum()),
-            num_workers=num_workers,
-            rank=rank,
-            world_size=world_size,
-            drop_last=drop_last,
-            mp_context=mp_context,
-        )
-        wanted = min(streams or parts_of_batch(batch_size), batch_size, len(self.shards.urls))
+        kept = kept_counts(self.shards.counts, max_regions_per_image)
+        self._weights = dataset.processor.weights(kept)
+        super().__init__([dataset], batch_size, num_regions=int(kept.sum()), num_workers=num_workers, **places)
+        usual = 1 << max(0, (batch_size // PART).bit_length() - 1)  # a power of two, which processes share evenly
+        wanted = min(streams or usual, batch_size, len(self.shards.urls))
         self.streams = wanted if shuffle else 1
-        self.window = max(1, buffer // 2 // self.streams)
-        num_full = self.num_regions // batch_size
-        rows = max(1, int(buffer / 2 * self._kept.mean() / batch_size / LANES))  # of batches whose images can be held
-        self.visits = Visits(num_full, LANES if shuffle else 1, block=LANES * rows)
+        self.window = max(1, buffer // self.streams)
+        self._plan: tuple[int, list[Stream]] | None = None
 
     def plan(self, epoch: int) -> list[Stream]:
-        """The streams of an epoch, and one more with what makes its short last batch."""
+        """The streams of an epoch."""
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = epoch, self._streams(epoch)
+        return self._plan[1]
+
+    def _streams(self, epoch: int) -> list[Stream]:
         generator = np.random.default_rng([self.seed, epoch, PLAN_STREAM, 0])
         first = self.shards.first_image
         shards = generator.permutation(len(first) - 1) if self.shuffle else range(len(first) - 1)
         images = np.concatenate([np.arange(first[shard], first[shard + 1]) for shard in shards])
-        ends = np.cumsum(self._kept[images])  # of the regions of each image, (G,)
-        num_full = self.num_regions // self.batch_size
-        bounds = [number * self.batch_size // self.streams for number in range(self.streams + 1)]
-        cuts = [*(num_full * bound for bound in bounds), self.num_regions]
-        widths = [*np.diff(bounds).tolist(), self.num_regions - num_full * self.batch_size]
+        ends = np.cumsum(self._weights[images])
+        cuts = np.searchsorted(ends, ends[-1] * np.arange(1, self.streams) / self.streams, side="left") + 1
+        room = self.batch_size / self.streams
         result = []
-        for (begin, end), width in zip(pairwise(cuts), widths, strict=True):
-            places = np.arange(*np.searchsorted(ends, [begin, end - 1], side="right") + [0, 1])
+        for own in np.split(images, np.minimum(cuts, len(images))):
+            places = np.arange(len(own))
             if self.shuffle:
-                moved = generator.uniform(0, self.window, len(places))
-                places = places[np.argsort(np.arange(len(places)) + moved, kind="stable")]
-            kept = self._kept[images[places]]
-            before = ends[places] - kept  # regions of the images in front
-            firsts = np.maximum(begin - before, 0)
-            stops = np.cumsum(np.minimum(end - before, kept) - firsts)
-            result.append(Stream(images[places], places, firsts, stops, width))
+                places = np.argsort(places + generator.uniform(0, self.window, len(own)), kind="stable")
+            result.append(Stream(own[places], places, pack(self._weights[own[places]], room), room))
         return result
 
-    def keys(self, epoch: int, start_batch: int) -> Iterator[Key]:
-        return _ahead(self._keys_of(epoch, start_batch), AHEAD)
+    def num_steps(self, epoch: int) -> int:
+        return max(len(stream.starts) - 1 for stream in self.plan(epoch))
 
-    def _keys_of(self, epoch: int, start_batch: int) -> Iterator[Key]:
-        *streams, rest = self.plan(epoch)
-        begin, end = self.span or share(self.batch_size, self.rank, self.world_size)
-        readers, start = [], 0
-        for stream in streams:
-            first, last = np.clip([begin - start, end - start], 0, stream.width).tolist()
-            if first < last:
-                readers.append(self._pieces(stream, epoch, self.visits, start_batch, first, last))
-            start += stream.width
-        num_full = self.num_regions // self.batch_size
-        for _ in range(start_batch, num_full):
-            yield [(0, ([piece for reader in readers for piece in next(reader)], epoch))]
-        if len(self) > num_full:
-            span = share(rest.width, self.rank, self.world_size)
-            for pieces in self._pieces(rest, epoch, Visits(1, 1, 1), 0, *span):
-                yield [(0, (pieces, epoch))]
+    def keys(self, epoch: int, start_step: int) -> Iterator[Key]:
+        return _ahead(self._keys_of(epoch, start_step), AHEAD)
 
-    def _pieces(
-        self, stream: Stream, epoch: int, visits: Visits, start: int, first: int, last: int
-    ) -> Iterator[list[Piece]]:
-        """What positions first ... last - 1 of a stream's stretches hold, from the visit `start` on."""
-        stops, width = stream.stops, stream.width
-        begins = np.concatenate([[0], stops[:-1]])
-        seeds = [self.seed, epoch, PLAN_STREAM]
-        ours = np.append(visits.turn >= start, False)  # stretches that are still to come
-        before = np.concatenate([[0], np.cumsum(ours)])
+    def _keys_of(self, epoch: int, start_step: int) -> Iterator[Key]:
+        streams = self.plan(epoch)
+        own, first, last = self._own_streams()
+        readers = [self._pieces(streams[number], epoch, start_step) for number in own]
+        spare: list[Piece] = []  # for a stand-in where the streams of this process have ended before the others
+        for step in range(start_step, self.num_steps(epoch)):
+            pieces = [piece for reader in readers for piece in next(reader)]
+            if self.stand_in:
+                spare = pieces[:1] or spare or [self._last_piece([streams[number] for number in own], epoch)]
+            weights = [float(self._weights[piece.number]) for piece in pieces]
+            shares = deal(
+                pieces,
+                weights,
+                self.batch_size * (last - first) / self.world_size,
+                processes=last - first,
+                passes=max(self._num_passes(stream, step) for stream in streams),
+                accumulation=self.accumulation,
+                joint=self.joint,
+            )
+            share = [[(0, epoch, piece) for piece in one] for one in shares[self.rank - first]]
+            yield self.filled(share, [(0, epoch, piece) for piece in pieces or spare])
 
-        def taken(positions: np.ndarray) -> np.ndarray:
-            """How many of the regions before a position we are to take."""
-            stretch, place = np.divmod(positions, width)
-            return before[stretch] * (last - first) + ours[stretch] * np.clip(place - first, 0, last - first)
+    def _own_streams(self) -> tuple[range, int, int]:
+        """The streams that this process reads, and the processes, from the first up to, not with, the last, that share
+        them: those between two borders that streams and processes have in common."""
+        common = np.gcd(self.streams, self.world_size)
+        group = self.rank * common // self.world_size
+        streams = range(group * self.streams // common, (group + 1) * self.streams // common)
+        return streams, group * self.world_size // common, (group + 1) * self.world_size // common
 
-        left = taken(stops) - taken(begins)  # regions of each image that we still take
-        order = np.flatnonzero(left)
-        order = order[np.argsort(stream.places[order], kind="stable")]  # as they are read
+    def _last_piece(self, streams: list[Stream], epoch: int) -> Piece:
+        """The first of the last step that has any of these streams; all of them may be empty."""
+        longest = max(streams, key=lambda stream: len(stream.starts))
+        number = int(longest.images[longest.starts[-2]]) if len(longest.images) else 0
+        (encoded,) = (encoded for _, encoded in self.shards.read([number]))
+        return self._piece(number, encoded, epoch)
+
+    def _piece(self, number: int, encoded: EncodedImage, epoch: int) -> Piece:
+        """The regions that an epoch takes of an image."""
+        seeds, count = [self.seed, epoch, PLAN_STREAM], int(self.shards.counts[number])
+        chosen = kept_positions(seeds, number, count, self.max_regions_per_image, self.shuffle)
+        return Piece(number, chosen, source=encoded)
+
+    def _num_passes(self, stream: Stream, step: int) -> int:
+        """Those that a stream asks for in a step; past its end the usual number."""
+        images = stream.images[slice(*stream.starts[step : step + 2])] if step + 1 < len(stream.starts) else []
+        return num_passes(float(self._weights[images].sum()), stream.room, self.accumulation, self.joint)
+
+    def _pieces(self, stream: Stream, epoch: int, start_step: int) -> Iterator[list[Piece]]:
+        """What the steps hold of a stream, from a step on, for ever."""
+        first = int(stream.starts[min(start_step, len(stream.starts) - 1)])
+        order = first + np.argsort(stream.places[first:], kind="stable")  # as they are read
         arriving = zip(order.tolist(), self.shards.read(stream.images[order]), strict=True)
         held: dict[int, EncodedImage] = {}
-        for stretch in visits.order[start:].tolist():
+        for step in range(start_step, len(stream.starts) - 1):
             pieces = []
-            position, stop = stretch * width + first, stretch * width + last
-            while position < stop:
-                k = int(np.searchsorted(stops, position, side="right"))
-                while k not in held:
+            for place in range(stream.starts[step], stream.starts[step + 1]):
+                while place not in held:
                     arrived, (_, encoded) = next(arriving)
                     held[arrived] = encoded
-                image, until = int(stream.images[k]), min(stop, int(stops[k]))
-                count = int(self.shards.counts[image])
-                chosen = np.arange(count)[kept_positions(seeds, image, count, self.max_regions_per_image, self.shuffle)]
-                skipped = int(stream.firsts[k] - begins[k])  # from positions in the stream to those in the image
-                left[k] -= until - position
-                pieces.append(
-                    Piece(
-                        encoded=held[k],
-                        count=count,
-                        chosen=chosen[position + skipped : until + skipped],
-                        first_number=int(self.shards.first_region[image]),
-                        unfinished=bool(left[k]),
-                    )
-                )
-                if not left[k]:
-                    del held[k]
-                position = until
+                pieces.append(self._piece(int(stream.images[place]), held.pop(place), epoch))
             yield pieces
+        while True:
+            yield []
 
 
 def _ahead(items: Iterator, most: int) -> Iterator:

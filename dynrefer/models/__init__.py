@@ -26,6 +26,11 @@ class FamilyModule:
         return getattr(import_module(self.module), getattr(self, name))
 
     @property
+    def options(self) -> type:
+        """The class of its options."""
+        return self.load("model").Options
+
+    @property
     def build(self) -> Callable:
         return import_module(self.module).build
 
@@ -45,7 +50,14 @@ def register_families() -> None:
         import_module(row.module)
 
 
-def family(name: str) -> FamilyModule:
+def register_family(name: str, row: FamilyModule) -> None:
+    """Makes a family that lives outside this package known: its config's `model_type` is `name`. ValueError where
+    another family has this name."""
+    if FAMILIES.setdefault(name, row) != row:
+        raise ValueError(f"model family {name!r} is {FAMILIES[name].module} already; choose another model_type")
+
+
+def find_family(name: str) -> FamilyModule:
     """A row of FAMILIES; ValueError with the nearest name for an unknown one."""
     if name not in FAMILIES:
         raise ValueError(f"model family {name!r}: expected one of {', '.join(FAMILIES)}.{suggestion(name, FAMILIES)}")
@@ -56,7 +68,7 @@ def build(section: Mapping, records: Sequence):
     """A new model and its processor from the `model:` section of a YAML. records: the training records, from which
     word lists and small tokenizers are made where the section names none."""
     section = dict(section)
-    return family(section.pop("family", "dynrefer")).build(section, records)
+    return find_family(section.pop("family", "dynrefer")).build(section, records)
 
 
 def adapt(model, section: Mapping) -> None:
@@ -68,4 +80,4 @@ def adapt(model, section: Mapping) -> None:
         raise ValueError(
             f"model.family is {kind!r}, but the model of `init` is of the family {model.config.model_type!r}"
         )
-    family(kind).adapt(model, section)
+    find_family(kind).adapt(model, section)

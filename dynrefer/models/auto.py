@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
+from transformers import PreTrainedConfig
 from transformers.utils.hub import resolve_revision
 
 from dynrefer.errors import first_line
 
-from . import FAMILIES, register_families
+from . import FAMILIES, FamilyModule, register_families
 from .base_parts import HUB_OPTIONS, LOOKUP_OPTIONS
 
 BEST = "best"  # the folder of a run's best checkpoint
@@ -42,15 +42,8 @@ def load(
     if not Path(source).exists():  # once for all files
         revision = resolve_revision(source, revision, **{k: v for k, v in hub.items() if k in LOOKUP_OPTIONS})
     place = {"revision": revision, **hub, **({"subfolder": s} if (s := options.get("subfolder")) else {})}
-    try:
-        config = AutoConfig.from_pretrained(source, **place)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"model {str(name)!r}: no run folder, model folder or hub id that can be read ({first_line(error)})"
-        ) from error
-    row = FAMILIES.get(config.model_type)
-    if row is None:
-        raise ValueError(f"model {str(name)!r} is of type {config.model_type!r}; families here: {', '.join(FAMILIES)}")
+    row = family_of(name, **place)
+    config = row.load("config").from_pretrained(source, **place)
     if options.get("quantization_config") or getattr(config, "quantization_config", None):
         options.setdefault("device_map", {"": pick_device(device)})  # a quantized model is not moved
     try:
@@ -71,6 +64,23 @@ def load(
     model.processor = row.load("processor").from_pretrained(source, config=model.config, **place)
     model.after_load()
     return model.eval() if options.get("device_map") is not None else model.to(pick_device(device)).eval()
+
+
+def family_of(name: str | Path, revision: str | None = None, **hub) -> FamilyModule:
+    """The family of a model, told by its config.json; ValueError where there is none or of no known family."""
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(model_folder(name), revision=revision, **hub)
+        if not config:
+            raise OSError("no config.json there")
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"model {str(name)!r}: no run folder, model folder or hub id that can be read ({first_line(error)})"
+        ) from error
+    row = FAMILIES.get(config.get("model_type"))
+    if row is None:
+        kind = config.get("model_type")
+        raise ValueError(f"model {str(name)!r} is of type {kind!r}; families here: {', '.join(FAMILIES)}")
+    return row
 
 
 def check_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

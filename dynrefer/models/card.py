@@ -36,13 +36,51 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class About:
-    """What a card and `dynrefer info` say of a model's family. answers: in words, for each region; reads: in words, of
-    each region, with fields of the config in braces; paper: its arXiv number; tags: the hub's."""
+    """What a card and `dynrefer info` say of a model's family beside its answers. reads: in words, of each region, with
+    fields of the config in braces; paper: its arXiv number."""
 
-    answers: str = "an answer"
     reads: str = "an image"
     paper: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the hub and people call one of a family's answers. words: for each region; pipeline, tags: the hub's."""
+
+    words: str
+    pipeline: str
     tags: tuple[str, ...] = ()
+
+
+# The first that a model gives names its pipeline.
+ANSWERS = {
+    "caption": Answer(
+        "a caption with its probability",
+        "image-to-text",
+        ("region-captioning", "dense-captioning", "image-captioning"),
+    ),
+    "answer": Answer("an answer to a question", "image-text-to-text", ("visual-question-answering",)),
+    "mask": Answer("a mask", "mask-generation", ("image-segmentation",)),
+    "tags": Answer("tags", "image-classification"),
+    "attributes": Answer("attributes", "image-classification"),
+    "categories": Answer("a category", "image-classification"),
+}
+
+
+def answers_of(model) -> list[Answer]:
+    """What a model answers, in the order of the table."""
+    return [answer for name, answer in ANSWERS.items() if name in model.answers]
+
+
+def answers_text(model) -> str:
+    """ "a caption with its probability, tags and a category"."""
+    *most, last = [answer.words for answer in answers_of(model)] or ["no answer"]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def pipeline_of(model) -> str:
+    """The hub's name for what a model does."""
+    return next((answer.pipeline for answer in answers_of(model)), "other")
 
 
 def write_card(folder: Path, model, config, records: Mapping[str, dict], name: str | None = None) -> None:
@@ -64,7 +102,8 @@ def model_card(model, config, records: Mapping[str, dict], name: str | None = No
     parts = [
         f"---\n{front}---\n{MARK}",
         f"# {name or 'Region-level vision-language model'}",
-        f"An image and regions (boxes or masks) in; for each region {about.answers}. Model family `{config.model_type}`"
+        f"An image and regions (boxes or masks) in; for each region {answers_text(model)}. "
+        f"Model family `{config.model_type}`"
         + (f" ([arXiv {about.paper}](https://arxiv.org/abs/{about.paper}))." if about.paper else "."),
         usage(name),
         "## Parts\n\n" + parts_table(model, config, records),
@@ -82,8 +121,9 @@ def front_matter(model, config, scores: Sequence[Mapping], name: str | None) -> 
     metadata: dict = {"license": licence.lower() if known else "other"}
     if not known:
         metadata["license_name"] = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")
-    metadata |= {"library_name": "dynrefer", "pipeline_tag": "image-to-text"}
-    metadata["tags"] = list(dict.fromkeys(["dynrefer", *model.CARD.tags, *(getattr(model, "model_tags", None) or ())]))
+    metadata |= {"library_name": "dynrefer", "pipeline_tag": pipeline_of(model)}
+    tags = [tag for answer in answers_of(model) for tag in answer.tags]
+    metadata["tags"] = list(dict.fromkeys(["dynrefer", *tags, *(getattr(model, "model_tags", None) or ())]))
     datasets = [row["source"] for stage in config.training or [] for row in stage["sources"]]
     if datasets := [source for source in dict.fromkeys(datasets) if HUB_ID.fullmatch(source)]:
         metadata["datasets"] = datasets
@@ -94,7 +134,7 @@ def front_matter(model, config, scores: Sequence[Mapping], name: str | None) -> 
     if scores:
         results = [
             {
-                "task": {"type": "image-to-text", "name": "Region description"},
+                "task": {"type": pipeline_of(model), "name": "Region description"},
                 "dataset": {
                     "name": score["task"],
                     "type": score["task"],

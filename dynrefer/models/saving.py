@@ -27,6 +27,7 @@ from dynrefer.files import write_json
 from . import base_parts
 from .base_parts import HUB_OPTIONS, LOOKUP_OPTIONS, LORA, locate, plain, read_tensors, weight_files
 from .card import CARD, About, is_somebodys, public_name, write_card
+from .family import FamilyModel
 
 ADAPTER = "adapter"
 ADAPTER_FILE = f"{ADAPTER}/adapter_model.safetensors"
@@ -42,7 +43,7 @@ STALE = (
 )
 
 
-class RegionModel(PreTrainedModel):
+class RegionModel(FamilyModel, PreTrainedModel):
     """A model made of parts that others trained and its own layers.
 
     `BASE_PARTS`: {part: its module}; the part's config is `config.PART_config`. `LANGUAGE_PART`: the one of them that

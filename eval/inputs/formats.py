@@ -202,6 +202,8 @@ class _Reader:
 
     def result(self, entry: Mapping[str, Any], where: str) -> RegionResult:
         category = self._category(entry, where)
+        if category is None and (ranked := entry.get("categories")) and all(isinstance(one, dict) for one in ranked):
+            category = ranked[0]
         text = self._text(entry, where)
         if text is None and category is None and not entry.get("attributes") and not entry.get("tags"):
             keys = ", ".join(map(str, entry))
@@ -270,7 +272,9 @@ def _check_scores(path: Path, entries: list[tuple[str, dict]], metrics: Collecti
     """ValueError where predictions are ranked by scores that only some of them have."""
     for metric in RANKING.keys() & set(metrics):
         scored = [
-            "score" in entry or (RANKING[metric] and isinstance(entry.get("category"), dict)) for _, entry in entries
+            "score" in entry
+            or (RANKING[metric] and (isinstance(entry.get("category"), dict) or bool(entry.get("categories"))))
+            for _, entry in entries
         ]
         if any(scored) and not all(scored):
             raise ValueError(

@@ -99,4 +99,4 @@ def add_scores(s: Scoring) -> None:
     s.scores.resamplings.append(statistics.rankings(columns, labels, table, s.indices(annotated), len(s.regions)))
 
 
-ATTRIBUTES = Metric(add_scores, {"attribute mAP": lambda task, judge: "attributes 1"})
+ATTRIBUTES = Metric(frozenset(("attributes",)), add_scores, {"attribute mAP": lambda task, judge: "attributes 1"})

@@ -72,11 +72,16 @@ class Scoring:
         return np.array([values.get(region.id, np.nan) for region in self.regions])
 
 
+CAPTION, WORDS = frozenset(("caption",)), frozenset(("caption", "categories"))  # a name is said in either
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A row of METRICS. add_scores: adds to `Scoring.scores`. versions: {start of a score's name: (task, judge) -> what
-    computes it}; a number of our own in it grows when a score may change."""
+    """A row of METRICS. asks: fields of a result, of which it needs one. add_scores: adds to `Scoring.scores`.
+    versions: {start of a score's name: (task, judge) -> what computes it}; a number of our own in it grows when a score
+    may change."""
 
+    asks: frozenset[str]
     add_scores: Callable[[Scoring], None]
     versions: Mapping[str, Callable[[Task, str], str]]
 

@@ -28,7 +28,7 @@ from .. import statistics
 from ..java import SILENT_SECONDS, JavaProgram, find_java
 from ..task import Task
 from ..versions import file_version, package
-from .base import Metric, Scoring, of_some
+from .base import CAPTION, Metric, Scoring, of_some
 
 CIDER_WORDS = "CIDEr: how rare a word is stays what it is in the references of all regions"
 METRICS = ("bleu", "rouge", "meteor", "cider")  # what every installation computes
@@ -406,6 +406,7 @@ def _tokens_by(task: Task) -> str:
 
 
 CAPTIONS = Metric(
+    CAPTION,
     add_scores,
     {
         "BLEU": lambda task, judge: f"{package('pycocoevalcap')}; {_tokens_by(task)}",

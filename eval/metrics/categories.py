@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 
 from .. import statistics
-from .base import Metric, Scoring
+from .base import WORDS, Metric, Scoring
 from .captions import lower_tokens
 from .similarity import plain_name
 
@@ -66,4 +66,4 @@ def plain_answer(text: str) -> str:
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
 
 
-CATEGORIES = Metric(add_scores, {"category accuracy": lambda task, judge: "categories 2"})
+CATEGORIES = Metric(WORDS, add_scores, {"category accuracy": lambda task, judge: "categories 2"})

@@ -16,7 +16,7 @@ import numpy as np
 from dynrefer.errors import suggestion
 
 from ..versions import package
-from .base import Metric, Scoring
+from .base import WORDS, Metric, Scoring
 from .categories import named
 
 SCORE_SOURCES = ("model", "one")
@@ -300,7 +300,9 @@ def _lvis_objects(document: Mapping, pictures: Mapping[str, str]) -> tuple[dict[
     return truth, frequencies
 
 
-COCO = Metric(add_coco_scores, {"COCO mAP": lambda task, judge: f"{package('faster-coco-eval')}; categories 2"})
+COCO = Metric(WORDS, add_coco_scores, {"COCO mAP": lambda task, judge: f"{package('faster-coco-eval')}; categories 2"})
 LVIS = Metric(
-    add_lvis_scores, {"LVIS AP": lambda task, judge: f"{package('faster-coco-eval')}; federation 2, categories 2"}
+    WORDS,
+    add_lvis_scores,
+    {"LVIS AP": lambda task, judge: f"{package('faster-coco-eval')}; federation 2, categories 2"},
 )

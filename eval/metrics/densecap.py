@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import statistics
 from ..statistics import Resampling
-from .base import Metric, Scoring
+from .base import CAPTION, Metric, Scoring
 from .captions import CLEANING, meteor_scores, meteor_version
 
 MERGE_IOU = 0.7  # ground-truth boxes that overlap so much are one object with several captions
@@ -354,6 +354,7 @@ def add_scores(s: Scoring) -> None:
 
 
 DENSECAP = Metric(
+    CAPTION,
     add_scores,
     {
         "dense detection mAP": lambda task, judge: "densecap 1, rules of the Python port",

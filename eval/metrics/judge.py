@@ -27,7 +27,7 @@ from tqdm import tqdm
 from dynrefer.images import open_image
 
 from .. import statistics
-from .base import Metric, Scoring
+from .base import CAPTION, Metric, Scoring
 
 POINTS = {"positive": {1.0, 0.5, 0.0, -1.0}, "negative": {1.0, 0.0, -1.0}, "recognition": {1.0, 0.5, 0.0, -1.0}}
 NAMES = {"positive": "choice score/positive", "negative": "choice score/negative"}
@@ -353,4 +353,4 @@ def read_questions(path: str | Path) -> dict[str, list[Question]]:
     return questions
 
 
-JUDGE = Metric(add_scores, {"choice ": lambda task, judge: f"choices 1; judge {judge}"})
+JUDGE = Metric(CAPTION, add_scores, {"choice ": lambda task, judge: f"choices 1; judge {judge}"})

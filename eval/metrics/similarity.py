@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from .. import statistics
-from .base import Metric, Scoring
+from .base import WORDS, Metric, Scoring
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 Encoder = Callable[[Sequence[str]], np.ndarray]  # N texts -> (N, E) embeddings, of any length
@@ -172,6 +172,7 @@ def add_scores(s: Scoring) -> None:
 
 
 SIMILARITY = Metric(
+    WORDS,
     add_scores,
     {
         "semantic similarity": lambda task, judge: f"similarity 2; {ENCODER}",

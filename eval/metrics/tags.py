@@ -88,6 +88,7 @@ def add_scores(s: Scoring) -> None:
 
 
 TAGS = Metric(
+    frozenset(("tags",)),
     add_scores,
     {
         "tag mAP": lambda task, judge: "tags 1",

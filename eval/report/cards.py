@@ -81,7 +81,7 @@ def _cut(caption: str) -> str:
 def _view_boxes(region: Region, result: RegionResult | None) -> dict[float, list[float]]:
     """{scale: box in the image} of the views around the region."""
     height, width = region.image_hw
-    scales = dict.fromkeys(result.scales if result else ())
+    scales = dict.fromkeys(result.extra.get("scales", ()) if result else ())
     whole = (0, 0, width, height)
     return {t: [b + t * (w - b) for b, w in zip(region.box, whole, strict=True)] for t in scales if t > 0}
 

@@ -14,6 +14,7 @@ class RegionBatch:
     """R regions, ready for a model. T counts text tokens (padded), each with a 0/1 mask of the same shape.
 
     ids                R names; boxes (R, 4) float, the described boxes in image pixels
+    controls           R control words of users, see prompts.py: None for the predicted tags, or a list of words
     views              (R, V, 3, S, S) uint8; the model scales and normalizes them on its own device
     scales             (R, V) t of every view; view_boxes (R, V, 4) image pixels; region_boxes (R, V, 4) view pixels
     prompt_ids         (R, T) control words (None until known: inference with predicted tags), prompt_mask
@@ -24,6 +25,7 @@ class RegionBatch:
     """
 
     ids: list[str]
+    controls: list[list[str] | None]
     boxes: Tensor
     views: Tensor
     scales: Tensor
@@ -67,20 +69,11 @@ class RegionBatch:
         return {task: float(count) for task, count in counts.items()}
 
     def leave_out(self, tasks: Sequence[str], rows: slice = slice(None)) -> None:
-        """Takes the targets of some tasks from some of the regions: "captions" (and with them region_text), "tags",
-        "attributes", "categories". Control words stay as they are."""
+        """Takes the targets of some annotations from some of the regions: "captions" (and with them region_text),
+        "tags", "attributes", "categories"; it has no others. Control words stay as they are."""
         unknown = {"captions": 0, "tags": False, "attributes": 0, "categories": -1}
         names = {"captions": "caption_mask", "tags": "tags_known"}
         for task in tasks:
-            target = getattr(self, names.get(task, task))
+            target = getattr(self, names.get(task, task), None)
             if target is not None:
                 target[rows] = unknown[task]
-
-    @classmethod
-    def concat(cls, batches: Sequence[RegionBatch]) -> RegionBatch:
-        """One batch of all the regions, in order. Only what inference needs is kept: no texts, no labels."""
-        kept = ("boxes", "views", "scales", "view_boxes", "region_boxes")
-        return cls(
-            ids=[name for batch in batches for name in batch.ids],
-            **{name: torch.cat([getattr(batch, name) for batch in batches]) for name in kept},
-        )

@@ -94,7 +94,6 @@ def adapt(model: DynReferModel, section: Mapping) -> None:
                     raise other_model(f"model.{key}.{name}", number, saved[name])
         elif key not in OWN_KEYS and getattr(config, key) != value:
             raise other_model(f"model.{key}", value, getattr(config, key))
-    model.processor.view_strategy = config.view_strategy
     set_trained(model, {name: section.get(name) or {} for name in PARTS})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Blip2QFormerModel
@@ -11,7 +12,8 @@ from transformers import AutoModel, Blip2QFormerModel
 from dynrefer.data.records import RegionResult
 from dynrefer.losses import asymmetric_loss, attribute_loss, category_loss, sigmoid_region_text_loss
 from dynrefer.processes import gather_rows
-from dynrefer.prompts import Control, parse_control, region_controls
+from dynrefer.prompts import parse_control
+from dynrefer.views import choose_scales
 from dynrefer.vocabulary import attribute_texts, category_texts, read_attributes, text_hash
 
 from ..card import About
@@ -23,6 +25,7 @@ from .align import DeformableAlign
 from .batch import RegionBatch
 from .configuration import DynReferConfig
 from .decoders import TextQueryDecoder, ViewTextHead
+from .options import Options
 from .region_encoder import RegionEncoder
 
 TASKS = ("captions", "tags", "region_text", "attributes", "categories", "view_text")
@@ -30,7 +33,7 @@ TEXT_CHUNK = 512  # texts embedded at once when a word list is set
 
 
 class DynReferModel(RegionModel):
-    """One model, five tasks. `forward` gives their losses, `predict` the answers.
+    """One model, several tasks. `forward` gives their losses, `predict` the answers; see models/family.py.
 
     `processor` is set by `dynrefer.load` and by training: predicted tags must become prompt tokens.
     """
@@ -41,13 +44,13 @@ class DynReferModel(RegionModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["RegionEncoder", "TextQueryDecoder", "ViewTextHead"]
+    Options = Options
+    answers = frozenset({"caption", "tags", "attributes", "categories"})
     BASE_PARTS = {"vision": "vision.model", "language": "language.model", "text": "text_encoder.model"}
     LANGUAGE_PART = "language"
     CARD = About(
-        answers="a caption with its probability, tags, attributes and a category",
         reads="{num_views} views of {image_size} x {image_size} pixels around each region",
         paper="2405.16071",
-        tags=("region-captioning", "dense-captioning", "image-captioning"),
     )
 
     def __init__(self, config: DynReferConfig, dtypes: Mapping[str, torch.dtype] | None = None):
@@ -149,6 +152,10 @@ class DynReferModel(RegionModel):
 
         `batch.counts()` are the denominators; weights and backward stand in train/run.py.
         """
+        if not len(batch):
+            if "region_text" in self.tasks:  # the other processes wait for this one's captions
+                gather_rows(batch.text_ids, self.config.text_config.pad_token_id or 0)
+            return self.zero_sums()
         if tuple(self.tasks) == ("view_text",):  # pretraining of the two towers: view 0 is enough
             return {"view_text": self.view_text_loss(batch, self.patches(batch.views[:, :1]))}
         patches = self.patches(batch.views)  # (R, V, 1+P, D)
@@ -285,28 +292,27 @@ class DynReferModel(RegionModel):
         texts = self.category_texts if categories is None else self.embed_texts(category_texts(categories))
         return self.region_text_decoder(texts, region_embeds).float()
 
+    def check_options(self, options: Options) -> None:
+        check_generation(options.decoding())
+        if options.view_strategy is not None:
+            no_boxes = np.zeros((0, 4), np.float32)
+            choose_scales(options.view_strategy, np.zeros((1, 1, 3), np.uint8), no_boxes, self.config.num_views, ())
+
+    def settings(self, options: Options) -> dict:
+        strategy = options.view_strategy or self.config.view_strategy
+        names = ("control", "tag_threshold", "list_tags", "attributes", "categories", "num_categories")
+        given = {name: getattr(options, name) for name in names}
+        return given | {"view_strategy": strategy, "generation": options.decoding()}
+
     @torch.no_grad()
-    def predict(
-        self,
-        batch: RegionBatch,
-        *,
-        control: Control | Sequence[Control] = None,
-        tag_threshold: float | None = None,
-        list_tags: float | None = None,
-        attributes: Sequence[str] | None = None,
-        categories: Sequence[str] | None = None,
-        generation: Mapping | None = None,
-    ) -> list[RegionResult]:
-        """One result a region. control: see prompts.py, one for all regions or a list with one a region; tag_threshold:
-        probability above which a tag is predicted; list_tags: lists the tags above this one instead, for a ranking of
-        them all, while control words stay those above the threshold; attributes,
-        categories: names instead of the config's lists, [] for none; generation: transformers' options over the
-        config's. ValueError for unknown options."""
+    def predict(self, batch: RegionBatch, options: Options | None = None) -> list[RegionResult]:
+        """One result a region. ValueError for unknown generation options."""
         if self.processor is None:
             raise ValueError("this model has no processor: dynrefer.load sets it, or set model.processor")
-        settings = {**self.config.generation, **check_generation(generation)}
-        threshold = self.config.tag_threshold if tag_threshold is None else tag_threshold
-        controls = region_controls(control, len(batch))
+        options = options or Options()
+        settings = {**self.config.generation, **check_generation(options.decoding())}
+        threshold = self.config.tag_threshold if options.tag_threshold is None else options.tag_threshold
+        attributes, categories = options.attributes, options.categories
         if not len(batch):
             return []
         was_training = self.training
@@ -319,9 +325,14 @@ class DynReferModel(RegionModel):
         category_names = list(self.config.categories if categories is None else categories)
         category_scores = self.region_text_decoder.scaled(self.category_logits(region_embeds, categories))
         category_scores = category_scores.softmax(-1).cpu()  # (R, C)
-        found = [ranked(self.config.tags, row, above=threshold) for row in tags]
-        listed = found if list_tags is None else [ranked(self.config.tags, row, above=list_tags) for row in tags]
-        words = [parse_control(c, [tag["name"] for tag in t]) for c, t in zip(controls, found, strict=True)]
+        predicted = [ranked(self.config.tags, row, above=threshold) for row in tags]
+        listed = predicted
+        if options.list_tags is not None:
+            listed = [ranked(self.config.tags, row, above=options.list_tags) for row in tags]
+        words = [
+            parse_control(control, [tag["name"] for tag in found])
+            for control, found in zip(batch.controls, predicted, strict=True)
+        ]
         prompt_ids, prompt_mask = (tensor.to(self.device) for tensor in self.processor.encode_prompts(words))
         ids, log_probability = self.language.generate(region_embeds, prompt_ids, prompt_mask, **settings)
         captions = self.processor.decode(ids)
@@ -334,16 +345,16 @@ class DynReferModel(RegionModel):
                 score=float(log_probability[r].double().exp()),
                 tags=listed[r],
                 attributes=ranked(attribute_names, attribute_scores[r]),
-                category=next(iter(ranked(category_names, category_scores[r])), None),
-                scales=[round(t, 6) for t in batch.scales[r].tolist()],
+                categories=ranked(category_names, category_scores[r], most=options.num_categories),
+                extra={"scales": [round(t, 6) for t in batch.scales[r].tolist()]},
             )
             for r in range(len(batch))
         ]
 
 
-def ranked(names: Sequence[str], scores: Tensor, above: float = -torch.inf) -> list[dict]:
-    """[{"name", "score"}] of the scores above a bound, best first; equal scores in list order."""
-    chosen = [i for i in scores.argsort(descending=True, stable=True).tolist() if scores[i] > above]
+def ranked(names: Sequence[str], scores: Tensor, above: float = -torch.inf, most: int | None = None) -> list[dict]:
+    """[{"name", "score"}] of the scores above a bound, best first, at most so many; equal scores in list order."""
+    chosen = [i for i in scores.argsort(descending=True, stable=True).tolist()[:most] if scores[i] > above]
     return [{"name": names[i], "score": float(scores[i])} for i in chosen]
 
 

@@ -12,42 +12,39 @@ from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 from transformers.utils import PushToHubMixin
 
+from dynrefer.data.example import Example
 from dynrefer.data.records import Region
 from dynrefer.masks import mask_to_box
-from dynrefer.prompts import control_prompt, training_words
+from dynrefer.prompts import control_prompt, region_controls, training_words
 from dynrefer.resize import FASTEST, shared
 from dynrefer.views import HASH_STRATEGIES, choose_scales, crop_views, crop_views_torch, place_views, reduction
 from dynrefer.vocabulary import Vocabulary
 
+from ..family import FamilyProcessor
 from ..language import language_kind
 from .batch import RegionBatch
 from .configuration import DynReferConfig
+from .options import Options
 
 TEXT_TOKENIZER = "text_tokenizer"
 MAX_CAPTION_TOKENS = 64
 SIDE_WORDS = ("left", "right")
 
 
-class DynReferProcessor(PushToHubMixin):
-    """Everything between a record and a batch. Sizes, word lists and strategies come from the model's config.
+class DynReferProcessor(FamilyProcessor, PushToHubMixin):
+    """Everything between an example and a batch. Sizes, word lists and strategies come from the model's config.
 
-    tokenizer: the language model's; text_tokenizer: the text encoder's. `view_strategy` may be changed between calls.
+    tokenizer: the language model's; text_tokenizer: the text encoder's.
     """
 
     def __init__(self, config: DynReferConfig, tokenizer, text_tokenizer):
         self.config, self.tokenizer, self.text_tokenizer = config, tokenizer, text_tokenizer
-        self.view_strategy = config.view_strategy
         self.tags = Vocabulary(config.tags, "tag")
         self.attributes = Vocabulary([attribute["name"] for attribute in config.attributes], "attribute")
         self.categories = Vocabulary(config.categories, "category")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         self.append_end = language_kind(config.language_config) == "causal"
-        self.mask_box_last_index = config.mask_box_last_index
-
-    @property
-    def num_views(self) -> int:
-        return self.config.num_views
 
     # ------------------------------------------------------------------------------------------ views
 
@@ -82,45 +79,30 @@ class DynReferProcessor(PushToHubMixin):
             "region_boxes": region_boxes,
         }
 
-    def prepare(
-        self,
-        image: np.ndarray,
-        boxes: np.ndarray,
-        masks: Sequence[np.ndarray] | None = None,
-        *,
-        view_strategy: str | None = None,
-        seed: int = 0,
-        ids: Sequence[str] | None = None,
-        crop_on: torch.device | str | None = None,
-    ) -> RegionBatch:
-        """Regions of one image for inference. boxes (R, 4) valid xyxy; masks are not looked at: their boxes are.
-        crop_on: a device to cut the views on, and to leave them; None cuts the released program's pixels on the CPU."""
-        generators = [np.random.default_rng([seed, r]) for r in range(len(boxes))]
-        strategy = view_strategy or self.view_strategy
-        arrays = self.views(image, np.asarray(boxes), strategy, generators, crop_on=crop_on)
-        ids = [str(r) for r in range(len(boxes))] if ids is None else list(ids)
-        return RegionBatch(ids=ids, **{name: torch.as_tensor(array) for name, array in arrays.items()})
-
     # ------------------------------------------------------------------------------------------ samples
 
     def samples(
-        self, image: np.ndarray, regions: list[Region], generators: list[np.random.Generator], train: bool
+        self, example: Example, options: Options, generators: Sequence[np.random.Generator], train: bool
     ) -> list[dict]:
-        """One sample a region of this image, which may have been decoded smaller by `reduction`. In training a caption
-        and its control words are drawn at random, the views may be mirrored and are resized the fast way; otherwise the
-        first caption stands, without control words."""
+        """One sample a region of this example, whose picture may have been decoded smaller by `reduction`. In training
+        a caption and its control words are drawn at random, the views may be mirrored and are resized the fast way;
+        otherwise the first caption stands, with the control words of the options."""
+        regions = example.regions
+        if not regions:
+            return []
         boxes, image_hw = self.boxes(regions), regions[0].image_hw
         if train and self.config.box_jitter:
             boxes = jitter_boxes(boxes, self.config.box_jitter, image_hw, generators)
-        strategy = self.config.train_view_strategy if train else self.view_strategy
-        resize = FASTEST if train else "pillow"
-        arrays = self.views(image, boxes, strategy, generators, image_hw=image_hw, resize=resize)
+        strategy = self.config.train_view_strategy if train else options.view_strategy or self.config.view_strategy
+        ways = {"resize": FASTEST if train else "pillow", "crop_on": None if train else options.crop_on}
+        arrays = self.views(example.image, boxes, strategy, generators, image_hw=image_hw, **ways)
         if train and self.config.mirror:
             for r, (region, generator) in enumerate(zip(regions, generators, strict=True)):
                 if generator.random() < self.config.mirror and not says_side(region.captions):
                     arrays["views"][r], arrays["region_boxes"][r] = mirrored(
                         arrays["views"][r], arrays["region_boxes"][r]
                     )
+        controls = region_controls(options.control, len(regions))
         samples = []
         for r, (region, generator) in enumerate(zip(regions, generators, strict=True)):
             caption, words = "", []
@@ -129,9 +111,8 @@ class DynReferProcessor(PushToHubMixin):
             if train:
                 known = [tag for tag in region.tags or () if tag in self.tags.index]
                 words = training_words(known, generator, self.config.control_drop_all, self.config.control_keep)
-            samples.append(
-                {"region": region, "caption": caption, "words": words, **{k: v[r] for k, v in arrays.items()}}
-            )
+            sample = {"region": region, "caption": caption, "words": words, "control": controls[r]}
+            samples.append(sample | {k: v[r] for k, v in arrays.items()})
         return samples
 
     def reduction(self, regions: Sequence[Region]) -> int:
@@ -147,18 +128,20 @@ class DynReferProcessor(PushToHubMixin):
 
     def box(self, region: Region) -> tuple[float, ...]:
         """The record's box; where a mask of pixels gave it, as this model takes boxes of masks."""
-        if self.mask_box_last_index and isinstance(region.mask, dict):
+        if self.config.mask_box_last_index and isinstance(region.mask, dict):
             mask = region.to_mask()
             if tuple(mask_to_box(mask)) == tuple(region.box):
                 return tuple(mask_to_box(mask, last_index=True))
         return region.box
 
     def collate(self, samples: list[dict]) -> RegionBatch:
-        """Samples of any images -> one batch."""
+        """Samples of any examples -> one batch."""
+        if not samples:
+            return self.empty_batch()
         regions = [sample["region"] for sample in samples]
         captions = [self.clean(sample["caption"]) for sample in samples]
         stacked = {
-            name: torch.from_numpy(np.stack([sample[name] for sample in samples]))
+            name: torch.stack([torch.as_tensor(sample[name]) for sample in samples])
             for name in ("boxes", "scales", "views", "view_boxes", "region_boxes")
         }
         prompt_ids, prompt_mask = self.encode_prompts([sample["words"] for sample in samples])
@@ -178,6 +161,7 @@ class DynReferProcessor(PushToHubMixin):
                 categories[r] = self.categories.index.get(region.category, -1)
         return RegionBatch(
             ids=[region.id for region in regions],
+            controls=[sample["control"] for sample in samples],
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,
             caption_ids=caption_ids,
@@ -189,6 +173,25 @@ class DynReferProcessor(PushToHubMixin):
             attributes=attributes,
             categories=categories,
             **stacked,
+        )
+
+    def empty_batch(self) -> RegionBatch:
+        """Of no region."""
+        views, size = self.config.num_views, self.config.image_size
+        ids = torch.zeros(0, 1, dtype=torch.long)
+        return RegionBatch(
+            ids=[],
+            controls=[],
+            boxes=torch.zeros(0, 4),
+            views=torch.zeros(0, views, 3, size, size, dtype=torch.uint8),
+            scales=torch.zeros(0, views),
+            view_boxes=torch.zeros(0, views, 4),
+            region_boxes=torch.zeros(0, views, 4),
+            **dict.fromkeys(("prompt_ids", "prompt_mask", "caption_ids", "caption_mask", "text_ids", "text_mask"), ids),
+            tags=torch.zeros(0, len(self.tags)),
+            tags_known=torch.zeros(0, dtype=torch.bool),
+            attributes=torch.zeros(0, len(self.attributes), dtype=torch.int8),
+            categories=torch.zeros(0, dtype=torch.long),
         )
 
     # ------------------------------------------------------------------------------------------ texts

@@ -1,0 +1,73 @@
+"""Example: one picture or clip with its regions, read, shown and answered as one. Loaders pack whole ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+Frames = Callable[[Sequence[int] | None, int], np.ndarray]
+
+
+def still(image: np.ndarray, indices: Sequence[int] | None = None) -> np.ndarray:
+    """Frames (T, H, W, 3) of a picture (H, W, 3), which has the frame 0 only. ValueError for another one."""
+    if unknown := [index for index in indices or () if index]:
+        raise ValueError(f"frame {unknown[0]}: a picture has the frame 0 only")
+    return np.broadcast_to(image, (1 if indices is None else len(indices), *image.shape))
+
+
+@dataclass
+class Example:
+    """One picture or clip, its regions and, for conversations, its turns.
+
+    key: names it in errors, and is the same for the same picture. regions: `Region`s of a picture or `ClipRegion`s of a
+    clip, in the order in which texts name them. read: opens the frames, see `frames`. numbers: one a region, by which
+    training and random views are seeded together with seed and epoch; None = 0, 1, 2, ... turns: of a conversation; ()
+    = every region is described. reduce: how many times smaller its picture is decoded.
+    """
+
+    key: str
+    regions: Sequence[Any]
+    read: Frames
+    numbers: Sequence[int] | None = None
+    turns: Sequence[Any] = ()
+    reduce: int = 1
+    _frames: dict[tuple[int, ...] | None, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of_picture(cls, image: np.ndarray, regions: Sequence[Any], key: str = "image") -> Example:
+        """Of a picture in memory. image: (H, W, 3) uint8."""
+        return cls(key, regions, lambda indices, reduce: still(image, indices))
+
+    def __len__(self) -> int:
+        return len(self.regions)
+
+    def frames(self, indices: Sequence[int] | None = None) -> np.ndarray:
+        """Frames (T, H, W, 3) uint8, read-only; opened when first asked for, once.
+
+        indices: frame numbers of a clip; None = the frame that its regions are shown in. A picture has the frame 0.
+        Raises ValueError for a picture or clip that is missing, damaged or not of the recorded size.
+        """
+        key = None if indices is None else tuple(indices)
+        if key not in self._frames:
+            frames = self.read(indices, self.reduce)
+            frames.flags.writeable = False
+            self._frames[key] = frames
+        return self._frames[key]
+
+    @property
+    def image(self) -> np.ndarray:
+        """(H, W, 3) uint8, read-only: the picture, or the frame in which the regions of a clip are shown."""
+        return self.frames()[0]
+
+    def part(self, positions: Sequence[int]) -> Example:
+        """The same example with some of its regions; what was opened is not opened again."""
+        numbers = range(len(self)) if self.numbers is None else self.numbers
+        return replace(self, regions=[self.regions[p] for p in positions], numbers=[numbers[p] for p in positions])
+
+    def generators(self, *seeds: int) -> list[np.random.Generator]:
+        """One a region: the same seeds and number always draw the same."""
+        numbers = range(len(self)) if self.numbers is None else self.numbers
+        return [np.random.default_rng([*seeds, int(number)]) for number in numbers]

@@ -1,0 +1,140 @@
+"""The interface that every model family obeys, and all that data, training, evaluation, predictor and pages ask of one.
+
+    example --processor.samples--> samples --processor.collate--> batch --model.forward--> one sum a task
+                                                                        --model.predict--> one result a region
+
+A family is a folder beside this file with `configuration.py`, `modeling.py`, `processor.py`, `batch.py`, `options.py`,
+and a row in `models/__init__.py`; docs/new_family.md builds a small one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from .options import Options
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from dynrefer.data.example import Example
+    from dynrefer.data.records import RegionResult
+
+# fields of a RegionResult that a family fills
+ANSWERS = ("caption", "tags", "attributes", "categories", "mask", "answer")
+# what records may be annotated with, and training may leave out
+ANNOTATIONS = ("captions", "tags", "attributes", "categories", "masks")
+
+
+class Batch(Protocol):
+    """What loader, training and prediction look at of a family's batch; the rest is between its processor and model."""
+
+    ids: list[str]  # one a result: a region's id, or a question's
+
+    def __len__(self) -> int:
+        """The number of ids."""
+        ...
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on a device."""
+        ...
+
+    def counts(self) -> dict[str, float]:
+        """The denominator of every task's sum: target tokens for captions, annotated regions for tags, ..."""
+        ...
+
+    def leave_out(self, tasks: Sequence[str], rows: slice = slice(None)) -> None:
+        """Takes the targets of some of ANNOTATIONS from some rows (positions in `ids`); they do not count then."""
+        ...
+
+
+class Processor(Protocol):
+    """Examples -> batches. Training, evaluation and prediction take the same two steps.
+
+    It is pickled into loader workers; `save_pretrained` writes its files beside the model's.
+    """
+
+    def samples(
+        self, example: Example, options: Options, generators: Sequence[np.random.Generator], train: bool
+    ) -> list[dict]:
+        """The samples of one example, in order: one a region, or, of a joint family, one of the whole example.
+
+        options: the family's; generators: one a region, the only source of randomness; train: augmentation, random
+        views. `example.image` or `example.frames(...)` opens the pixels. ValueError names the region at fault.
+        """
+        ...
+
+    def collate(self, samples: Sequence[dict]) -> Batch:
+        """Samples of any examples -> one batch; of none: a batch without regions."""
+        ...
+
+    def reduction(self, regions: Sequence[Any]) -> int:
+        """How many times smaller, 8, 4, 2 or 1, an image with these regions may be decoded for training."""
+        ...
+
+    def weights(self, counts: np.ndarray) -> np.ndarray:
+        """What examples of so many regions each weigh in a batch of `data.batch_size`, (N,) -> (N,)."""
+        ...
+
+    def save_pretrained(self, folder: str) -> None: ...
+
+
+class FamilyProcessor:
+    """What processors share: nothing is decoded smaller, and an example weighs its regions."""
+
+    def reduction(self, regions: Sequence[Any]) -> int:
+        return 1
+
+    def weights(self, counts: np.ndarray) -> np.ndarray:
+        return counts
+
+
+class FamilyModel:
+    """A model of any family, ours or of others.
+
+    Options: the class of `options`. answers: the fields of a result that it fills, some of ANSWERS. joint: the regions
+    of an example influence each other, so an example is never cut. tasks: those whose sums `forward` gives.
+    """
+
+    Options: ClassVar[type[Options]] = Options
+    answers: ClassVar[frozenset[str]] = frozenset()
+    joint: ClassVar[bool] = False
+    tasks: Sequence[str] = ()
+    processor: Any = None
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        """One scalar a task in `tasks`: the sum over this process's regions or tokens, unweighted.
+
+        `batch.counts()` are the denominators; weights and backward stand in train/run.py. A batch without regions
+        gives `zero_sums`; where a sum talks to the other processes, it still does.
+        """
+        raise NotImplementedError
+
+    def predict(self, batch: Any, options: Options) -> list[RegionResult]:
+        """One result an id of the batch, in order. ValueError for options that do not fit the model."""
+        raise NotImplementedError
+
+    def after_load(self) -> None:
+        """Checks what a saved model brought along, when its processor is set. ValueError where it does not fit."""
+
+    def before_eval(self) -> None:
+        """Brings what is kept for inference, such as embedded word lists, up to the present weights."""
+
+    def check_options(self, options: Options) -> None:
+        """ValueError for options that do not fit this model; asked before anything is opened or written."""
+
+    def settings(self, options: Options) -> dict[str, Any]:
+        """What the answers depend on beside weights and records, as JSON types: for scores.json, and to go on with a
+        file of predictions."""
+        from dataclasses import asdict
+
+        return asdict(options)
+
+    def zero_sums(self) -> dict[str, Tensor]:
+        """A sum of zero a task that touches every trained weight: what a process without a region takes part with."""
+        touched = [parameter.sum() * 0 for parameter in self.parameters() if parameter.requires_grad]
+        zero = sum(part.float() for part in touched)
+        return {task: zero for task in self.tasks}
