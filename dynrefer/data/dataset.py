@@ -46,16 +46,15 @@ class ExampleDataset:
         self.train, self.seed, self.cache_bytes, self.draft = train, seed, cache_bytes, draft and train
         self._cache: dict[str, np.ndarray] = {}
         self._cached_bytes = 0
+        self._last: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Regions."""
         return len(self.records)
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "_groups"} | {
-            "_cache": {},
-            "_cached_bytes": 0,
-        }
+        own = {"_cache": {}, "_cached_bytes": 0, "_last": None}  # a worker fills its own
+        return {key: value for key, value in self.__dict__.items() if key != "_groups"} | own
 
     @cached_property
     def _groups(self) -> ImageGroups:
@@ -98,6 +97,7 @@ class ExampleDataset:
             if self._cached_bytes + image.nbytes <= self.cache_bytes:
                 self._cache[key] = image
                 self._cached_bytes += image.nbytes
+        self._last = image  # were none kept, all memory would go back to the system and come again: half the speed
         image_hw = image.shape[:2] if reduce == 1 else read_image_hw(source)
         for region in regions:
             if region.image_hw != image_hw:
