@@ -134,6 +134,7 @@ def test_what_is_larger_than_a_share_is_cut_into_equal_parts():
     assert sizes(dealt([50], 64, 4)) == [[13], [13], [12], [12]]
     assert sizes(dealt([50], 64, 1, 2)) == [[25, 25]]
     assert sizes(dealt([50], 64, 2, 2)) == [[13, 12], [13, 12]]
+    assert sizes(dealt([30], 64, 2, 2)) == [[15, 0], [15, 0]], "more than a share of 16"
     assert sizes(dealt([2], 8, 8)) == [[1], [1]] + [[0]] * 6, "a part has a region at least"
 
 
@@ -174,9 +175,8 @@ def test_shares_are_disjoint_complete_and_even(batch_size, processes, accumulati
             if len(step) == 1:  # dealt out evenly
                 totals = [total for total in map(sum, loads) if total]
                 assert max(totals) - min(totals) <= 1
-                assert len(totals) == min(
-                    processes, counts_of[0], -(-counts_of[0] * processes * accumulation // batch_size)
-                )
+                shares_full = -(-counts_of[0] * processes * accumulation // batch_size)
+                assert len(totals) == min(processes, counts_of[0], shares_full), "nobody is idle who could help"
             assert max(map(max, loads)) <= max(2 * room, 1), "memory is bounded"
 
 
