@@ -1,5 +1,6 @@
 """The training loop in one process, with the tiny family of tests/tiny_squares.py."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -332,3 +333,14 @@ def test_random_generators_come_back(tmp_path):
 def test_steps_and_epochs_exclude_each_other():
     with pytest.raises(ValueError, match="exactly one"):
         LoopConfig(steps=1, epochs=1.0)
+
+
+def test_help_lists_every_setting_with_its_meaning_and_default(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command(["--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "  loop.clip: float = 1.0\n      largest global norm of the gradient; 0: not clipped\n" in text
+    for section, kind in (("", RunConfig), ("loop.", LoopConfig), ("eval.", EvalConfig), ("log.", LogConfig)):
+        assert all(f"  {section}{field.name}" in text for field in dataclasses.fields(kind))
+    assert "in the family dynrefer" in text and "tag_threshold=0.7" in text

@@ -30,7 +30,7 @@ from dynrefer.data.loader import DataConfig, Loader
 from dynrefer.data.mixture import open_training, training_loader
 from dynrefer.data.record_files import open_records
 from dynrefer.errors import MISTAKE, suggestion
-from dynrefer.models import adapt
+from dynrefer.models import FAMILIES, adapt
 from train import checkpoint, launch
 from train.evaluate import EvalConfig, evaluate
 from train.log import LogConfig, RunLog
@@ -421,16 +421,25 @@ def saved_model(path: str):
 
 
 def parse(argv: Sequence[str] | None = None) -> RunConfig:
+    argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="python -m train.run",
         description="Train a model.",
-        epilog=f"settings, with their types and defaults:\n{settings_help(RunConfig)}",
+        epilog=settings_text() if {"-h", "--help"} & {*argv} else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True, help="configs/NAME.yaml")
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings over those of the file")
     arguments = parser.parse_args(argv)
     return load_config(RunConfig, arguments.config, arguments.settings)
+
+
+def settings_text() -> str:
+    """Every setting of a run, with those of each family's models."""
+    families = "\n\n".join(
+        f"settings of model: in the family {name}:\n\n{row.settings_text()}" for name, row in FAMILIES.items()
+    )
+    return f"settings, with their types and defaults:\n{settings_help(RunConfig)}\n\n{families}"
 
 
 def command(argv: Sequence[str] | None = None, **parts: Callable) -> int:

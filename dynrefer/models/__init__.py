@@ -7,8 +7,9 @@ E embedding width, T text tokens (or frames, where said), K tags, A attributes, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from importlib import import_module
+from inspect import getdoc
 
 from dynrefer.errors import suggestion
 
@@ -29,6 +30,14 @@ class FamilyModule:
     def options(self) -> type:
         """The class of its options."""
         return self.load("model").Options
+
+    def settings_text(self) -> str:
+        """What the `model:` section of a YAML may say, for --help: keys of `build`, fields of the config and what those
+        are where nothing is said."""
+        config = self.load("config")
+        own = [each for each in fields(config) if each.name in config.__annotations__]
+        defaults = ", ".join(f"{each.name}={each.default!r}" for each in own if each.default is not MISSING)
+        return "\n\n".join([getdoc(self.build), getdoc(config), f"Defaults: {defaults}"])
 
     @property
     def build(self) -> Callable:
