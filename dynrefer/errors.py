@@ -1,10 +1,15 @@
 """What all commands share: a mistake in input or settings is one line and exit status 2, not a traceback."""
 
+import contextlib
 import difflib
 import errno
 import os
+import select
+import signal
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 MISTAKE = 2
@@ -12,7 +17,7 @@ INTERRUPTED = 130  # as a shell says of a command that Ctrl-C has ended
 NEXT_STEP = {  # of the operating system's errors
     errno.ENOSPC: "make room, or write somewhere else",
     errno.EDQUOT: "make room, or write somewhere else",
-    errno.EFBIG: "raise the limit (`ulimit -f`), or write somewhere else",
+    errno.EFBIG: "make room, raise the limit (`ulimit -f`), or write somewhere else",
     errno.EROFS: "write somewhere else",
     errno.EACCES: "change who may read and write there, or choose another path",
     errno.EPERM: "change who may read and write there, or choose another path",
@@ -22,18 +27,29 @@ NEXT_STEP = {  # of the operating system's errors
     errno.ENOENT: "check the path",
     errno.ENAMETOOLONG: "choose a shorter path",
 }
+FULL = {  # the same in words that users search for
+    errno.ENOSPC: "disk full",
+    errno.EDQUOT: "disk full for this user (quota)",
+    errno.EFBIG: "disk full or at its limit of a file's size",
+}
+# what other libraries' writers say of a full disk, in errors that are no OSError or carry no number
+FULL_TEXTS = ("No space left on device", "os error 28)", "PytorchStreamWriter failed writing", "unexpected pos ")
+# errors of these kinds, but for those below, are a mistake of this program and keep their traceback
+OWN_MISTAKES = (AssertionError, AttributeError, LookupError, NameError, TypeError)
 
 
 def message(error: BaseException) -> str:
     """What a command says of an error; of the operating system's: the file, what is wrong and the next step; of one in
     a loader's worker process: what it would say in this one."""
     if isinstance(error, OSError) and error.errno in NEXT_STEP:
-        file = "" if error.filename is None else f"{error.filename}: "
-        return f"{file}{error.strerror}; {NEXT_STEP[error.errno]}"
+        file = "" if error.filename is None else f"{shown_path(error.filename)}: "
+        return f"{file}{FULL.get(error.errno, error.strerror)}; {NEXT_STEP[error.errno]}"
     text = str(error)
     if text.startswith("Caught ") and "Original Traceback" in text:  # by torch, in a loader's worker process
         return text.splitlines()[-1].partition(": ")[2]
-    return text
+    if not isinstance(error, ValueError) and any(part in text for part in FULL_TEXTS):
+        return f"{FULL[errno.ENOSPC]} ({first_line(error)}); {NEXT_STEP[errno.ENOSPC]}"
+    return text or type(error).__name__
 
 
 def first_line(error: BaseException) -> str:
@@ -49,23 +65,113 @@ def cut(text: str, length: int = 100) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
+def shown(value: Any) -> str:
+    """A value as Python writes it, at most 100 characters; a whole number of thousands of digits, which Python refuses
+    to write, by its kind.
+
+    >>> shown([10**5000])
+    'a list with a number of thousands of digits'
+    """
+    try:
+        return cut(repr(value))
+    except ValueError:
+        kind = type(value).__name__
+        return "a number of thousands of digits" if kind == "int" else f"a {kind} with a number of thousands of digits"
+
+
+def shown_path(path: Any) -> str:
+    """A path as it stands, the middle of a very long one left out."""
+    text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path)
+    return text if len(text) <= 300 else f"{text[:140]}...{text[-60:]}"
+
+
 def run_command(name: str, command: Callable[[Any], int | None], args: Any, stopped: str = "stopped") -> int:
     """The exit status of a command: its own (None = 0), 2 after a mistake, or 130 after Ctrl-C. Both are printed in a
     line (DYNREFER_DEBUG=1 shows where they came from); `stopped`: what is said after Ctrl-C. args: a namespace, or
-    what else the command takes."""
+    what else the command takes.
+
+    A reader of the output that has read enough, as in `COMMAND | head`, ends the command with status 0.
+    """
+    if sys.stdout is None:  # `>&-`
+        return _say(name, "error: standard output is closed; send it to a file, or to /dev/null")
     try:
-        return command(args) or 0
-    except BrokenPipeError:  # `COMMAND | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (KeyboardInterrupt, ValueError, RuntimeError, OSError, ImportError) as error:
+        status = command(args) or 0
+        with naming_output():
+            sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        _leave_at_once_when_interrupted_again()
         if os.environ.get("DYNREFER_DEBUG"):
             raise
-        interrupted = isinstance(error, KeyboardInterrupt)
-        if not interrupted or os.environ.get("RANK", "0") == "0":  # Ctrl-C reaches all processes
-            said = stopped if interrupted else f"error: {' '.join(message(error).split())}"
-            print(f"{name}: {said}", file=sys.stderr)
-        return INTERRUPTED if interrupted else MISTAKE
+        if os.environ.get("RANK", "0") == "0":  # Ctrl-C reaches all processes
+            _say(name, stopped)
+        return INTERRUPTED
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_left():
+            _forget_output()
+            return 0
+        if os.environ.get("DYNREFER_DEBUG") or isinstance(error, OWN_MISTAKES):
+            raise
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _forget_output()
+        return _say(name, f"error: {' '.join(message(error).split())}")
+
+
+@contextmanager
+def naming_output() -> Iterator[None]:
+    """Within it an OSError that names no file, as that of a full disk, names the standard output."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _say(name: str, text: str) -> int:
+    with contextlib.suppress(OSError):  # nobody listens
+        if sys.stderr is not None:
+            print(f"{name}: {text}", file=sys.stderr, flush=True)
+    return MISTAKE
+
+
+def _reader_has_left() -> bool:
+    """Whether nobody reads the standard output any more; the broken pipe may be another one, to a server."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)  # an end without a reader is told in any case
+        return bool(poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # no such call on this system
+        return True
+
+
+def _forget_output() -> None:
+    """What is still to be written to the standard output goes nowhere, so that Python's exit does not try again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _leave_at_once_when_interrupted_again() -> None:
+    """A second Ctrl-C, while this process ends, must not print a traceback."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+
+
+def quiet_interrupts() -> None:
+    """Ctrl-C while a command's modules are imported ends in a line too, where one is started by `python -m`."""
+    if sys.argv[:1] != ["-m"]:  # what stands there until the module itself runs
+        return
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if kind is KeyboardInterrupt and not os.environ.get("DYNREFER_DEBUG"):
+            _say("python", "stopped")
+        else:
+            before(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -2,10 +2,17 @@
 
 import argparse
 import errno
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from dynrefer.errors import run_command
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def ending(capsys, error: BaseException, **options) -> tuple[int, str]:
@@ -19,12 +26,17 @@ def ending(capsys, error: BaseException, **options) -> tuple[int, str]:
     ("error", "said"),
     [
         (ValueError("box 3: empty"), "box 3: empty"),
-        (OSError(errno.ENOSPC, "No space", "/a/b"), "/a/b: No space; make room, or write somewhere else"),
+        (OSError(errno.ENOSPC, "No space", "/a/b"), "/a/b: disk full; make room, or write somewhere else"),
         (OSError(errno.EROFS, "Read-only", "/a/b"), "/a/b: Read-only; write somewhere else"),
         (PermissionError(errno.EACCES, "Denied", "/a"), "/a: Denied; change who may read and write there, or choose"),
         (FileExistsError(errno.EEXIST, "Exists", "/a"), "/a: Exists; a file stands where a folder is needed"),
         (OSError("model 'x' is no folder and no hub id"), "model 'x' is no folder and no hub id"),
-        (OSError(errno.EFBIG, "File too large"), "File too large; raise the limit"),
+        (OSError(errno.EFBIG, "File too large"), "disk full or at its limit of a file's size; make room, raise the"),
+        (OSError(errno.EDQUOT, "Quota", "/a"), "/a: disk full for this user (quota); make room"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "disk full (I/O error: No space left"),
+        (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file"), "disk full ([enforce fail]"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 4000), "xxx...xxx"),
+        (EOFError(), "EOFError"),
     ],
 )
 def test_an_error_is_one_line_with_the_file_and_the_next_step(capsys, error, said):
@@ -56,6 +68,67 @@ def test_an_interrupted_command_says_so_in_a_line(capsys):
 def test_a_command_without_mistakes_has_its_own_status():
     assert run_command("name", lambda args: None, argparse.Namespace()) == 0
     assert run_command("name", lambda args: 3, argparse.Namespace()) == 3
+
+
+@pytest.mark.parametrize("mistake", [TypeError("x"), KeyError("x"), AssertionError("x"), AttributeError("x")])
+def test_a_mistake_of_the_program_itself_keeps_its_traceback(mistake):
+    def command(args):
+        raise mistake
+
+    with pytest.raises(type(mistake)):
+        run_command("name", command, argparse.Namespace())
+
+
+def shell(line: str, **changes) -> tuple[int, str, str]:
+    """(status, stdout, stderr) of a bash command in which PRINT is a command of ours that prints many lines."""
+    program = (
+        "import sys; from dynrefer.errors import run_command; "
+        "sys.exit(run_command('name', lambda n: [print('line', i) for i in range(n)] and None, int(sys.argv[1])))"
+    )
+    line = line.replace("PRINT", f'{shlex.quote(sys.executable)} -c "{program}"')
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=REPOSITORY, **changes)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("lines", [3, 100_000])
+def test_a_reader_that_stops_ends_it_with_0_and_silence(lines):
+    status, out, err = shell(f"PRINT {lines} | true; exit ${{PIPESTATUS[0]}}")
+    assert (status, out, err) == (0, "", "")
+    assert shell(f"PRINT {lines} | head -1; exit ${{PIPESTATUS[0]}}") == (0, "line 0\n", "")
+
+
+@pytest.mark.parametrize("lines", [3, 100_000])
+def test_output_that_cannot_be_written_is_one_line(lines):
+    assert shell(f"PRINT {lines} >&-")[::2] == (
+        2,
+        "name: error: standard output is closed; send it to a file, or to /dev/null\n",
+    )
+    status, _, err = shell(f"PRINT {lines} > /dev/full")
+    assert status == 2 and "disk full; make room" in err and err.count("\n") == 1
+    assert shell(f"PRINT {lines} > /dev/full 2>&-")[0] == 2
+
+
+def test_a_broken_pipe_to_a_server_is_no_end_of_the_reader(capfd):
+    def command(args):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    assert run_command("name", command, argparse.Namespace()) == 2
+    assert "name: error: [Errno 32] Broken pipe" in capfd.readouterr().err
+
+
+def test_ctrl_c_once_and_twice_is_a_line_and_130():
+    program = (
+        "import atexit, sys, time; from dynrefer.errors import run_command; atexit.register(time.sleep, 20)\n"
+        "def command(args):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "sys.exit(run_command('name', command, None))"
+    )
+    python = [sys.executable, "-c", f"import signal; signal.signal(2, signal.default_int_handler)\n{program}"]
+    with subprocess.Popen(python, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "name: stopped\n"
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(15), process.stderr.read()) == (130, "")
 
 
 def test_a_message_of_several_lines_is_one(capsys):

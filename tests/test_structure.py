@@ -81,6 +81,18 @@ def test_the_changelog_names_the_version():
     assert f"## {dynrefer.__version__}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+def test_every_command_ends_by_the_one_place():
+    commands = [path for room in MAY_IMPORT for path in python_files(room) if "__main__" in path.read_text("utf-8")]
+    assert len(commands) > 30
+    wrong = []
+    for path in commands:
+        text = path.read_text(encoding="utf-8")
+        renamed = "import main\n" in text and "argparse" not in text
+        if "run_command(" not in text and not renamed and path.parts[-2:] != ("harness", "vlmevalkit.py"):
+            wrong.append(str(path.relative_to(REPOSITORY)))
+    assert not wrong
+
+
 # --- no circles, and no families outside their room ---
 
 

@@ -29,7 +29,7 @@ from dynrefer.config import load_config, save_config, settings_help, to_dict
 from dynrefer.data.loader import DataConfig, Loader
 from dynrefer.data.mixture import open_training, training_loader
 from dynrefer.data.record_files import open_records
-from dynrefer.errors import MISTAKE, suggestion
+from dynrefer.errors import run_command, suggestion
 from dynrefer.models import FAMILIES, adapt
 from train import checkpoint, launch
 from train.evaluate import EvalConfig, evaluate
@@ -444,12 +444,12 @@ def settings_text() -> str:
 
 def command(argv: Sequence[str] | None = None, **parts: Callable) -> int:
     """The exit status: 0, 2 after an error that the message explains, 128 + the signal that ended the run early."""
-    try:
+
+    def run(argv: Sequence[str] | None) -> int:
         result = main(parse(argv), **parts)
-    except (ValueError, NonFiniteLoss) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
-    return 128 + result.stopped_by if result.stopped_by else 0
+        return 128 + result.stopped_by if result.stopped_by else 0
+
+    return run_command("train.run", run, argv)
 
 
 if __name__ == "__main__":
