@@ -1,44 +1,45 @@
-"""Official JSON files, read as a stream where they are large, whole where they fit in memory.
+"""JSON files of others, read as a stream where they are large, whole where they fit in memory.
 
 for image in read_items("region_descriptions.json", "item"): ...
+
+Packed by gzip under any name, with a byte order mark or in UTF-16, they are read like others. NaN and Infinity, which
+other programs write though JSON has none, come as floats: harmless in a key that nobody reads.
 """
 
+import codecs
 import gzip
 import io
 import json
 import mmap
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from dynrefer.errors import cut
+from dynrefer.packed import open_text, other_kind
 
 MAX_TAIL = 2**26  # bytes behind the beginning of a list that `read_list` takes from a file's end
+CHUNK = 2**16
+NOT_JSON = "not JSON from its first to its last byte"
+STRANGE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?(?:NaN|Infinity)', re.DOTALL)  # texts, which stay, and numbers JSON lacks
+MARK = "\ufdd0"  # begins a text that stands for such a number; a character that no text has
+LEGACY = "it is in another encoding, such as Windows-1252: `iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW` writes it anew"
 
 
 def read_items(path: str | os.PathLike, prefix: str, required: bool = True) -> Iterator[Any]:
-    """The values at `prefix` of a .json or .json.gz file one after the other, the file never in memory as a whole.
+    """The values at `prefix` of a JSON file one after the other, the file never in memory as a whole.
 
     prefix: as ijson has it: "item" for the entries of a top-level list, "annotations.item" for those of
     {"annotations": [...]}. Raises ValueError for a file that is missing, cut off or not JSON, and, where it is
     `required`, for one with nothing at `prefix`.
     """
-    import ijson
-
-    path = Path(path)
     count = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            for value in ijson.items(file, prefix, use_float=True):
-                count += 1
-                yield value
-    except (ijson.JSONError, UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path}: not JSON from its first to its last byte ({error}), damaged behind entry {count} of {prefix!r}; "
-            "download it again"
-        ) from error
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
+    for value in _stream(Path(path), prefix):
+        count += 1
+        yield value
     if required and not count:
         raise ValueError(f"{path}: nothing at {prefix!r}; is it the right file?")
 
@@ -59,38 +60,32 @@ def read_list(path: str | os.PathLike, key: str, required: bool = True) -> list:
                 if entries := list(ijson.items(tail, f"{key}.item", use_float=True)):
                     return entries
     except (ijson.JSONError, OSError, ValueError):
-        pass  # .gz, a word in a text, damaged: what the whole file says
+        pass  # packed, a word in a text, damaged: what the whole file says
     return list(read_items(path, f"{key}.item", required))
 
 
 def read_pairs(path: Path) -> Iterator[tuple[str, Any]]:
     """(key, value) of a file's JSON object one after the other, the file never in memory as a whole; ValueError for a
     file that is missing, cut off or something else."""
-    import ijson
-
     count = 0
-    try:
-        with open(path, "rb") as file:
-            for key, value in ijson.kvitems(file, "", use_float=True):
-                count += 1
-                yield key, value
-    except (ijson.JSONError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(
-            f"{path}: not JSON from its first to its last byte ({error}), damaged behind entry {count}; download it "
-            "again"
-        ) from error
+    for pair in _stream(path, None):
+        count += 1
+        yield pair
     if not count:
         raise ValueError(f"{path}: no object with entries; is it the right file?")
 
 
 def read_json(path: str | os.PathLike) -> Any:
     """The value of a JSON file that fits in memory; ValueError for one that is missing, cut off or something else."""
+    text = b""
     try:
-        return json.loads(Path(path).read_bytes())
+        with open_text(path) as file:
+            text = file.read()
+        return json.loads(text)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
-        raise ValueError(f"{path}: not JSON from its first to its last byte ({error}); download it again") from error
+        raise _unreadable(path, error) from error
+    except (ValueError, RecursionError, EOFError, zlib.error) as error:  # not text, not JSON, or nested without end
+        raise ValueError(f"{path}: {_problem(Path(path), error)}") from error
 
 
 def read_object(path: str | os.PathLike) -> dict[str, Any]:
@@ -99,3 +94,133 @@ def read_object(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: {type(value).__name__} instead of an object; is it the right file?")
     return value
+
+
+def _stream(path: Path, prefix: str | None) -> Iterator[Any]:
+    """Values at a prefix, or the pairs of the whole object (None). From where the quick reader meets a number that JSON
+    lacks, a slower one goes on that knows them."""
+    count = 0
+    for known in (False, True):
+        try:
+            with open_text(path) as file:
+                for number, value in enumerate(_values(_Marked(file) if known else file, prefix)):
+                    if number >= count:
+                        count += 1
+                        yield _numbers(value) if known else value
+            return
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        except (ValueError, EOFError, zlib.error) as error:  # ijson's own are of ijson.JSONError
+            failed = error
+        except _json_error() as error:
+            failed = error
+            if not known and _has_strange_numbers(path):
+                continue
+        place = f"damaged behind entry {count} of {'the object' if prefix is None else repr(prefix)}"
+        raise ValueError(f"{path}: {_problem(path, failed, place)}") from failed
+
+
+def _values(file: Any, prefix: str | None) -> Iterator[Any]:
+    import ijson
+
+    return ijson.kvitems(file, "", use_float=True) if prefix is None else ijson.items(file, prefix, use_float=True)
+
+
+def _json_error() -> type[Exception]:
+    import ijson
+
+    return ijson.JSONError
+
+
+class _Marked:
+    """A stream of JSON in which NaN and Infinity outside of texts are texts that begin with MARK."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._rest = file, b""
+
+    def read(self, size: int = -1) -> bytes:
+        if size == 0:
+            return b""
+        while data := self._file.read(CHUNK):
+            self._rest += data
+            if (end := self._whole()) > 0:
+                done, self._rest = self._rest[:end], self._rest[end:]
+                return STRANGE.sub(_marked, done)
+        done, self._rest = self._rest, b""
+        return STRANGE.sub(_marked, done)
+
+    def _whole(self) -> int:
+        """Where a text or a number may begin that is not over yet."""
+        end = 0
+        for match in STRANGE.finditer(self._rest):
+            end = match.end()
+        if (begun := self._rest.find(b'"', end)) >= 0:
+            return begun
+        return max(end, len(self._rest) - len(b"-Infinity"))
+
+
+def _marked(match: re.Match) -> bytes:
+    text = match[0]
+    return text if text.startswith(b'"') else b'"' + MARK.encode() + text + b'"'
+
+
+def _numbers(value: Any) -> Any:
+    """A value with floats where `_Marked` has put texts."""
+    if isinstance(value, str):
+        return float(value[1:].lower()) if value.startswith(MARK) else value
+    if isinstance(value, list | tuple):
+        return type(value)([_numbers(entry) for entry in value])
+    return {key: _numbers(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+
+
+def _has_strange_numbers(path: Path) -> bool:
+    last = b""
+    with open_text(path) as file:
+        while data := file.read(2**20):
+            if re.search(rb"NaN|Infinity", last[-10:] + data):
+                return True
+            last = data
+    return False
+
+
+def _unreadable(path: str | os.PathLike, error: OSError) -> ValueError:
+    if isinstance(error, gzip.BadGzipFile):
+        return ValueError(f"{path}: {NOT_JSON}: damaged or cut off gzip ({error}); copy or download it again")
+    return ValueError(f"{path}: cannot be read ({error})")
+
+
+def _problem(path: Path, error: Exception, place: str = "damaged") -> str:
+    """What is wrong with a file that is not JSON, and the next step."""
+    if isinstance(error, EOFError | zlib.error):
+        return f"{NOT_JSON}: damaged or cut off gzip ({error}), {place}; copy or download it again"
+    if (kind := other_kind(path)) is not None:
+        return f"{NOT_JSON}: {kind}"
+    if found := _not_utf8(path):
+        return f"{NOT_JSON}: {found}"
+    reason = " ".join((error.args[0] if error.args and isinstance(error.args[0], str) else str(error)).split())
+    return f"{NOT_JSON} ({cut(reason, 200)}), {place}; is it cut off? Copy or download it again"
+
+
+def _not_utf8(path: Path) -> str | None:
+    """Where the first byte stands that is not UTF-8, with the text around it."""
+    decoder, before = codecs.getincrementaldecoder("utf-8")(), ""
+    with open_text(path) as file:
+        for data in iter(lambda: file.read(CHUNK), b""):
+            try:
+                before = (before + decoder.decode(data))[-400:]
+            except UnicodeDecodeError as error:
+                text = before + error.object[: error.start].decode("utf-8")
+                byte, behind = error.object[error.start], error.object[error.start + 1 : error.start + 15]
+                shown = cut((text[-200:] + bytes([byte]).decode("cp1252", "replace")), 1000)[-60:]
+                shown += behind.decode("cp1252", "replace")
+                return f"byte 0x{byte:02x} in {_key_before(text)}{shown!r} is not UTF-8; {LEGACY}"
+            except ValueError as error:  # UTF-16 that is cut off
+                return f"text that is damaged ({error}); copy or download it again"
+    return None
+
+
+def _key_before(text: str) -> str:
+    """ "the value of 'name' (id 7): " for a text that ends within a value."""
+    keys = re.findall(r'"([^"\\]{1,60})"\s*:', text)
+    ids = re.findall(r'"id"\s*:\s*("?[^",}\s]{1,40})', text)
+    return (f"the value of {keys[-1]!r}" + (f" (behind id {ids[-1]})" if ids else "") + ", ") if keys else ""

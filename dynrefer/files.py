@@ -13,12 +13,15 @@ from pathlib import Path
 
 import orjson
 
+from dynrefer.packed import open_text
+
 
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
-    """(line number, text) of every line that is not blank, of a text file or a .gz; ValueError names file and line."""
+    """(line number, text) of every line that is not blank, of a text file as `open_text` has it; ValueError names file
+    and line."""
     line = 0
     try:
-        with gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb") as file:
+        with open_text(path) as file:
             for line, text in enumerate(file, 1):  # noqa: B007 (the last line's number serves the error below)
                 if text.strip():
                     yield line, text
@@ -26,6 +29,8 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
         raise ValueError(f"{path}:{line + 1}: damaged or cut off gzip ({error}); copy or download it again") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:{line + 1}: not {error.encoding} text ({error.reason}); save it as UTF-8") from error
 
 
 def parse_line(text: bytes, where: str) -> object:

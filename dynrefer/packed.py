@@ -1,0 +1,55 @@
+"""Text files of other programs as UTF-8 bytes, whatever they were saved as: packed, with a mark, in UTF-16."""
+
+import codecs
+import gzip
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+GZIP = b"\x1f\x8b"
+MARKS = (  # that of UTF-32 begins as that of UTF-16
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+OTHERS = (  # beginnings of what is no text, and what to do
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"),
+    (b"PK\x03\x04", "a zip archive; unpack it, and name the file in it"),
+    (b"BZh", "packed by bzip2; unpack it with `bunzip2`"),
+    (b"\xfd7zXZ", "packed by xz; unpack it with `unxz`"),
+    (b"\x28\xb5\x2f\xfd", "packed by zstd; unpack it with `unzstd`"),
+    (b"<", "a page in HTML or XML, which a server sends instead of a file that it does not give; download it again"),
+)
+
+
+def open_text(path: str | os.PathLike) -> BinaryIO:
+    """A text file's bytes as UTF-8 without a mark, as a stream.
+
+    Packed by gzip under any name; UTF-8 with or without a byte order mark; UTF-16 and UTF-32 with theirs;
+    UTF-16 without, where it begins with a character of ASCII. Other encodings come as they are.
+    """
+    file = open(path, "rb")
+    if file.peek(2)[:2] == GZIP or Path(path).suffix == ".gz":
+        packed = gzip.GzipFile(fileobj=file)
+        packed.myfileobj = file  # which is closed with it
+        file = packed
+    head = file.peek(4)[:4]
+    encoding = next((name for mark, name in MARKS if head.startswith(mark)), None)
+    if encoding is None and len(head) >= 2 and head.count(0) in (1, 2) and (head[0] == 0) != (head[1] == 0):
+        encoding = "utf-16-be" if head[0] == 0 else "utf-16-le"
+    if encoding == "utf-8-sig":
+        file.read(len(codecs.BOM_UTF8))
+        return file
+    return file if encoding is None else codecs.EncodedFile(file, "utf-8", encoding)
+
+
+def other_kind(path: str | os.PathLike) -> str | None:
+    """What a file is that was to be text, and what to do: empty, a pointer, an archive, a page; None where nothing of
+    the kind shows."""
+    with open_text(path) as file:
+        head = file.read(200).lstrip()
+    if not head:
+        return "an empty file; copy or download it again"
+    return next((text for start, text in OTHERS if head.lower().startswith(start.lower())), None)

@@ -1,0 +1,103 @@
+"""JSON of others is read whatever a program saved it as; what is not JSON is named."""
+
+import gzip
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from data_prep import coco, llava
+from data_prep.json_files import CHUNK, read_items, read_json, read_list, read_pairs
+from dynrefer.data import open_records
+from dynrefer.files import read_jsonl
+
+CASES = Path(__file__).parent / "fixtures" / "cases"
+WORDS = 'a "NaN", -Infinity \\ café 日本'
+DOCUMENT = {"images": [{"id": 1, "words": WORDS}], "annotations": [{"id": k, "area": k / 4} for k in range(3000)]}
+STRANGE = {**DOCUMENT, "annotations": [{"id": k, "area": math.nan, "box": [-math.inf, k]} for k in range(3000)]}
+SAVED = {
+    "mark": lambda text: text.encode("utf-8-sig"),
+    "utf-16": lambda text: text.encode("utf-16"),
+    "utf-16 without a mark": lambda text: text.encode("utf-16-le"),
+    "utf-16 of another machine": lambda text: text.encode("utf-16-be"),
+    "utf-32": lambda text: text.encode("utf-32"),
+    "packed": lambda text: gzip.compress(text.encode()),
+    "packed with a mark": lambda text: gzip.compress(text.encode("utf-8-sig")),
+    "packed utf-16": lambda text: gzip.compress(text.encode("utf-16")),
+}
+
+
+@pytest.mark.parametrize("saved", SAVED)
+def test_every_way_to_save_a_file_gives_the_same_values(tmp_path, saved):
+    path = tmp_path / "of_others.json"
+    path.write_bytes(SAVED[saved](json.dumps(DOCUMENT, ensure_ascii=False)))
+    assert list(read_items(path, "annotations.item")) == DOCUMENT["annotations"]
+    assert read_json(path) == dict(read_pairs(path)) == DOCUMENT and read_list(path, "images") == DOCUMENT["images"]
+    path.write_bytes(SAVED[saved]("".join(json.dumps(entry) + "\n" for entry in DOCUMENT["annotations"])))
+    assert [value for _, value in read_jsonl(path)] == DOCUMENT["annotations"]
+
+
+@pytest.mark.parametrize("saved", ["mark", "utf-16", "packed"])
+def test_numbers_that_json_lacks_are_floats_and_words_stay_words(tmp_path, saved):
+    path = tmp_path / "of_others.json"
+    path.write_bytes(SAVED[saved](json.dumps(STRANGE, ensure_ascii=False)))
+    assert list(read_items(path, "images.item")) == STRANGE["images"]
+    found = list(read_items(path, "annotations.item"))
+    assert [entry["id"] for entry in found] == list(range(3000)) and all(math.isnan(e["area"]) for e in found)
+    assert all(entry["box"] == [-math.inf, entry["id"]] for entry in found)
+
+
+@pytest.mark.parametrize("shift", range(12))
+def test_a_number_across_the_border_of_two_reads_is_found(tmp_path, shift):
+    path = tmp_path / "long.json"
+    words = "x" * (CHUNK - 40 + shift)
+    path.write_text(json.dumps([words, -math.inf, 5, words, math.nan, "NaN"]))
+    found = list(read_items(path, "item"))
+    assert found[:4] == [words, -math.inf, 5, words] and math.isnan(found[4]) and found[5] == "NaN"
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b"", "an empty file; copy or download it again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer.*git lfs pull"),
+        (b"<!DOCTYPE html><html>", "a page in HTML"),
+        (b"PK\x03\x04....", "zip archive; unpack it"),
+        (json.dumps(DOCUMENT)[:-9].encode(), "is it cut off"),
+        (json.dumps(DOCUMENT).encode("utf-16")[:-9], "is it cut off"),
+        (gzip.compress(json.dumps(DOCUMENT).encode())[:-9], "damaged or cut off gzip"),
+        (
+            '[{"id": 7, "name": "Löffel"}]'.encode("latin-1"),
+            "in the value of 'name' .behind id 7., .*Löffel.*iconv",
+        ),
+    ],
+)
+def test_what_is_no_json_is_named_with_the_next_step(tmp_path, content, rule):
+    path = tmp_path / "of_others.json"
+    path.write_bytes(content)
+    for read in (
+        lambda: list(read_items(path, "images.item")),
+        lambda: read_json(path),
+        lambda: dict(read_pairs(path)),
+    ):
+        with pytest.raises(ValueError, match=f"^{path}: .*{rule}"):
+            read()
+
+
+@pytest.mark.parametrize("case", ["byte_order_mark/coco.json", "nan_in_json/area.json"])
+def test_coco_files_of_others_become_records(tmp_path, case):
+    where = ["--annotations", str(CASES / case), "--images", str(CASES / case.split("/")[0] / "img")]
+    options = ["--dataset", "own", "--box-format", "xywh", "--out", str(tmp_path / "train.jsonl")]
+    assert coco.main([*where, *options]) == 0
+    assert [r.box for r in open_records(tmp_path / "train.jsonl")] == [(10, 8, 30, 28)]
+
+
+def test_json_lines_in_utf_16_and_packed_under_any_name_are_read(tmp_path):
+    entry = {"image": "a.jpg", "bboxes": [[10, 8, 30, 28]], "caption": "a cup"}
+    text = json.dumps(entry) + "\n"
+    for name, content in (("a.jsonl", text.encode("utf-16")), ("b.jsonl", gzip.compress(text.encode()))):
+        (tmp_path / name).write_bytes(content)
+        where = ["--json", str(tmp_path / name), "--images", str(CASES / "byte_order_mark" / "img")]
+        assert llava.main([*where, "--box-format", "xyxy", "--out", str(tmp_path / "train.jsonl")]) == 0
+        assert open_records(tmp_path / "train.jsonl")[0].box == (10, 8, 30, 28)
