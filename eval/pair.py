@@ -12,6 +12,7 @@ from dynrefer.files import write_json
 from . import statistics
 from .compare import read_scores
 from .evaluate import scores_beside
+from .metrics import score_range
 from .metrics.base import Scores
 from .predict import file_sha256
 from .statistics import difference, samples
@@ -29,7 +30,7 @@ def paired(a: Scores, b: Scores, seed: int = 0) -> dict[str, dict[str, Any]]:
         if name in b.corpus:
             rows[name] = {"a": a.corpus[name], "b": b.corpus[name], "difference": a.corpus[name] - b.corpus[name]}
             if name in of_a and name in of_b:
-                rows[name] |= difference(of_a[name], of_b[name], rows[name]["difference"]) or {}
+                rows[name] |= difference(of_a[name], of_b[name], rows[name]["difference"], *score_range(name)) or {}
     return rows
 
 

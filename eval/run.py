@@ -229,6 +229,8 @@ def _print(content: dict, task: Task, scores: Scores) -> None:
             print(f"{of}{empty} empty captions count as wrong")
     for what, number in scores.counts.items():
         print(f"{number} {what}")
+    for note in scores.notes:
+        print(note)
     for deviation in content["deviations"]:
         print(f"not the benchmark: {deviation}")
 
@@ -255,6 +257,8 @@ def _compare(
     _computed(task, a)
     _computed(task, b)
     pair.print_pair(args.compare, task, records, a, b, marks, args.out)
+    for note in dict.fromkeys([*a.notes, *b.notes]):
+        print(note)
 
 
 def _read(

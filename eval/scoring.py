@@ -9,7 +9,7 @@ import numpy as np
 from dynrefer.data.records import Region, RegionResult
 
 from . import statistics
-from .metrics import METRICS, check_task, metric_versions
+from .metrics import METRICS, check_task, metric_versions, score_range
 from .metrics.base import Scores, Scoring
 from .task import Task
 
@@ -78,7 +78,7 @@ def intervals(scores: Scores, seed: int = 0) -> dict[str, list[float]]:
     """{score name: [low, high]}, 95 % of the score on draws of the regions; see `eval.statistics`."""
     drawn = statistics.samples(scores.resamplings, scores.groups, seed)
     wanted = [name for name in scores.corpus if name in drawn and name not in scores.no_interval]
-    ends = {name: statistics.interval(drawn[name], scores.corpus[name]) for name in wanted}
+    ends = {name: statistics.interval(drawn[name], scores.corpus[name], *score_range(name)) for name in wanted}
     return {name: low_high for name, low_high in ends.items() if low_high is not None}
 
 

@@ -29,6 +29,7 @@ DRAWS, MIN_DRAWS, MIN_GROUPS = 1000, 200, 10
 FEW = 50  # images, or regions, below which intervals may be too narrow
 MIN_NUMBER = 2  # images, or regions, that an interval needs
 LEVEL = 0.95
+RULE_OF_THREE = 3.0  # where all of n images are alike, at most 3 / n of all images are not, 95 times of 100
 TIE = 1e-12  # a smaller difference, relative to the scores, is none
 WORK = 4e9  # operations that the draws of one metric may take, some seconds; fewer draws where it is not enough
 CHUNK = 4_000_000  # counts held at a time
@@ -111,24 +112,45 @@ def samples(resamplings: Sequence[Resampling], groups: Sequence[Hashable], seed:
     return found
 
 
-def interval(draws: Draws, score: float) -> list[float] | None:
+def interval(draws: Draws, score: float, least: float = 0.0, most: float = 1.0) -> list[float] | None:
     """[low, high], the quantiles of the draws once these are moved so that their mean is the score: draws of rankings
     are too good where few regions are right, since a right one that is drawn twice is found twice. The score is within
-    it, and nothing below 0 or above 1 where no draw is. Draws without a value (nan) do not count; None without any."""
+    it, and nothing below 0 or above 1 where no draw is. Draws without a value (nan) do not count; None without any.
+
+    Where the draws do not differ, every image is right, for instance: that says no more of others than their number
+    does, see `_of_alike`. least, most: what the score can be, for it.
+    """
     values = draws.values[np.isfinite(draws.values)]
     if not values.size:
         return None
     low, high = _quantiles(values + (score - values.mean()), draws.number)
-    least, most = (0.0 if values.min() >= 0 else -np.inf), (1.0 if values.max() <= 1 else np.inf)
-    return [float(min(score, max(low, least))), float(max(score, min(high, most)))]
+    floor, ceiling = (0.0 if values.min() >= 0 else -np.inf), (1.0 if values.max() <= 1 else np.inf)
+    low, high = min(score, max(low, floor)), max(score, min(high, ceiling))
+    return [float(low), float(high)] if _differ(low, high) else _of_alike(score, draws.number, least, most)
 
 
-def difference(a: Draws, b: Draws, score: float) -> dict[str, float | list[float]] | None:
+def _differ(low: float, high: float) -> bool:
+    return high - low > TIE * max(1.0, abs(low), abs(high))
+
+
+def _of_alike(score: float, number: int, least: float, most: float) -> list[float]:
+    """The interval of a score that is the same for each of so many images, by the rule of three.
+
+    >>> _of_alike(1.0, 30, 0.0, 1.0)
+    [0.9, 1.0]
+    """
+    share = min(1.0, RULE_OF_THREE / number)
+    return [float(score - share * (score - least)), float(score + share * (most - score))]
+
+
+def difference(
+    a: Draws, b: Draws, score: float, least: float = 0.0, most: float = 1.0
+) -> dict[str, float | list[float]] | None:
     """Interval and two-sided p-value of a difference of scores, from the same draws of both: {"interval": [low, high],
     "p"}, None without a draw that has both.
 
     p comes from the share of draws on the rarer side of 0. A draw without a difference is on both sides, and so is one
-    draw more than there are: p is at least 2 / (D + 1).
+    draw more than there are: p is at least 2 / (D + 1). least, most: what the scores can be, see `interval`.
     """
     draws = min(len(a.values), len(b.values))  # of a score that takes long in one of them there are fewer
     of_a, of_b = a.values[:draws], b.values[:draws]
@@ -138,6 +160,8 @@ def difference(a: Draws, b: Draws, score: float) -> dict[str, float | list[float
     if not values.size:
         return None
     low, high = _quantiles(values, number)
+    if not (_differ(of_a.min(), of_a.max()) or _differ(of_b.min(), of_b.max())):
+        low, high = _of_alike(score, number, least - most, most - least)
     rarer = min(np.sum(values <= 0), np.sum(values >= 0))
     share = (rarer + 1) / (values.size + 1)
     p = 2 * _narrowed(share, number) if share < 0.5 else 1.0

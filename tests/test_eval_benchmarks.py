@@ -171,7 +171,7 @@ def test_names_are_recognised_from_categories_or_from_words():
     scores = score(task, regions, said(regions, lambda n: "", **category), names=names)
     assert scores.corpus["category accuracy"] == 0.5
     low, high = intervals(scores)["category accuracy"]
-    assert low == high == 0.5  # one of two in every image, and images are drawn
+    assert (low, high) == pytest.approx((0.5 - 0.5 * 3 / 20, 0.5 + 0.5 * 3 / 20))  # one of two in all 20 images
     assert 0 < scores.corpus["COCO mAP"] < 0.5
     assert "COCO mAP" in without_interval(scores, intervals(scores))
 
@@ -208,12 +208,56 @@ def test_names_that_are_not_in_the_list_are_wrong_and_counted(tmp_path):
     assert list(scores.counts.values()) == [4]
 
 
+def test_categories_spelt_unlike_the_word_list_are_told_with_names_and_numbers():
+    regions = regions_of(40, category=lambda n: ("Table", "table ", "table", "lamp_post")[n % 4])
+    names = {"categories": ["table", "lamp post"]}
+    results = said(regions, lambda n: "", category=lambda n: {"name": ("table", "Lamp post")[n % 4 == 3], "score": 1})
+    task = replace(get_task("world"), metrics=("captions", "categories"))
+    scores = score(task, regions, results, names=names)
+    assert scores.corpus["category accuracy"] == 0.25
+    of_records, of_predictions = scores.notes
+    assert of_records.startswith("30 regions have a category that the word list does not have, which counts as wrong: ")
+    for each in ("'Table' (10; the list has 'table')", "'table ' (10; ", "'lamp_post' (10; the list has 'lamp post')"):
+        assert each in of_records
+    assert "10 predictions name a category" in of_predictions and "'Lamp post' (10; the list" in of_predictions
+    foreign = regions_of(4, category=lambda n: f"thing {n}")
+    (note,) = score(task, foreign, {}, names={"categories": ["cup"]}).notes
+    assert "'thing 0' (1), 'thing 1' (1)" in note
+    with pytest.raises(ValueError, match=r"30 regions have a category that .*'Table' \(10; the list has 'table'\)"):
+        score(get_task("coco-recognition"), regions, results, names=names)  # its matching needs one list
+    assert not score(
+        task, regions, results, names={"categories": ["Table", "table ", "table", "lamp_post", "Lamp post"]}
+    ).notes
+
+
+@pytest.mark.parametrize(
+    ("captions", "said_of_it"),
+    [
+        (["a red cup"], "CIDEr of a single region is 0 by definition"),
+        (["a red cup", "a red cup"], "CIDEr of regions that all have the same references is 0 by definition"),
+        (
+            ["红色的杯子", "一只黑猫", "a dog"],
+            "4 of 6 captions and references are written without spaces between words",
+        ),
+        (["赤いカップです", "a cup", "a dog"], "2 of 6 captions"),
+        (["แก้วสีแดงบนโต๊ะ", "a cup", "a dog"], "2 of 6 captions"),
+        (["红色 的 杯子", "コンピューター", "a dog"], None),
+        (["a red cup", "two dogs"], None),
+    ],
+)
+def test_scores_of_captions_that_say_little_say_so(captions, said_of_it):
+    regions = regions_of(len(captions), captions=lambda n: (captions[n],))
+    task = replace(get_task("world"), metrics=("captions",), tokenizer="lower", caption_metrics=("rouge", "cider"))
+    notes = score(task, regions, said(regions, lambda n: captions[n])).notes
+    assert [said_of_it in note for note in notes] == [True] if said_of_it else not notes
+
+
 def test_dense_captions_of_given_and_of_detected_boxes():
     regions = regions_of(24, captions=lambda n: (f"a {COLOURS[n % 3]} cup",))
     results = said(regions, lambda n: f"A {COLOURS[n % 3]} cup.", score=lambda n: 0.5)
     scores = score(get_task("densecap-vg1.2"), regions, results)
     assert scores.corpus["dense mAP"] == scores.corpus["dense mAP (released)"] == pytest.approx(1)
-    assert intervals(scores)["dense mAP"] == pytest.approx([1, 1])
+    assert intervals(scores)["dense mAP"] == pytest.approx([1 - 3 / 12, 1])
     assert len(scores.parts["densecap"]) == 35
     images = {region.id: region.image for region in regions}
     half = {i: results[i] for i in list(results)[:12]}
@@ -320,7 +364,7 @@ def test_a_judge_is_needed_and_its_answers_are_resampled(tmp_path):
     scores = score(task, regions, results, judge=judge, annotations=str(path))
     assert scores.corpus["choice score/positive"] == 0.5 and scores.corpus["choice score/negative"] == -0.5
     found = intervals(scores)
-    assert found["choice score"] == [0, 0]  # what the one gains the other loses
+    assert found["choice score"] == pytest.approx([-3 / 20, 3 / 20])  # what the one gains the other loses
     assert found["choice score/positive"][0] < 0.5 < found["choice score/positive"][1]
     assert "--judge" in score(task, regions, results, annotations=str(path)).left_out["choices"]
     with pytest.raises(ValueError, match="no questions at"):

@@ -10,6 +10,7 @@ import eval.run as run
 from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region, RegionResult
 from eval.benchmarks import TASKS, get_task
+from eval.metrics import score_range
 from eval.metrics.captions import caption_scores
 from eval.metrics.tags import average_precision, tag_map
 from eval.pair import paired as paired_scores
@@ -115,7 +116,7 @@ def test_the_interval_of_a_ranking_with_rare_classes_holds_its_score():
 
 def test_an_interval_holds_its_score_and_stays_where_scores_can_be():
     one_bad_draw = np.array([1.0] * 99 + [0.0])
-    assert interval(Draws(one_bad_draw, 500), 1.0) == [1.0, 1.0], "not 1.01, where the draws lie once they are moved"
+    assert interval(Draws(one_bad_draw, 500), 1.0)[1] == 1.0, "not 1.01, where the draws lie once they are moved"
     assert interval(Draws(np.array([0.0, 0.0, 0.1, 0.4]), 500), 0.05)[0] == 0.0
     low, high = interval(Draws(np.array([1.5, 2.0, 2.5]), 500), 2.2)
     assert low < 2.2 < high and high > 2.5  # CIDEr
@@ -200,7 +201,25 @@ def test_no_right_4_gram_on_either_side_is_no_difference():
     references = [["a red cup on a table"], ["a man with a dog"]] * 10
     one, other = bleu(["a red cup"] * 20, references), bleu(["the dog of a man at home"] * 20, references)
     one, other = (samples([part], list(range(20)))["BLEU-4"] for part in (one, other))
-    assert difference(one, other, 2e-5) == {"interval": [0, 2e-5], "p": 1.0}
+    found = difference(one, other, 2e-5)
+    assert found["p"] == 1.0 and found["interval"] == pytest.approx([-0.15, 0.15], abs=1e-4)  # three of 20 may differ
+
+
+def test_what_is_alike_for_every_image_is_as_sure_as_their_number():
+    """The rule of three: of 60 images without a mistake at most 3 in 60 of all are wrong, 95 times of 100."""
+    images = [f"{n // 2}.jpg" for n in range(120)]
+    names = {"right": np.ones(120), "wrong": np.zeros(120), "half": np.full(120, 0.5)}
+    found = samples([means(names)], images)
+    assert interval(found["right"], 1.0) == pytest.approx([0.95, 1])
+    assert interval(found["wrong"], 0.0) == pytest.approx([0, 0.05])
+    assert interval(found["half"], 0.5) == pytest.approx([0.475, 0.525])
+    assert interval(found["wrong"], 0.0, 0.0, 10.0) == pytest.approx([0, 0.5])  # CIDEr
+    assert interval(found["wrong"], 0.0, -1.0, 1.0) == pytest.approx([-0.05, 0.05])
+    assert interval(Draws(np.ones(1000), 2), 1.0) == [0, 1]
+    assert difference(found["right"], found["wrong"], 1.0)["interval"] == pytest.approx([0.9, 1])
+    assert difference(found["right"], found["right"], 0.0) == {"interval": pytest.approx([-0.05, 0.05]), "p": 1.0}
+    assert score_range("CIDEr") == (0, 10) and score_range("choice score/positive") == (-1, 1)
+    assert score_range("category accuracy") == score_range("METEOR") == (0, 1)
 
 
 def test_intervals_of_few_images_are_wide_enough(monkeypatch):

@@ -47,6 +47,12 @@ def check_task(task: Task) -> Task:
     return task
 
 
+def score_range(name: str) -> tuple[float, float]:
+    """(least, most) that a score can be."""
+    ranges = [(start, ends) for metric in METRICS.values() for start, ends in metric.ranges.items()]
+    return next((ends for start, ends in ranges if name.startswith(start)), (0.0, 1.0))
+
+
 def metric_versions(names: Iterable[str], task: Task, judge: str = "not named") -> dict[str, str]:
     """{score name: what computed it: program, version, rules}. Scores that differ in it do not compare, whatever they
     are called; parts of scores ("attribute mAP/color") are computed as the whole."""

@@ -16,8 +16,8 @@ class Scores:
     """corpus: {score name: fraction}; regions: {metric: regions that it counts}; items: {region id: {name: score}};
     left_out: {metric: why it was not computed}; parts: {metric: {name: fraction}}, what a score is the mean of.
     counts: {what is wrong with predictions, for people: how many}. versions: {score name: what computed it}.
-    groups: (N,) the image of every region; resamplings: how scores are computed on draws of the regions, and
-    no_interval: {score name: why it has none}."""
+    notes: what a reader must know of the scores, a sentence each. groups: (N,) the image of every region; resamplings:
+    how scores are computed on draws of the regions, and no_interval: {score name: why it has none}."""
 
     corpus: dict[str, float] = field(default_factory=dict)
     regions: dict[str, int] = field(default_factory=dict)
@@ -25,6 +25,7 @@ class Scores:
     left_out: dict[str, str] = field(default_factory=dict)
     parts: dict[str, dict[str, float]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)
     resamplings: list[Resampling] = field(default_factory=list)
@@ -79,11 +80,12 @@ CAPTION, WORDS = frozenset(("caption",)), frozenset(("caption", "categories"))  
 class Metric:
     """A row of METRICS. asks: fields of a result, of which it needs one. add_scores: adds to `Scoring.scores`.
     versions: {start of a score's name: (task, judge) -> what computes it}; a number of our own in it grows when a score
-    may change."""
+    may change. ranges: {start of a score's name: (least, most)}, of scores that do not go from 0 to 1."""
 
     asks: frozenset[str]
     add_scores: Callable[[Scoring], None]
     versions: Mapping[str, Callable[[Task, str], str]]
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def of_some(resampling: Resampling, indices: np.ndarray) -> Resampling:

@@ -40,6 +40,11 @@ METEOR_WORDS = 1000
 # METEOR 1.5 for English: weights of recall, fragmentation and content words; of words that are the same, have the same
 # stem, are synonyms, are paraphrases.
 ALPHA, BETA, GAMMA, DELTA, STAGES = 0.85, 0.2, 0.6, 0.75, (1.0, 0.6, 0.8, 0.6)
+UNSEGMENTED = re.compile(
+    "[\u3005\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]{4,}"  # Han, kana
+    "|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]{10,}"
+)
+KATAKANA = re.compile("[\u30a0-\u30ff]+")
 METEOR_COUNTS = 7 + 4 * len(STAGES)  # numbers in METEOR's answer
 
 
@@ -375,6 +380,7 @@ def add_scores(s: Scoring) -> None:
     scored = token_scores(predictions, references, s.task.caption_metrics)
     s.scores.corpus |= scored.corpus
     s.scores.regions["captions"] = len(references)
+    s.scores.notes += _notes(s.task, texts, references)
     for region_id, values in scored.items.items():
         s.scores.items[region_id] |= values
     indices = s.indices(described)
@@ -392,6 +398,31 @@ def add_scores(s: Scoring) -> None:
             if not value:  # pycocoevalcap writes it as a small number
                 what = "word is" if name == "BLEU-1" else f"{name[-1]} words in a row are"
                 s.scores.no_interval[name] = f"no {what} right"
+
+
+def _notes(task: Task, texts: Sequence[str], references: Mapping[str, Sequence[str]]) -> list[str]:
+    """What a reader must know of the scores of these captions and references."""
+    notes = []
+    if "cider" in task.caption_metrics and len({frozenset(each) for each in references.values()}) == 1:
+        what = "a single region" if len(references) == 1 else "regions that all have the same references"
+        notes.append(f"CIDEr of {what} is 0 by definition: a word counts by how rare it is among the regions")
+    if task.tokenizer != "tokens" and (found := [text for text in texts if is_unsegmented(text)]):
+        notes.append(
+            f"{len(found)} of {len(texts)} captions and references are written without spaces between words, for "
+            f"instance {found[0][:20]!r}: the {task.tokenizer} tokenizer takes a clause for one word, and the scores "
+            "of captions say little; put spaces between the words of both"
+        )
+    return notes
+
+
+def is_unsegmented(text: str) -> bool:
+    """Whether several Chinese, Japanese, Thai, Lao, Khmer or Burmese words follow each other without a space, by the
+    length of a run: a word in katakana alone may be long.
+
+    >>> is_unsegmented("红色的杯子"), is_unsegmented("红色 的 杯子"), is_unsegmented("a red cup")
+    (True, False, False)
+    """
+    return not text.isascii() and any(not KATAKANA.fullmatch(run) for run in UNSEGMENTED.findall(text))
 
 
 def meteor_version() -> str:
@@ -415,4 +446,5 @@ CAPTIONS = Metric(
         "METEOR": lambda task, judge: f"{meteor_version()}; {_tokens_by(task)}",
         "SPICE": lambda task, judge: f"SPICE 1.0 {file_version(jar_path(SPICE_JAR))}; {_tokens_by(task)}",
     },
+    {"CIDEr": (0.0, 10.0)},
 )

@@ -1,11 +1,14 @@
 """Categories (one name a region): accuracy."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 from .. import statistics
 from .base import WORDS, Metric, Scoring
 from .captions import lower_tokens
 from .similarity import plain_name
+
+SHOWN = 10  # names that a note lists
 
 
 def category_accuracy(predicted: Mapping[str, str | None], true: Mapping[str, str | None]) -> float:
@@ -31,6 +34,8 @@ def add_scores(s: Scoring) -> None:
     if not any(true.values()):
         s.scores.left_out["categories"] = "no region has a category"
         return
+    asked = [False] if s.caption_is_answer else [False, True]  # answers in words are read with more patience
+    s.scores.notes += [note for of_predictions in asked if (note := not_in_list(s, of_predictions))]
     if s.caption_is_answer:
         predicted = {i: answer and answer[0] for i, answer in named(s).items()}
     elif s.nothing_of("categories", "category"):
@@ -43,6 +48,28 @@ def add_scores(s: Scoring) -> None:
     for region_id, value in right.items():
         s.scores.items[region_id]["category accuracy"] = value
     s.scores.resamplings.append(statistics.means({"category accuracy": s.spread(right)}))
+
+
+def not_in_list(s: Scoring, of_predictions: bool = False) -> str:
+    """Categories of the records, or of predictions, that the word list does not have, with numbers; "" if none."""
+    names = s.names.get("categories")
+    if of_predictions:
+        what, said = "predictions name", [r.category["name"] for r in s.results.values() if r.category]
+    else:
+        what, said = "regions have", [region.category for region in s.regions if region.category]
+    if not names or not (unlike := Counter(said) - Counter(dict.fromkeys(names, len(said)))):
+        return ""
+    plain = {plain_answer(name): name for name in names}
+    like = {name: plain.get(plain_answer(name)) for name in unlike}
+    each = [
+        f"{name!r} ({number}" + (f"; the list has {like[name]!r})" if like[name] else ")")
+        for name, number in unlike.most_common(SHOWN)
+    ]
+    return (
+        f"{unlike.total()} {what} a category that the word list does not have, which counts as wrong: "
+        + ", ".join(each + ([f"{len(unlike) - SHOWN} more"] if len(unlike) > SHOWN else []))
+        + "; spell both alike, letter by letter"
+    )
 
 
 def named(s: Scoring, names: Collection[str] = ()) -> dict[str, tuple[str, float] | None]:

@@ -17,7 +17,7 @@ from dynrefer.errors import suggestion
 
 from ..versions import package
 from .base import WORDS, Metric, Scoring
-from .categories import named
+from .categories import named, not_in_list
 
 SCORE_SOURCES = ("model", "one")
 FREQUENCIES = {"r": "APr", "c": "APc", "f": "APf"}  # LVIS: categories of 1-10, 11-100 and more training images
@@ -241,6 +241,8 @@ def add_coco_scores(s: Scoring) -> None:
     if not truth:
         s.scores.left_out["recognition"] = "no region has a category"
         return
+    if unlike := not_in_list(s):
+        raise ValueError(f"{s.task.name}: {unlike}")
     names = list(s.names.get("categories") or sorted({name for o in truth.values() for name in o.categories}))
     boxes = {region.id: (region.image, region.box) for region in s.regions if region.category}
     answers = {i: answer for i, answer in named(s, names).items() if answer and i in boxes}

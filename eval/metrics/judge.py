@@ -353,4 +353,6 @@ def read_questions(path: str | Path) -> dict[str, list[Question]]:
     return questions
 
 
-JUDGE = Metric(CAPTION, add_scores, {"choice ": lambda task, judge: f"choices 1; judge {judge}"})
+JUDGE = Metric(
+    CAPTION, add_scores, {"choice ": lambda task, judge: f"choices 1; judge {judge}"}, {"choice ": (-1.0, 1.0)}
+)

@@ -178,4 +178,5 @@ SIMILARITY = Metric(
         "semantic similarity": lambda task, judge: f"similarity 2; {ENCODER}",
         "word IoU": lambda task, judge: "similarity 2",
     },
+    {"semantic similarity": (-1.0, 1.0)},
 )

@@ -96,6 +96,7 @@ def intervals_lead(scores: Mapping[str, Any]) -> str:
         sentences.append(f"Small numbers: 95 % of the scores on bootstrap draws of {drawn}.")
     if caution := scores.get("bootstrap", {}).get("caution"):
         sentences.append(f"{caution[0].upper()}{caution[1:]}.")
+    sentences += [f"{note[0].upper()}{note[1:]}." for note in scores.get("notes", ())]
     if seeds := scores.get("seeds"):
         sentences.append(f"The mean of {len(seeds)} seeds; ± is the standard deviation between them.")
     reasons: dict[str, list[str]] = {}
