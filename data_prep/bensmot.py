@@ -26,6 +26,7 @@ from data_prep.video_converter import Videos, finish, place, video_arguments, wr
 from dynrefer.boxes import to_xyxy
 from dynrefer.data.clips import ClipRegion, FrameRegion
 from dynrefer.errors import run_command
+from dynrefer.files import read_text
 from dynrefer.videos import open_video
 
 SOURCE = "bensmot"
@@ -125,9 +126,9 @@ def read_captions(path: Path) -> list[tuple[str, str]]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+        return read_text(path).splitlines()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from dynrefer.data.arrow import save_arrow
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region
-from dynrefer.files import atomic_path
+from dynrefer.files import atomic_path, read_text
 from dynrefer.images import read_image_hw
 
 NUM_SIZES_CHECKED = 1000  # pictures of a folder whose headers are compared with the recorded size
@@ -144,7 +144,7 @@ def write_list(path: Path, entries: Sequence[str] | Sequence[dict], check_only: 
         text = "[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries) + "\n]\n"
     else:
         text = "".join(f"{entry}\n" for entry in entries)
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
+    if path.is_file() and read_text(path) != text:
         raise ValueError(
             f"{path}: another list stands there; records with other words need a folder of their own (or delete it)"
         )

@@ -139,16 +139,17 @@ def _run(args: argparse.Namespace) -> None:
     delimiter = {r"\t": "\t", "tab": "\t"}.get(args.delimiter, args.delimiter)
     if len(delimiter) != 1:
         raise ValueError(f"--delimiter {args.delimiter!r}: expected one character")
+    encoding = "utf-8-sig" if args.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else args.encoding
     names = args.box_columns or BOX_COLUMNS[args.box_format.partition("-")[0]]
     columns = {"image": args.image_column, "box": list(names)}
-    header = _header(args.csv, delimiter, args.encoding)
+    header = _header(args.csv, delimiter, encoding)
     for key in OPTIONAL:
         name = getattr(args, f"{key}_column")
         if name is not None or key in header:
             columns[key] = name or key
     counts: Counter[str] = Counter()
     images = OwnImages(args.images, args.out, args.image_prefix)
-    found = regions(args.csv, images, columns, delimiter, args.encoding, counts)
+    found = regions(args.csv, images, columns, delimiter, encoding, counts)
     write_found(args, args.csv, found, counts, args.box_format)
 
 

@@ -36,7 +36,7 @@ from data_prep.phrase_words import phrase_words
 from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
-from dynrefer.files import atomic_path, read_jsonl
+from dynrefer.files import atomic_path, read_jsonl, read_text
 from dynrefer.images import open_image
 
 SOURCE = "flickr30k-entities"
@@ -205,11 +205,11 @@ def _read_xml(path: Path) -> tuple[str, int, int, dict[tuple[float, ...], list[s
 def _read_sentences(path: Path) -> dict[str, list[tuple[list[str], str]]]:
     """Chain -> [(types, phrase)] of "[/EN#123/people/other A man] sits on [/EN#0/notvisual it] ." lines."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; every photo has one, check --sentences and --ids") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
     phrases: dict[str, list[tuple[list[str], str]]] = {}
     for line, sentence in enumerate(text.splitlines(), 1):
         found = re.findall(r"\[/EN#([^/\s\]]+)((?:/[^/\s\]]+)*)\s+([^\[\]]*)\]", sentence)
@@ -356,7 +356,7 @@ def _strings(values: list) -> tuple[str, ...]:
 def _read_ids(path: Path) -> list[str]:
     if not path.is_file():
         raise ValueError(f"--ids {path}: no such file; expected one photo id a line")
-    ids = [line.strip().removesuffix(".jpg") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    ids = [line.strip().removesuffix(".jpg") for line in read_text(path, "--ids").splitlines() if line.strip()]
     if not ids:
         raise ValueError(f"--ids {path}: no ids in it")
     return list(dict.fromkeys(ids))
@@ -394,7 +394,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.tags is not None:
         if not args.tags.is_file():
             raise ValueError(f"--tags {args.tags}: no such file; the training split's conversion writes tags.txt")
-        tags = list(dict.fromkeys(args.tags.read_text(encoding="utf-8").split()))
+        tags = list(dict.fromkeys(read_text(args.tags, "--tags").split()))
     if official:
         photos = read_release(args.annotations, args.sentences, ids)
     else:

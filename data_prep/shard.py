@@ -14,7 +14,6 @@ images before; here only their being there is checked. Records of any size are c
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from dynrefer.data.record_files import open_records
 from dynrefer.data.records import Region, record_root
 from dynrefer.data.shards import MAX_BYTES, write_shards
 from dynrefer.errors import run_command
-from dynrefer.files import read_jsonl
+from dynrefer.files import hidden_folder, read_jsonl
 
 
 def regions(files: Sequence[Path], folder: Path, split: str | None = None) -> Iterator[Region]:
@@ -69,9 +68,9 @@ def command(args: argparse.Namespace) -> None:
     if args.arrow:
         tell(args.out, {"regions": save_arrow(args.out, regions(args.records, folder, args.split))})
         return
-    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.", suffix=".tmp", dir=folder) as temporary:
+    with hidden_folder(folder, args.out.name) as hidden:
         # random access to the regions of an image, whatever their order in the files
-        rows = Path(temporary) / "rows"
+        rows = hidden / "rows"
         save_arrow(rows, regions(args.records, rows.parent, args.split))
         tell(args.out, write_shards(args.out, open_records(rows), int(args.max_mb * 2**20), args.shuffle))
 

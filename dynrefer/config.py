@@ -34,7 +34,7 @@ from typing import Any, TypeVar
 import yaml
 
 from dynrefer.errors import check_keys, suggestion
-from dynrefer.files import atomic_path
+from dynrefer.files import atomic_path, read_text
 
 Config = TypeVar("Config")
 
@@ -109,8 +109,8 @@ def _read_yaml(path: Path, below: tuple[Path, ...]) -> dict:
         chain = " -> ".join(str(p) for p in (*below, resolved))
         raise ValueError(f"{path}: `base:` goes round in a circle: {chain}")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the config {str(path)!r}: {_one_line(error)}") from error
     try:
         tree = yaml.load(text, Loader=_Loader)

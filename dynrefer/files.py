@@ -1,19 +1,47 @@
 """Reading and writing files: whole or not at all, line by line, with the file's name in every error."""
 
 import errno
+import fcntl
 import gzip
 import json
 import os
+import re
 import secrets
 import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import orjson
 
 from dynrefer.packed import open_text
+
+HIDDEN = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # the hidden folders of `hidden_folder`
+REPLACED = ".replaced"  # in a hidden folder: what stood there before, between two renames
+MANY = 1000  # entries of a folder that is searched for leftovers only once
+_num_entries: dict[Path, int] = {}  # of the folders searched for leftovers
+
+
+def read_text(path: str | os.PathLike, kind: str = "") -> str:
+    """A whole text file, as `open_text` has it: a byte order mark is no part of it.
+
+    kind: what the file is, for the message. ValueError where it is not UTF-8 or damaged; an OSError is left as it is.
+    """
+    where = f"{kind} {str(path)!r}" if kind else str(path)
+    try:
+        with open_text(path) as file:
+            text = file.read().decode()
+            if rest := getattr(getattr(file, "reader", None), "bytebuffer", b""):  # of UTF-16: half a character
+                raise UnicodeDecodeError("utf-16", rest, 0, len(rest), "cut off")
+            return text
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where}: not a text file in {error.encoding.upper()} ({error.reason} at byte {error.start}); save it as "
+            "UTF-8"
+        ) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{where}: damaged or cut off gzip ({error}); copy or download it again") from error
 
 
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
@@ -62,20 +90,74 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     if path.exists() and not path.is_file() and not path.is_dir():
         raise ValueError(f"{path} is no file but a device, pipe or socket, which is not replaced; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    mark = f"{os.getpid()}-{secrets.token_hex(4)}"
-    temporary, old = path.with_name(f".{path.name}.{mark}.tmp"), path.with_name(f".{path.name}.{mark}.old")
-    try:
-        with naming(path, temporary):
-            yield temporary
-            if temporary.is_dir() and path.exists():
-                os.replace(path, old)  # a folder cannot replace a full one
-            os.replace(temporary, path)
-    finally:
-        for leftover in (temporary, old):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink(missing_ok=True)
+    with naming(path, path.with_name(f".{path.name[:40]}.")), hidden_folder(path.parent, path.name) as hidden:
+        temporary, replaced = hidden / path.name, hidden / REPLACED
+        yield temporary
+        if temporary.is_dir() and path.exists():
+            replaced.mkdir()
+            os.replace(path, replaced / path.name)  # a folder cannot replace a full one
+        os.replace(temporary, path)
+
+
+@contextmanager
+def hidden_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A hidden folder in `parent` for what is not whole yet; it is removed at the block's end.
+
+    It is locked as long as its process lives, on any machine or in any container. Folders that killed processes left
+    there are not locked any more: they are removed first.
+    """
+    remove_leftovers(parent)
+    while True:
+        folder = parent / f".{name[:40]}.{secrets.token_hex(4)}.tmp"
+        folder.mkdir()
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # another process took it for a leftover before it was locked
+        try:
+            with suppress(OSError):  # a file system without locks, where nobody removes leftovers
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.is_dir():
+                continue
+            try:
+                yield folder
+            finally:
+                _put_back(folder)
+                shutil.rmtree(folder)
+            return
+        finally:
+            os.close(lock)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Removes the hidden folders of processes that live no more. What one of them had moved aside, to put a new folder
+    in its place, is put back."""
+    if _num_entries.get(parent, 0) > MANY:
+        return  # a folder of many pictures is not listed again for each of them
+    with os.scandir(parent) as entries:
+        names = [entry.name for entry in entries]
+    _num_entries[parent] = len(names)
+    for folder in (parent / name for name in names if HIDDEN.fullmatch(name)):
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _put_back(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            pass  # locked: its process lives; or there are no locks here
+        finally:
+            os.close(lock)
+
+
+def _put_back(hidden: Path) -> None:
+    """What was moved aside returns to its place, where nothing new came there."""
+    replaced = hidden / REPLACED
+    for old in replaced.iterdir() if replaced.is_dir() else ():
+        if not (place := hidden.parent / old.name).exists():
+            os.replace(old, place)
 
 
 def write_json(path: str | os.PathLike, content: object) -> None:

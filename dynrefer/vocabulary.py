@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dynrefer.errors import suggestion
+from dynrefer.files import read_text
 
 # Synonyms that the attribute list itself does not spell out (OVAD's evaluation adds them).
 EXTRA_SYNONYMS = {
@@ -78,13 +79,6 @@ def read_words(source: str | Path | Sequence[str]) -> list[str]:
     if not isinstance(entries, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f'word list {str(path)!r}: expected a list of names, or of {{"name": ...}}')
     return names
-
-
-def read_text(path: Path, kind: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{kind} {str(path)!r}: not a text file ({error.reason} at byte {error.start})") from error
 
 
 def read_json(text: str, path: Path, kind: str):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dynrefer.errors import run_command
+from dynrefer.files import read_text
 
 from .evaluate import SCORES
 
@@ -33,7 +34,7 @@ def read_scores(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"no scores at {str(file)!r}; `python -m eval.run` writes scores.json")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_text(file))
     except ValueError as error:
         raise ValueError(f"{file}: not JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("scores"), dict) or "task" not in content:

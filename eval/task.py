@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dynrefer.data.records import Region
-from dynrefer.vocabulary import read_attributes, read_json, read_text, read_words
+from dynrefer.files import read_text
+from dynrefer.vocabulary import read_attributes, read_json, read_words
 
 SHORT_QUESTION = "Provide a short description for this region."  # lmms-eval's
 DETAILED_QUESTION = "Describe this region in detail."

@@ -72,7 +72,7 @@ def test_captions_that_belong_to_nobody_knows_whom_are_left_out(folder, capsys):
         ("gt/gt.txt", GT + "2,1,2,5\n", "gt.txt:8: '2,1,2,5': expected frame, track"),
         ("gt/gt.txt", GT + "2.5,1,2,5,3,3\n", "gt.txt:8"),
         ("gt/gt.txt", GT + "x,1,2,5,3,3\n", "gt.txt:8"),
-        ("gt/gt.txt", b"\xff\xfe1", "gt.txt: cannot be read as UTF-8"),
+        ("gt/gt.txt", b"\xff\xfe1", "gt.txt: not a text file in UTF-16"),
         ("instance_captions.txt", "a woman\n", "instance_captions.txt:1: 'a woman': expected 'woman0: caption'"),
         ("imgs/poster.jpg", None, "poster.jpg: expected frames named by their number"),
         ("imgs/001.jpg", "no picture", "001.jpg"),

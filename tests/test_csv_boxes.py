@@ -164,3 +164,10 @@ def test_records_are_json_of_plain_types(folder):
     assert run(folder, TABLE) == 0
     lines = Path(folder / "out" / "train.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["box"] == [10.0, 20.0, 60.0, 90.0] and json.loads(lines[0])["image_hw"] == [100, 200]
+
+
+def test_a_byte_order_mark_is_read_over_whatever_utf8_is_called(folder):
+    content = b"\xef\xbb\xbf" + TABLE.encode()
+    for options in ((), ("--encoding", "utf-8"), ("--encoding", "UTF8")):
+        assert run(folder, content, *options) == 0
+        assert len(open_records(folder / "out" / "train.jsonl")) == 3

@@ -14,11 +14,11 @@ import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from dynrefer.config import load_config, parse_value
 from dynrefer.errors import suggestion
+from dynrefer.files import read_text
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def parse_options(kind: type[Options], pairs: Iterable[str]) -> dict[str, Any]:
 def read_names(text: str, option: str) -> list[str]:
     """Names from `a,b,c` or from a file with one name a line; no text is no name."""
     if os.path.isfile(text):
-        names = Path(text).read_text(encoding="utf-8-sig").splitlines()
+        names = read_text(text, option).splitlines()
     elif text.endswith((".txt", ".csv", ".json")):
         raise ValueError(f"{option}: no file {text!r}; give names as a,b,c or the path of a file with one name a line")
     else:

@@ -18,7 +18,7 @@ from typing import Any
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import RegionRecords, RegionResult
 from dynrefer.errors import run_command
-from dynrefer.files import atomic_path
+from dynrefer.files import atomic_path, read_text
 from dynrefer.pages import render
 
 from ..evaluate import ITEMS, PREDICTIONS, SCORES, default_out
@@ -108,7 +108,7 @@ def sweep_page(path: str | os.PathLike, views: Mapping[str, Any]) -> Path:
 
 def read_log(path: str | os.PathLike) -> list[dict]:
     """Rows of a run's log.jsonl; a last line torn by a kill is left out. ValueError for any other damage."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     rows = []
     for number, line in enumerate(lines, 1):
         try:
