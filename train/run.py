@@ -155,6 +155,7 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
     else:
         model, processor = build(cfg.model, train_records)
         model.processor = processor
+    model.lay_out()
     if resume_from is None:
         checkpoint.note_run(model, settings, train_records)
     model.tasks = tasks = tasks_to_train(cfg.losses, model.tasks)

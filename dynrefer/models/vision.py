@@ -79,9 +79,12 @@ class VisionEncoder(nn.Module):
             self.extra["interpolate_pos_encoding"] = True
         self.patchwise = "spatial_shapes" in arguments  # SigLIP 2 takes patches, not pictures
         self.convolutional = hasattr(config, "depths")
-        if self.convolutional:  # much the faster layout for convolutions on CPU
-            self.model.to(memory_format=torch.channels_last)
         self.width, self.grid = shape or self._measure()
+
+    def lay_out(self) -> None:
+        """Puts a convolutional tower's weights channels-last, much the faster layout for convolutions on CPU."""
+        if self.convolutional:
+            self.model.to(memory_format=torch.channels_last)
 
     def _measure(self) -> tuple[int, int]:
         """Width and grid: from the config where it says them, otherwise from one blank view."""
