@@ -139,8 +139,8 @@ def main(argv: list[str] | None = None) -> None:
     scenes, images, turns = (20, 40, 1) if args.small else (300, 2000, 5)
     scenes, images, turns = args.scenes or scenes, args.images or images, args.turns or turns
 
-    from bench.run import report
-    from bench.scale import REGIONS_AN_IMAGE, write_arrow, write_images
+    from bench.generated import REGIONS_AN_IMAGE, write_arrow, write_images
+    from bench.timing import report
     from data_prep import world
 
     checkouts = {} if args.before is None else {"before": args.before}

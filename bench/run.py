@@ -10,7 +10,7 @@ from collections.abc import Callable
 from .crops import draft, view_construction, view_construction_large
 from .data import loader_samples, world_scenes
 from .metrics import caption_metrics, densecap_matching
-from .timing import Budget, MissingPackage, Result
+from .timing import Budget, MissingPackage, Result, report
 from .views import transform, view_choice, view_choice_large
 
 BENCHMARKS: dict[str, Callable[[Budget], Result]] = {
@@ -25,15 +25,6 @@ BENCHMARKS: dict[str, Callable[[Budget], Result]] = {
     "captions": caption_metrics,
     "densecap": densecap_matching,
 }
-
-
-def report(name: str, title: str, result: Result) -> str:
-    """The lines of one benchmark."""
-    plain = next(iter(result.rates.values()))
-    lines = [f"{name}: {title}"]
-    for way, rate in result.rates.items():
-        lines.append(f"  {way:<22} {rate:>12,.0f} {result.unit:<12} x{rate / plain:.2f}")
-    return "\n".join(lines + [f"  {note}" for note in result.notes])
 
 
 def main() -> None:

@@ -42,3 +42,12 @@ def compare(ways: dict[str, Work], budget: Budget) -> dict[str, float]:
             rates[name].append(done / (time.perf_counter() - began))
         turn += 1
     return {name: median(values) for name, values in rates.items()}
+
+
+def report(name: str, title: str, result: Result) -> str:
+    """The lines of one benchmark."""
+    plain = next(iter(result.rates.values()))
+    lines = [f"{name}: {title}"]
+    for way, rate in result.rates.items():
+        lines.append(f"  {way:<22} {rate:>12,.0f} {result.unit:<12} x{rate / plain:.2f}")
+    return "\n".join(lines + [f"  {note}" for note in result.notes])
