@@ -94,9 +94,20 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary, replaced = hidden / path.name, hidden / REPLACED
         yield temporary
         if temporary.is_dir() and path.exists():
+            _check_replaced(path, temporary)
             replaced.mkdir()
             os.replace(path, replaced / path.name)  # a folder cannot replace a full one
         os.replace(temporary, path)
+
+
+def _check_replaced(path: Path, new: Path) -> None:
+    """A folder takes the place of an earlier one of its kind; not that of a file, nor of other things' folder."""
+    if not path.is_dir():
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    names = sorted(os.listdir(path))
+    if names and not set(names) & set(os.listdir(new)):
+        shown = ", ".join(names[:3] + ["..."] * (len(names) > 3))
+        raise ValueError(f"{path} is a folder of other things ({shown}), which are not deleted; name a new folder")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from data_prep import bensmot, flickr30k
 from data_prep.converter import write_list
 from dynrefer import files
 from dynrefer.config import read_yaml
+from dynrefer.data import Region, save_arrow
 from dynrefer.files import atomic_path, hidden_folder, read_text
 from dynrefer.models.options import read_names
 from dynrefer.vocabulary import attribute_texts, read_attributes, read_words
@@ -142,6 +143,19 @@ def test_a_kill_between_two_renames_loses_no_folder(tmp_path):
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["arrow"]
     assert (tmp_path / "arrow" / "data").read_text() == "before"
+
+
+def test_a_folder_of_other_things_and_a_file_are_not_replaced_by_a_folder(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("a picture")
+    (tmp_path / "notes").write_text("notes")
+    regions = [Region("1", "a.jpg", (10, 10), (0, 0, 5, 5))]
+    with pytest.raises(ValueError, match=r"photos is a folder of other things \(a.jpg\), which are not deleted"):
+        save_arrow(tmp_path / "photos", regions)
+    with pytest.raises(NotADirectoryError):
+        save_arrow(tmp_path / "notes", regions)
+    assert (tmp_path / "photos" / "a.jpg").read_text() == "a picture" and (tmp_path / "notes").read_text() == "notes"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_files_of_others_are_left_alone(tmp_path):
