@@ -1,15 +1,20 @@
 """Boxes: pure functions on float xyxy pixels with continuous edges; the whole image is (0, 0, W, H)."""
 
+import numbers
 from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dynrefer.errors import cut
+from dynrefer.errors import first_line, shown
 
 # layout of the four numbers, then the unit they count in; no suffix means pixels
 BOX_FORMATS = tuple(f"{layout}{unit}" for unit in ("", "-unit", "-1000") for layout in ("xyxy", "xywh", "cxcywh"))
 DENSECAP_LONGER_SIDE = 720.0  # of the scaled images whose pixels DenseCap's evaluation, and so GRiT's results, count
+LONGEST_SIDE = 10**9  # of an image, in pixels
+NOT_NUMBERS = {"b": "booleans", "c": "complex numbers", "U": "text", "S": "text"}  # by numpy's kinds
 _FULL_SIZE = {"unit": 1.0, "1000": 1000.0}  # the number that stands for the image's whole width or height
 
 
@@ -23,13 +28,20 @@ def to_xyxy(boxes: ArrayLike, box_format: str, image_hw: tuple[int, int]) -> np.
         [[50.0, 40.0, 150.0, 60.0]]
 
     Raises ValueError for an unknown format, another shape than (N, 4), what is not a number, and for coordinates
-    far outside the format's range (pixels given as fractions).
+    far outside the format's range: pixels given as fractions, or fractions given as pixels.
     """
     if box_format not in BOX_FORMATS:
         raise ValueError(f"unknown box format {box_format!r}; choose one of {', '.join(BOX_FORMATS)}")
     height, width = check_image_hw(image_hw)
     boxes = _as_boxes(boxes).copy()
     layout, _, unit = box_format.partition("-")
+    if not unit and height * width > 1:
+        within = ((boxes >= 0) & (boxes <= 1)).all(axis=1) & boxes.any(axis=1)
+        for index in np.flatnonzero(within)[:1]:
+            raise ValueError(
+                f"box {index}: {boxes[index].tolist()} in pixels would be a corner of the image of {width} x {height}; "
+                f"0..1 numbers: box_format='{layout}-unit'?"
+            )
     if unit:
         full = _FULL_SIZE[unit]
         # a box may reach out of the image, but pixels mistaken for fractions would clip to nonsense without a word
@@ -109,22 +121,74 @@ def check_image_hw(image_hw: Sequence[int]) -> tuple[int, int]:
     values = list(image_hw) if isinstance(image_hw, (list, tuple, np.ndarray)) else []
     whole = [isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value > 0 for value in values]
     if len(values) != 2 or not all(whole):
-        raise ValueError(f"image_hw {image_hw!r}: expected two positive integers, (height, width) in pixels")
+        raise ValueError(f"image_hw {shown(image_hw)}: expected two positive integers, (height, width) in pixels")
+    if max(values) > LONGEST_SIDE:
+        raise ValueError(f"image_hw {shown(image_hw)}: a side is at most {LONGEST_SIDE} pixels; the size is damaged")
     return int(values[0]), int(values[1])
+
+
+def plain_array(value: Any) -> Any:
+    """A torch tensor, on any device and with gradients or not, as an array; also within lists. Anything else as it is.
+
+    Raises ValueError for a tensor that has no array, a sparse one for instance.
+    """
+    if isinstance(value, (list, tuple)):
+        tensors = any(hasattr(item, "detach") or isinstance(item, (list, tuple)) for item in value)
+        return [plain_array(item) for item in value] if tensors else value
+    if not hasattr(value, "detach"):
+        return value
+    try:
+        tensor = value.detach().cpu()
+        return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"a tensor that cannot be read as an array ({first_line(error)})") from None
+
+
+def number_array(value: Any) -> np.ndarray:
+    """float64 of numbers in (nested) lists, an array or a tensor.
+
+    ValueError for what is no number though it can be read as one (booleans, complex numbers, numbers as text), for rows
+    of unequal lengths and for numbers too large.
+    """
+    value = plain_array(value)
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind == "O":  # whole numbers of more than 64 bits, None, fractions, ...
+            _check_entries(array.ravel().tolist())
+        elif array.size and array.dtype.kind not in "iuf":
+            raise ValueError(f"{NOT_NUMBERS.get(array.dtype.kind, f'values of type {array.dtype}')}, not numbers")
+        elif not isinstance(value, np.ndarray):
+            _check_entries([value])
+        return array.astype(np.float64)
+    except OverflowError:
+        raise ValueError("a number is too large") from None
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(first_line(error)) from None
+
+
+def _check_entries(values: Sequence[Any]) -> None:
+    """A boolean among numbers becomes one of them in an array, without a word."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            _check_entries(value)
+        elif type(value) in (int, float):
+            continue
+        elif isinstance(value, (bool, np.bool_)) or (isinstance(value, np.ndarray) and value.dtype.kind == "b"):
+            raise ValueError("booleans, not numbers")
+        elif not isinstance(value, (numbers.Real, Decimal, np.ndarray)):
+            raise ValueError(f"{shown(value)}, not a number")
 
 
 def _as_boxes(boxes: ArrayLike) -> np.ndarray:
     """(N, 4) float64, where an empty list is (0, 4)."""
     try:
-        array = np.asarray(boxes, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"boxes {cut(repr(boxes))}: expected N boxes of four numbers each ({error})") from None
-    if array.size == 0 and array.ndim <= 2:
+        array = number_array(boxes)
+    except ValueError as error:
+        raise ValueError(f"boxes {shown(boxes)}: expected N boxes of four numbers each ({error})") from None
+    if array.shape in ((0,), (0, 4)):
         return np.zeros((0, 4))
     if array.ndim == 1 and array.size == 4:
-        raise ValueError(
-            f"boxes {cut(repr(boxes))}: expected a list of boxes, shape (N, 4); put one box in a list: [box]"
-        )
+        raise ValueError(f"boxes {shown(boxes)}: expected a list of boxes, shape (N, 4); put one box in a list: [box]")
     if array.ndim != 2 or array.shape[1] != 4:
         raise ValueError(f"boxes of shape {array.shape}: expected (N, 4), four numbers a box")
     return array

@@ -2,12 +2,16 @@
 
 import io
 import os
+import re
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from dynrefer.boxes import plain_array
 
 EXIF_ORIENTATION = 0x0112
 # what Pillow's decoders raise on damaged files, one kind a format
@@ -24,6 +28,8 @@ DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+MAX_PIXELS = "DYNREFER_MAX_PIXELS"  # environment variable: how many a file may have; Pillow's limit where not set
 
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
@@ -53,7 +59,7 @@ def open_image(source: ImageSource, reduce: int = 1) -> np.ndarray:
         except OSError as error:
             raise ValueError(f"image {source}: cannot be read ({error})") from error
     if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
-        return _from_array(np.asarray(source))
+        return _from_array(np.asarray(plain_array(source)))
     raise ValueError(
         f"image of type {type(source).__name__}: expected a path, bytes, a PIL image or a uint8 array (H, W, 3)"
     )
@@ -66,29 +72,57 @@ def read_image_hw(source: str | os.PathLike | bytes) -> tuple[int, int]:
     """
     encoded = isinstance(source, (bytes, bytearray))
     name = f"image of {len(source)} bytes" if encoded else f"image {source}"
+    with open_file(io.BytesIO(source) if encoded else source, name) as image:
+        width, height = image.size
+        turned = _orientation(image) >= 5
+    return (width, height) if turned else (height, width)
+
+
+def open_file(file: str | os.PathLike | io.BufferedIOBase, name: str) -> Image.Image:
+    """The opened file, not decoded; ValueError that begins with `name`."""
+    _set_limit()
     try:
-        with Image.open(io.BytesIO(source) if encoded else source) as image:
-            width, height = image.size
-            turned = _orientation(image) >= 5
+        return Image.open(file)
     except FileNotFoundError:
         raise ValueError(f"{name}: no such file") from None
     except UnidentifiedImageError:
         raise ValueError(f"{name}: not an image that Pillow can read (damaged, or another kind of file)") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name}: its size of {_pixels(error)} exceeds limits, {2 * Image.MAX_IMAGE_PIXELS:,} (a damaged file "
+            f"could ask for all memory); set {MAX_PIXELS}=1000000000 in the environment to open it, or make it smaller"
+        ) from None
     except DECODE_ERRORS as error:
-        raise ValueError(f"{name}: cannot be opened, truncated or damaged or too large ({error})") from error
-    return (width, height) if turned else (height, width)
+        raise ValueError(f"{name}: cannot be opened, truncated or damaged ({error})") from error
+
+
+def _pixels(error: Image.DecompressionBombError) -> str:
+    """
+    >>> _pixels(Image.DecompressionBombError("Image size (200000000 pixels) exceeds limit of ..."))
+    '200,000,000 pixels'
+    """
+    found = re.search(r"\d+", str(error))
+    return f"{int(found[0]):,} pixels" if found else "too many pixels"
+
+
+def _set_limit() -> None:
+    """Pillow's limit is one for the whole process; it warns above it and refuses twice as many pixels."""
+    if not (text := os.environ.get(MAX_PIXELS)):
+        return
+    try:
+        pixels = int(text.replace("_", ""))
+    except ValueError:
+        pixels = 0
+    if pixels < 1:
+        raise ValueError(f"{MAX_PIXELS}={text!r} in the environment: expected a number of pixels, such as 1000000000")
+    Image.MAX_IMAGE_PIXELS = -(-pixels // 2)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # asked for
 
 
 def _from_file(file: io.BufferedIOBase, name: str, num_bytes: int, reduce: int) -> np.ndarray:
     if num_bytes == 0:
         raise ValueError(f"{name}: the file is empty (0 bytes); download or write it again")
-    try:
-        image = Image.open(file)
-    except UnidentifiedImageError:
-        raise ValueError(f"{name}: not an image that Pillow can read (damaged, or another kind of file)") from None
-    except DECODE_ERRORS as error:
-        raise ValueError(f"{name}: cannot be opened, truncated or damaged or too large ({error})") from error
-    with image:
+    with open_file(file, name) as image:
         width, height = image.size
         # a last column that is no whole one would lie elsewhere than its share, and come first in a turned picture
         while width % reduce or height % reduce:

@@ -5,8 +5,8 @@ import os
 import numpy as np
 from PIL import Image
 
-from dynrefer.boxes import check_image_hw
-from dynrefer.images import DECODE_ERRORS
+from dynrefer.boxes import check_image_hw, number_array, plain_array
+from dynrefer.images import DECODE_ERRORS, open_file
 
 LOSSLESS = ("PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 MAX_PIXELS = 2**30  # a damaged size must not ask for all memory
@@ -30,7 +30,7 @@ def to_mask(mask: object, image_hw: tuple[int, int]) -> np.ndarray:
     elif isinstance(mask, (str, os.PathLike, Image.Image)):
         result = _from_picture(mask)
     elif isinstance(mask, np.ndarray) or hasattr(mask, "__array__"):
-        result = _from_array(np.asarray(mask))
+        result = _from_array(np.asarray(plain_array(mask)))
     else:
         raise ValueError(
             f"mask of type {type(mask).__name__}: expected a bool array (H, W), a PNG path, a COCO run-length dict "
@@ -124,7 +124,7 @@ def _from_picture(source: str | os.PathLike | Image.Image) -> np.ndarray:
     if not isinstance(source, Image.Image) and not os.path.isfile(source):
         raise ValueError(f"{name}: no such file; give the path of a PNG")
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
+        image = source if isinstance(source, Image.Image) else open_file(source, "the file")
         image.load()
         if image.format not in (*LOSSLESS, None):
             raise ValueError(f"{image.format} blurs the edge of a mask; save it as PNG")
@@ -167,12 +167,14 @@ def _run_lengths(rle: dict, image_hw: tuple[int, int]) -> np.ndarray:
         counts = _uncompress(counts)
     else:
         try:
-            numbers = np.asarray(counts, dtype=np.float64).reshape(-1)
-        except (TypeError, ValueError):
-            raise ValueError("mask counts: expected whole numbers, the lengths of runs outside, inside, ...") from None
+            numbers = number_array(counts).reshape(-1)
+        except ValueError as error:
+            raise ValueError(
+                f"mask counts: expected whole numbers, the lengths of runs outside, inside, ... ({error})"
+            ) from None
         if not (np.isfinite(numbers) & (numbers == np.floor(numbers))).all():
             raise ValueError("mask counts: expected whole numbers, the lengths of runs outside, inside, ...")
-        counts = numbers.astype(np.int64)
+        counts = np.clip(numbers, -1, 2**62).astype(np.int64)  # longer ones are longer than any image too
     height, width = image_hw
     if (counts < 0).any() or (counts > height * width).any() or counts.sum() != height * width:
         raise ValueError(
@@ -211,15 +213,17 @@ def _uncompress(text: str | bytes) -> np.ndarray:
 def _check_polygons(polygons: list | tuple, image_hw: tuple[int, int]) -> list[list[float]]:
     if not len(polygons):
         raise ValueError("mask without a polygon: expected [[x1, y1, x2, y2, x3, y3, ...], ...]")
-    if all(isinstance(value, (int, float, np.number)) for value in polygons):
+    if all(isinstance(value, (int, float, str, np.number)) for value in polygons):
         polygons = [polygons]
     reach = 10 * max(image_hw)  # far-off corners cost the rasteriser memory by their distance
     result = []
     for index, polygon in enumerate(polygons):
         try:
-            numbers = np.asarray(polygon, dtype=np.float64)
-        except (TypeError, ValueError):
-            numbers = np.zeros((0, 0))
+            numbers = number_array(polygon)
+        except ValueError as error:
+            raise ValueError(
+                f"mask polygon {index}: {error}; expected an even number of numbers, [x1, y1, x2, y2, x3, y3, ...]"
+            ) from None
         if numbers.ndim != 1 or numbers.size % 2 or numbers.size < 6:
             count = f"{numbers.size} numbers" if numbers.ndim == 1 else "something else"
             raise ValueError(

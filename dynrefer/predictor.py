@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynrefer.boxes import check_boxes, to_xyxy
+from dynrefer.boxes import check_boxes, plain_array, to_xyxy
 from dynrefer.data.example import Example
 from dynrefer.data.records import Region
 from dynrefer.images import open_image
@@ -160,7 +160,7 @@ def regions_of(
                 records.append(mask if isinstance(mask, (list, tuple)) else mask_to_rle(decoded))
             except ValueError as error:
                 raise ValueError(f"mask {index}: {error}") from error
-    valid = mask_boxes if boxes is None else check_boxes(to_xyxy(_on_cpu(boxes), box_format, image_hw), image_hw)
+    valid = mask_boxes if boxes is None else check_boxes(to_xyxy(boxes, box_format, image_hw), image_hw)
     if records is not None and len(records) != len(valid):
         raise ValueError(
             f"{len(valid)} boxes but {len(records)} masks; give one mask a box, in the same order, or only one kind"
@@ -175,7 +175,7 @@ def regions_of(
 
 
 def _mask_list(masks: Any) -> list:
-    masks = _on_cpu(masks)
+    masks = plain_array(masks)
     if (
         isinstance(masks, (str, os.PathLike, Mapping))
         or getattr(masks, "ndim", 3) != 3
@@ -183,8 +183,3 @@ def _mask_list(masks: Any) -> list:
     ):
         raise ValueError(f"masks: one {type(masks).__name__}; give a list of masks, or an array (N, H, W)")
     return list(masks)
-
-
-def _on_cpu(value: Any) -> Any:
-    """A torch tensor on any device as an array; anything else as it is."""
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else value

@@ -7,9 +7,12 @@ in, predicted tags come best first, repeats are dropped: the same input always m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+
+from dynrefer.errors import cut, shown
 
 PREDICTED_TAGS = "<tags>"  # stands for the predicted tags among a user's control words
 Control = str | Sequence[str] | None
@@ -67,6 +70,33 @@ def region_controls(control: Control | Sequence[Control], num_regions: int) -> l
     if len(entries) != num_regions:
         raise ValueError(f"control: {len(entries)} entries for {num_regions} regions; {CONTROL_FORMS}")
     return [[entry] if isinstance(entry, str) else entry if entry is None else list(entry) for entry in entries]
+
+
+def each_control(control: Control | Sequence) -> Iterator[Control]:
+    """Every region's control of one for all, of a list with one a region, and of a list of such lists.
+
+    >>> list(each_control([[["red"], None], ["car"]]))
+    [['red'], None, ['car']]
+    """
+    if is_one_control(control) or not isinstance(control, Sequence):
+        yield control
+        return
+    for entry in control:
+        yield from each_control(entry)
+
+
+def check_text(text: Any, what: str) -> None:
+    """ValueError for what no tokenizer reads: no text at all, or half a surrogate, which a file or a command line in
+    another encoding than UTF-8 leaves behind."""
+    if not isinstance(text, str):
+        raise ValueError(f"{what}: {shown(text)} is no text")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what}: {ascii(cut(text))} has half a surrogate ({text[error.start]!a}) at character {error.start}; it "
+            "was read in another encoding, give it as UTF-8"
+        ) from None
 
 
 def training_words(words: Sequence[str], generator: np.random.Generator, drop_all: float, keep: float) -> list[str]:

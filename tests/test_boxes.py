@@ -112,3 +112,66 @@ def test_boxes_beyond_their_images_tell_what_they_count():
     assert share_beyond(boxes, hws) == 0.5
     assert share_beyond(boxes, hws, 720) == 0 and share_beyond(boxes, hws, 100) == 0.75
     assert share_beyond(boxes[:0], hws[:0]) == 0
+
+
+@pytest.mark.parametrize("layout", ["xyxy", "xywh", "cxcywh"])
+@pytest.mark.parametrize("box", [[0.141, 0.399, 0.346, 0.601], [0, 0, 1, 1], [0.5, 0.5, 0.5, 0.0]])
+def test_numbers_of_0_to_1_are_not_taken_for_pixels(layout, box):
+    with pytest.raises(ValueError, match=f"box 1: .*0..1 numbers: box_format='{layout}-unit'\\?"):
+        to_xyxy([[1, 2, 3, 4], box], layout, HW)
+    assert to_xyxy([box], layout, (1, 1)).shape == (1, 4), "an image of one pixel has no others"
+    assert to_xyxy([box], f"{layout}-unit", HW).shape == (1, 4)
+
+
+def test_a_thin_box_elsewhere_and_a_box_of_few_pixels_are_pixels():
+    boxes = [[10.2, 10.2, 10.6, 10.7], [0, 0, 1.5, 1], [0.5, 0.5, 2, 1], [-0.5, 0, 1, 1]]
+    assert to_xyxy(boxes, "xyxy", HW).tolist() == boxes
+
+
+@pytest.mark.parametrize(
+    ("boxes", "what"),
+    [
+        ([[True, False, True, True]], "booleans"),
+        ([[True, 0, 5, 5]], "booleans"),
+        ([[0.0, 0, np.True_, 5]], "booleans"),
+        (np.ones((1, 4), bool), "booleans"),
+        ([[1j, 0, 5, 5]], "complex"),
+        (np.ones((1, 4), complex), "complex"),
+        ([["1", "2", "3", "4"]], "text"),
+        ([["1", 2, 3, 4]], "text"),
+        (np.array([["1", "2", "3", "4"]]), "text"),
+        ([[b"1", b"2", b"3", b"4"]], "text"),
+        ([[None, 0, 5, 5]], "None, not a number"),
+        (np.array([["2020-01-01"] * 4], "datetime64[D]"), "values of type datetime64"),
+        ([[], []], "shape"),
+        ([[]], "shape"),
+        (np.zeros((3, 0)), "shape"),
+        (np.zeros((0, 5)), "shape"),
+        ([[0, 0, 10**5000, 5]], "too large"),
+    ],
+)
+def test_what_is_no_box_is_refused(boxes, what):
+    for call in (lambda: check_boxes(boxes, HW), lambda: to_xyxy(boxes, "xyxy", HW)):
+        with pytest.raises(ValueError, match=what) as error:
+            call()
+        assert "box" in str(error.value) and len(str(error.value)) < 300
+
+
+def test_tensors_are_read_on_any_terms():
+    torch = pytest.importorskip("torch")
+    box = [4.0, 8.0, 16.0, 32.0]
+    numbers = torch.tensor([box], requires_grad=True)
+    tensors = (numbers, numbers[0].clone()[None], numbers.to(torch.bfloat16), [numbers[0]], [list(numbers[0])])
+    for boxes in tensors:
+        assert to_xyxy(boxes, "xyxy", HW).tolist() == [box]
+    with pytest.raises(ValueError, match="a tensor that cannot be read as an array"):
+        to_xyxy(numbers.detach().to_sparse(), "xyxy", HW)
+    with pytest.raises(ValueError, match="booleans"):
+        to_xyxy(numbers > 5, "xyxy", HW)
+
+
+def test_a_size_of_thousands_of_digits_is_refused_in_a_line():
+    for size in ([10**5000, 5], [10**12, 5], ["9" * 5000, 5]):
+        with pytest.raises(ValueError, match="^image_hw .*(expected|at most)") as error:
+            check_image_hw(size)
+        assert len(str(error.value)) < 250

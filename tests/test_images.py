@@ -236,8 +236,31 @@ def test_a_file_cut_off_is_an_error_at_every_size():
 
 def test_a_picture_too_large_to_be_meant_is_refused(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match="exceeds limit"):
-        open_image(encode(Image.new("L", (30, 30))))
+    data = encode(Image.new("L", (30, 30)))
+    for read in (open_image, read_image_hw):
+        with pytest.raises(ValueError, match="900 pixels exceeds limits, 200 .*; set DYNREFER_MAX_PIXELS="):
+            read(data)
+
+
+def test_the_limit_of_pixels_is_an_option(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    data = encode(Image.new("L", (30, 30)))
+    monkeypatch.setenv("DYNREFER_MAX_PIXELS", "900")
+    assert open_image(data).shape == (30, 30, 3) and read_image_hw(data) == (30, 30)
+    monkeypatch.setenv("DYNREFER_MAX_PIXELS", "898")
+    with pytest.raises(ValueError, match="900 pixels exceeds limits, 898"):
+        open_image(data)
+    monkeypatch.setenv("DYNREFER_MAX_PIXELS", "many")
+    with pytest.raises(ValueError, match="DYNREFER_MAX_PIXELS='many' in the environment: expected a number"):
+        open_image(data)
+
+
+def test_tensors_are_pictures_where_they_hold_uint8(picture):
+    torch = pytest.importorskip("torch")
+    assert (open_image(torch.from_numpy(picture.copy())) == picture).all()
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(ValueError, match="image array of type float32: expected uint8"):
+            open_image(torch.from_numpy(picture.copy()).to(dtype).requires_grad_())
 
 
 def test_the_size_from_the_header_is_that_of_the_upright_picture(tmp_path):

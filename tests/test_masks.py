@@ -219,3 +219,31 @@ def runs(mask) -> list[int]:
             value = inside
         counts[-1] += 1
     return counts
+
+
+@pytest.mark.parametrize(
+    ("mask", "rule"),
+    [
+        ({"size": [4, 6], "counts": [10**5000, 24]}, "mask counts: .*too large"),
+        ({"size": [4, 6], "counts": [10**30, 24]}, "mask counts add up"),
+        ({"size": [4, 6], "counts": ["3", "21"]}, "mask counts: .*text"),
+        ({"size": [4, 6], "counts": [True, 23]}, "mask counts: .*booleans"),
+        ({"size": [10**5000, 6], "counts": [3, 21]}, "image_hw a list with a number of thousands of digits"),
+        ([["1", "1", "3", "1", "3", "3"]], "mask polygon 0: text"),
+        ([[True, 1, 3, 1, 3, 3]], "mask polygon 0: booleans"),
+        ([[1j, 1, 3, 1, 3, 3]], "mask polygon 0: complex"),
+        ([[10**5000, 1, 3, 1, 3, 3]], "mask polygon 0: a number is too large"),
+        (["1", "1", "3", "1", "3", "3"], "mask polygon 0: text"),
+    ],
+)
+def test_what_is_no_number_is_refused_in_a_line(mask, rule):
+    with pytest.raises(ValueError, match=rule) as error:
+        to_mask(mask, (4, 6))
+    assert len(str(error.value)) < 250
+
+
+def test_tensors_are_masks_too(mask):
+    torch = pytest.importorskip("torch")
+    assert (to_mask(torch.from_numpy(mask), mask.shape) == mask).all()
+    with pytest.raises(ValueError, match="mask array of type float32.*threshold it first"):
+        to_mask(torch.from_numpy(mask).float().requires_grad_(), mask.shape)

@@ -88,7 +88,7 @@ def test_one_image_gives_one_result_a_region_in_order(model):
 
 def test_several_images_give_a_list_of_lists_and_share_chunks(model):
     predictor = RegionPredictor(model, max_regions=4)
-    results = predictor([picture()] * 4, boxes=[[[0, 0, i + 1, 1]] * i for i in (3, 0, 2, 5)])
+    results = predictor([picture()] * 4, boxes=[[[0, 0, i + 1, 2]] * i for i in (3, 0, 2, 5)])
     assert [len(some) for some in results] == [3, 0, 2, 5]
     assert model.chunks == [4, 4, 2]
     assert [result.id for some in results for result in some] == [
@@ -98,7 +98,7 @@ def test_several_images_give_a_list_of_lists_and_share_chunks(model):
 
 
 def test_one_image_in_a_list_gives_a_list_of_one_list(model):
-    assert [boxes_of(some) for some in RegionPredictor(model)([picture()], boxes=[[[0, 0, 1, 1]]])] == [[[0, 0, 1, 1]]]
+    assert [boxes_of(some) for some in RegionPredictor(model)([picture()], boxes=[[[0, 0, 2, 2]]])] == [[[0, 0, 2, 2]]]
 
 
 def test_zero_regions_give_no_results_and_no_call(model):
@@ -183,13 +183,13 @@ def test_options_reach_the_model(model):
         "categories": ["cup", "lamp"],
         "generation": {"num_beams": 5},
     }
-    RegionPredictor(model)(picture(), [[0, 0, 1, 1]], view_strategy="phash", **options)
+    RegionPredictor(model)(picture(), [[0, 0, 2, 2]], view_strategy="phash", **options)
     options["num_beams"] = options.pop("generation")["num_beams"]
     assert model.options == [Options(view_strategy="phash", **options)]
     assert model.processor.view_strategies == ["phash"]
-    RegionPredictor(model)(picture(), [[0, 0, 1, 1]])
+    RegionPredictor(model)(picture(), [[0, 0, 2, 2]])
     assert model.options[1] == Options()
-    RegionPredictor(model)(picture(), [[0, 0, 1, 1]], options=Options(num_beams=2, control="red"), num_beams=3)
+    RegionPredictor(model)(picture(), [[0, 0, 2, 2]], options=Options(num_beams=2, control="red"), num_beams=3)
     assert model.options[2] == Options(num_beams=3, control="red"), "what is named goes over the object"
 
 
@@ -197,18 +197,18 @@ def test_an_option_that_the_model_does_not_have_names_those_it_has(model):
     with pytest.raises(
         ValueError, match="^unknown option 'view_stategy'. Did you mean 'view_strategy'. Options of this"
     ):
-        RegionPredictor(model)(picture(), [[0, 0, 1, 1]], view_stategy="phash")
+        RegionPredictor(model)(picture(), [[0, 0, 2, 2]], view_stategy="phash")
 
 
 def test_regions_that_influence_each_other_are_never_parted(model):
     model.joint = True
-    boxes = [[0, 0, i + 1, 1] for i in range(5)]
+    boxes = [[0, 0, i + 1, 2] for i in range(5)]
     results = RegionPredictor(model, max_regions=3)([picture()] * 3, [boxes[:2], boxes, boxes[:1]])
     assert model.chunks == [2, 5, 1] and [len(some) for some in results] == [2, 5, 1]
 
 
 def test_control_words_follow_their_regions_through_the_chunks(model):
-    boxes = [[0, 0, i + 1, 1] for i in range(3)]
+    boxes = [[0, 0, i + 1, 2] for i in range(3)]
     predictor = RegionPredictor(model, max_regions=2)
     predictor(picture(), boxes, control=[["red"], None, "car,blue"])
     assert model.controls == [[["red"], None], [["car,blue"]]]
@@ -224,8 +224,8 @@ def test_control_words_follow_their_regions_through_the_chunks(model):
 
 def test_given_ids_name_the_results(model):
     predictor = RegionPredictor(model)
-    assert predictor(picture(), [[0, 0, 1, 1]], ids=["cup"])[0].id == "cup"
-    assert predictor([picture()] * 2, [[[0, 0, 1, 1]]] * 2, ids=[["a"], ["b"]])[1][0].id == "b"
+    assert predictor(picture(), [[0, 0, 2, 2]], ids=["cup"])[0].id == "cup"
+    assert predictor([picture()] * 2, [[[0, 0, 2, 2]]] * 2, ids=[["a"], ["b"]])[1][0].id == "b"
 
 
 def mask_of(height, width):
@@ -269,14 +269,14 @@ def test_bad_input_is_named(model, arguments, message):
 def test_an_error_in_one_of_several_images_names_it(model, tmp_path):
     predictor = RegionPredictor(model)
     with pytest.raises(ValueError, match="^image 1: box 0: empty"):
-        predictor([picture(), picture()], [[[0, 0, 1, 1]], [[5, 5, 5, 9]]])
+        predictor([picture(), picture()], [[[0, 0, 2, 2]], [[5, 5, 5, 9]]])
     Image.fromarray(picture()).save(tmp_path / "b.png")
     with pytest.raises(ValueError, match=r"^image 1 \(.*b\.png\): box 0: empty"):
-        predictor([picture(), tmp_path / "b.png"], [[[0, 0, 1, 1]], [[5, 5, 5, 9]]])
+        predictor([picture(), tmp_path / "b.png"], [[[0, 0, 2, 2]], [[5, 5, 5, 9]]])
     with pytest.raises(ValueError, match=r"^image 1: image .*missing\.png: no such file"):
-        predictor([picture(), tmp_path / "missing.png"], [[[0, 0, 1, 1]]] * 2)
+        predictor([picture(), tmp_path / "missing.png"], [[[0, 0, 2, 2]]] * 2)
     with pytest.raises(ValueError, match="^boxes: 1 entries for 2 images"):
-        predictor([picture(), picture()], [[[0, 0, 1, 1]]])
+        predictor([picture(), picture()], [[[0, 0, 2, 2]]])
     with pytest.raises(ValueError, match="^masks: a str for a list of images"):
         predictor([picture()], masks="mask.png")
 

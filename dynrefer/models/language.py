@@ -6,14 +6,17 @@ Both read [region embeddings projected, control words]; the control words' embed
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, T5ForConditionalGeneration
 
-from dynrefer.errors import suggestion
+from dynrefer.errors import first_line, shown, suggestion
 
 MODES = ("frozen", "lora", "full")
 
@@ -214,10 +217,38 @@ def language_kind(config: PreTrainedConfig) -> str:
 
 
 FIXED_GENERATION = ("num_return_sequences", "return_dict_in_generate", "output_scores")
+# generation options that are numbers: least, greatest, whether whole; the least itself is refused where OPEN
+GENERATION_NUMBERS = {
+    "num_beams": (1, math.inf, True),
+    "num_beam_groups": (1, math.inf, True),
+    "max_new_tokens": (1, math.inf, True),
+    "min_new_tokens": (0, math.inf, True),
+    "max_length": (1, math.inf, True),
+    "min_length": (0, math.inf, True),
+    "top_k": (0, math.inf, True),
+    "no_repeat_ngram_size": (0, math.inf, True),
+    "encoder_no_repeat_ngram_size": (0, math.inf, True),
+    "temperature": (0, math.inf, False),
+    "top_p": (0, 1, False),
+    "min_p": (0, 1, False),
+    "typical_p": (0, 1, False),
+    "repetition_penalty": (0, math.inf, False),
+    "encoder_repetition_penalty": (0, math.inf, False),
+    "length_penalty": (-math.inf, math.inf, False),
+    "diversity_penalty": (-math.inf, math.inf, False),
+    "max_time": (0, math.inf, False),
+}
+MOST = 10**9
+OPEN = ("repetition_penalty", "encoder_repetition_penalty", "max_time", "typical_p")
+GENERATION_FLAGS = ("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values")
 
 
 def check_generation(settings: Mapping | None) -> dict:
-    """A user's generation options; ValueError for one that is fixed, and with the nearest name for an unknown one."""
+    """A user's generation options, without those that are None.
+
+    ValueError for one that is fixed, for a value that generation cannot work with, and with the nearest name for an
+    unknown one.
+    """
     from transformers import GenerationConfig
 
     known = GenerationConfig().to_dict()
@@ -228,4 +259,35 @@ def check_generation(settings: Mapping | None) -> dict:
             )
         if name in FIXED_GENERATION:
             raise ValueError(f"generation option {name} is fixed: there is one caption a region, with its score")
-    return dict(settings or {})
+    given = {name: value for name, value in (settings or {}).items() if value is not None}
+    for name, value in given.items():
+        if name in GENERATION_NUMBERS:
+            _check_number(name, value)
+        elif name in GENERATION_FLAGS and not isinstance(value, bool):
+            raise ValueError(f"generation option {name}={shown(value)}: expected true or false")
+    if given.get("do_sample") and given.get("temperature") == 0:
+        raise ValueError("generation option temperature=0: above 0 with do_sample; leave do_sample out for no draws")
+    try:
+        GenerationConfig(**given).validate()
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"generation options {shown(given)}: {first_line(error)}") from error
+    return given
+
+
+def _check_number(name: str, value: Any) -> None:
+    least, greatest, whole = GENERATION_NUMBERS[name]
+    is_number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+    within = is_number and abs(value) < MOST and least <= value <= greatest  # also refuses what is not finite
+    fits = within and not (name in OPEN and value == least)
+    if not fits:
+        above = f" above {least}" if name in OPEN else f" of at least {least}" if math.isfinite(least) else ""
+        below = f", at most {greatest}" if math.isfinite(greatest) else ""
+        kind = "whole number" if whole else "number"
+        raise ValueError(f"generation option {name}={shown(value)}: expected a {kind}{above}{below}")
+
+
+def most_positions(config: PreTrainedConfig) -> int | None:
+    """Of tokens, that a language model holds, by its config; None where it says nothing, as T5's."""
+    config = config.get_text_config()
+    found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    return next((count for count in found if isinstance(count, int) and count > 0), None)

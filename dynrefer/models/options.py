@@ -10,14 +10,17 @@ A family's class is `Options` in its options.py. A field's comment is its text i
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 import os
+import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from dynrefer.config import load_config, parse_value
-from dynrefer.errors import suggestion
+from dynrefer.errors import shown, suggestion
 from dynrefer.files import read_text
 
 
@@ -89,7 +92,34 @@ def make_options(kind: type[Kind], given: Mapping[str, Any], base: Kind | None =
             hint = suggestion(unknown[0], generation_names())
             raise ValueError(f"generation option {unknown[0]!r} is not one of transformers' GenerationConfig.{hint}")
         values["generation"] = others
-    return kind(**values)
+    options = kind(**values)
+    check_types(options)
+    return options
+
+
+def check_types(options: Options) -> None:
+    """ValueError for a field whose value is of another type than it says. What a list holds is the family's matter."""
+    hints = typing.get_type_hints(type(options))
+    for each in dataclasses.fields(options):
+        value, hint = getattr(options, each.name), hints[each.name]
+        kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        if not any(_is_a(value, kind) for kind in kinds):
+            names = ["None" if kind is type(None) else getattr(kind, "__name__", str(kind)) for kind in kinds]
+            raise ValueError(f"{each.name}: expected {' or '.join(names)}, got {shown(value)} ({type(value).__name__})")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{each.name}: {value} is no number to go by; give a finite one")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    origin = typing.get_origin(kind) or kind
+    if origin is typing.Literal:
+        return value in typing.get_args(kind)
+    if origin in (int, float):
+        number = numbers.Integral if origin is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    if origin in (list, tuple):
+        return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    return kind is Any or isinstance(value, Mapping if origin is dict else origin)
 
 
 def parse_options(kind: type[Options], pairs: Iterable[str]) -> dict[str, Any]:

@@ -12,12 +12,11 @@ from transformers import AutoModel, Blip2QFormerModel
 from dynrefer.data.records import RegionResult
 from dynrefer.losses import asymmetric_loss, attribute_loss, category_loss, sigmoid_region_text_loss
 from dynrefer.processes import gather_rows
-from dynrefer.prompts import parse_control
 from dynrefer.views import choose_scales
 from dynrefer.vocabulary import attribute_texts, category_texts, read_attributes, text_hash
 
 from ..card import About
-from ..language import LANGUAGE_MODELS, check_generation, language_kind
+from ..language import LANGUAGE_MODELS, check_generation, language_kind, most_positions
 from ..saving import RegionModel
 from ..text_encoder import TextEncoder
 from ..vision import VisionEncoder
@@ -29,6 +28,8 @@ from .options import Options
 from .region_encoder import RegionEncoder
 
 TASKS = ("captions", "tags", "region_text", "attributes", "categories", "view_text")
+PROMPT_TOKENS = 512  # of a language model that holds any number, as T5 does: what it was trained with
+DEFAULT_TEXT = 20  # transformers' max_new_tokens
 TEXT_CHUNK = 512  # texts embedded at once when a word list is set
 
 
@@ -293,10 +294,25 @@ class DynReferModel(RegionModel):
         return self.region_text_decoder(texts, region_embeds).float()
 
     def check_options(self, options: Options) -> None:
-        check_generation(options.decoding())
+        room = self.prompt_room(check_generation({**self.config.generation, **options.decoding()}))
+        self.processor.check_words(options, room)
         if options.view_strategy is not None:
             no_boxes = np.zeros((0, 4), np.float32)
             choose_scales(options.view_strategy, np.zeros((1, 1, 3), np.uint8), no_boxes, self.config.num_views, ())
+
+    def prompt_room(self, settings: Mapping) -> int:
+        """Tokens of a prompt that the language model holds beside the region's and, of a decoder, those of the text.
+        settings: of generation. ValueError where the text leaves none."""
+        config = self.config.language_config
+        limit = min(most_positions(config) or PROMPT_TOKENS, self.processor.tokenizer.model_max_length)
+        text = settings.get("max_new_tokens", DEFAULT_TEXT) if language_kind(config) == "causal" else 0
+        room = limit - self.config.num_query_tokens - text
+        if room < 1:
+            raise ValueError(
+                f"max_new_tokens {text}: the language model holds {limit:,} tokens, {self.config.num_query_tokens} of "
+                "them the region's; nothing is left for a prompt, give a smaller max_new_tokens"
+            )
+        return room
 
     def settings(self, options: Options) -> dict:
         strategy = options.view_strategy or self.config.view_strategy
@@ -310,7 +326,8 @@ class DynReferModel(RegionModel):
         if self.processor is None:
             raise ValueError("this model has no processor: dynrefer.load sets it, or set model.processor")
         options = options or Options()
-        settings = {**self.config.generation, **check_generation(options.decoding())}
+        settings = check_generation({**self.config.generation, **options.decoding()})
+        room = self.prompt_room(settings)
         threshold = self.config.tag_threshold if options.tag_threshold is None else options.tag_threshold
         attributes, categories = options.attributes, options.categories
         if not len(batch):
@@ -330,8 +347,8 @@ class DynReferModel(RegionModel):
         if options.list_tags is not None:
             listed = [ranked(self.config.tags, row, above=options.list_tags) for row in tags]
         words = [
-            parse_control(control, [tag["name"] for tag in found])
-            for control, found in zip(batch.controls, predicted, strict=True)
+            self.processor.fitting_words(control, [tag["name"] for tag in found], room, name)
+            for control, found, name in zip(batch.controls, predicted, batch.ids, strict=True)
         ]
         prompt_ids, prompt_mask = (tensor.to(self.device) for tensor in self.processor.encode_prompts(words))
         ids, log_probability = self.language.generate(region_embeds, prompt_ids, prompt_mask, **settings)

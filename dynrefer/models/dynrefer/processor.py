@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +15,20 @@ from transformers.utils import PushToHubMixin
 
 from dynrefer.data.example import Example
 from dynrefer.data.records import Region
+from dynrefer.errors import shown
 from dynrefer.masks import mask_to_box
-from dynrefer.prompts import control_prompt, region_controls, training_words
+from dynrefer.prompts import (
+    Control,
+    check_text,
+    control_prompt,
+    each_control,
+    parse_control,
+    region_controls,
+    training_words,
+)
 from dynrefer.resize import FASTEST, shared
 from dynrefer.views import HASH_STRATEGIES, choose_scales, crop_views, crop_views_torch, place_views, reduction
-from dynrefer.vocabulary import Vocabulary
+from dynrefer.vocabulary import Vocabulary, attribute_texts, category_texts, read_attributes
 
 from ..family import FamilyProcessor
 from ..language import language_kind
@@ -225,6 +235,65 @@ class DynReferProcessor(FamilyProcessor, PushToHubMixin):
         limit = self.config.text_config.max_position_embeddings
         rows = [self.text_tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in texts]
         return pad_rows(rows, self.text_tokenizer.pad_token_id or 0)
+
+    def check_words(self, options: Options, room: int) -> None:
+        """ValueError for control words, attributes or categories of the options that are no text or more than the
+        models can hold. room: tokens that the language model has for control words."""
+        controls = {",".join(c) if not isinstance(c, str) else c: c for c in each_control(options.control) if c}
+        for text in controls:
+            check_text(text, "control")
+        words = [parse_control(control, []) for control in controls.values()]
+        for some, tokens in zip(words, self.prompt_lengths(words), strict=True):
+            if tokens > room:
+                raise ValueError(
+                    f"control {shown(','.join(some))}: {len(some):,} words are {tokens:,} tokens; the language model "
+                    f"holds at most {room:,} of a prompt beside the region and the text; give fewer words"
+                )
+        for name in options.categories or ():
+            check_text(name, "categories")
+        attributes = read_attributes(options.attributes or [])
+        for attribute in attributes:
+            check_text(attribute["name"], "attributes")
+        self.check_texts("category", category_texts(options.categories or ()), options.categories or ())
+        texts, owners = attribute_texts(attributes)
+        self.check_texts("attribute", texts, [attributes[owner]["name"] for owner in owners])
+
+    def check_texts(self, kind: str, texts: Sequence[str], names: Sequence[str]) -> None:
+        """ValueError where the text encoder would cut a text off; names: of what each of them says."""
+        limit = self.config.text_config.max_position_embeddings
+        for text, name in zip(texts, names, strict=True):
+            if len(text) < limit - 2 or (tokens := len(self.text_tokenizer(text, verbose=False)["input_ids"])) <= limit:
+                continue  # a token is at least a character, but for the start and the end
+            raise ValueError(
+                f"{kind} {shown(name)}: {tokens:,} tokens; the text encoder holds at most {limit}; give a shorter name"
+            )
+
+    def prompt_lengths(self, words: Sequence[Sequence[str]]) -> list[int]:
+        """Tokens of the prompts that these control words make."""
+        if not words:
+            return []
+        encoded = self.tokenizer([control_prompt(some) for some in words], verbose=False)["input_ids"]
+        return [len(ids) for ids in encoded]
+
+    def fitting_words(self, control: Control, predicted: Sequence[str], room: int, name: str) -> list[str]:
+        """Control words of one region, with as many of the predicted tags, the likeliest first, as the language model
+        has room for; those left out are told of. ValueError where the user's own words are too many."""
+        words, count = parse_control(control, predicted), len(predicted)
+        while (tokens := self.prompt_lengths([words])[0]) > room:
+            if not count:
+                raise ValueError(
+                    f"region {name}: control of {len(words):,} words, {tokens:,} tokens; the language model holds at "
+                    f"most {room:,} of a prompt beside the region and the text; give fewer words"
+                )
+            count = min(count - 1, count * max(room, 0) // tokens)
+            words = parse_control(control, predicted[:count])
+        if count < len(predicted):
+            warnings.warn(
+                f"region {name}: the prompt holds {count:,} of {len(predicted):,} predicted tags; a higher "
+                "tag_threshold predicts less",
+                stacklevel=2,
+            )
+        return words
 
     def decode(self, ids: Tensor) -> list[str]:
         """Generated token ids (R, T) -> texts."""
