@@ -19,6 +19,7 @@ from train import checkpoint
 from train.evaluate import EvalConfig, part_of
 from train.log import LogConfig, drop_lines_after
 from train.run import LoopConfig, NonFiniteLoss, RunConfig, command, main, tasks_to_train
+from train.whole import NEEDED, write_loop
 
 COMMON = [
     "data.batch_size=8",
@@ -260,11 +261,11 @@ def test_half_written_things_of_a_killed_run_are_mended(train):
 
 
 def test_an_incomplete_checkpoint_is_not_resumed(tmp_path):
-    for step, files in ((1, ["loop.json"]), (2, [])):
+    for step in (1, 2):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
-        for name in files:
-            (tmp_path / "checkpoints" / f"step-{step:08d}" / name).write_text("{}")
-    assert checkpoint.checkpoint_to_resume(tmp_path, True, False).name == "step-00000001"
+    write_loop(tmp_path / "checkpoints" / "step-00000001", dict.fromkeys(NEEDED))
+    found, said = checkpoint.checkpoint_to_resume(tmp_path, True, False)
+    assert found.name == "step-00000001" and "step-00000002 is damaged: loop.json: missing" in said[0]
 
 
 def test_log_lines_after_the_checkpoint_are_dropped(tmp_path):

@@ -195,14 +195,25 @@ def sum_over_processes(accelerator: Accelerator, values: list[float]) -> list[fl
     return total.tolist()
 
 
+def on_main(accelerator: Accelerator, call: Callable):
+    """call() of the main process, on every process; its ValueError or OSError is everybody's."""
+    if accelerator.num_processes == 1:
+        return call()
+    value = error = None
+    if accelerator.is_main_process:
+        try:
+            value = call()
+        except (ValueError, OSError) as mistake:
+            error = mistake
+    value, error = broadcast_object_list([value, error], from_process=0)
+    if error is not None:
+        raise error
+    return value
+
+
 def gather_lists(accelerator: Accelerator, items: list) -> list:
     """Every process's list, in the order of ranks, on every process."""
     return list(items) if accelerator.num_processes == 1 else gather_object(items)
-
-
-def from_main(accelerator: Accelerator, value):
-    """The main process's value on every process."""
-    return value if accelerator.num_processes == 1 else broadcast_object_list([value], from_process=0)[0]
 
 
 def _deepspeed_of_launcher() -> str | None:

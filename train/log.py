@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynrefer.files import atomic_path
+from dynrefer.files import atomic_path, naming
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class RunLog:
         if not main:
             return
         path = folder / "log.jsonl"
-        drop_lines_after(path, start_step)
+        if damaged := drop_lines_after(path, start_step):
+            print(f"{path}: {damaged} damaged lines are left out", file=sys.stderr, flush=True)
         self.file = path.open("a", encoding="utf-8")
         if cfg.tensorboard or (cfg.tensorboard is None and importlib.util.find_spec("tensorboard") is not None):
             from torch.utils.tensorboard import SummaryWriter
@@ -102,8 +103,9 @@ class RunLog:
         self.main = False
 
     def _write(self, row: dict) -> None:
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        with naming(self.file.name):
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
 
     def _points(self, row: dict, prefix: str) -> None:
         points = {prefix + name: value for name, value in row.items() if name != "step"}
@@ -114,20 +116,22 @@ class RunLog:
             self.wandb.log(points, step=row["step"])
 
 
-def drop_lines_after(path: Path, step: int) -> None:
-    """Removes the lines of later steps, and a torn last line, from log.jsonl: a resumed run writes them again."""
+def drop_lines_after(path: Path, step: int) -> int:
+    """Removes the lines of later steps, and a torn last line, from log.jsonl: a resumed run writes them again. Returns
+    how many other lines could not be read; they are removed too."""
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+        return 0
+    kept, damaged = [], 0
+    lines = path.read_bytes().splitlines(keepends=True)
+    for line in lines:
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # torn when the run was killed
-        if row["step"] <= step:
-            kept.append(line + "\n")
+            if json.loads(line)["step"] <= step:
+                kept.append(line if line.endswith(b"\n") else line + b"\n")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged += line is not lines[-1]  # the last one was torn when the run was killed
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.write_bytes(b"".join(kept))
+    return damaged
 
 
 def _minutes(seconds: float) -> str:

@@ -33,6 +33,7 @@ from dynrefer.errors import run_command, suggestion
 from dynrefer.models import FAMILIES, adapt
 from train import checkpoint, launch
 from train.evaluate import EvalConfig, evaluate
+from train.lock import held
 from train.log import LogConfig, RunLog
 from train.optim import OptimConfig, WeightAverage, build_optimizer, set_lr
 
@@ -129,7 +130,8 @@ def main(cfg: RunConfig, build: Callable | None = None, load: Callable | None = 
         cpu=cfg.loop.cpu,
     )
     try:
-        return train(cfg, accelerator, build or new_model, load or saved_model)
+        with held(Path(cfg.output) / cfg.name, accelerator):
+            return train(cfg, accelerator, build or new_model, load or saved_model)
     finally:
         launch.finish(accelerator)
 
@@ -138,7 +140,9 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
     folder, settings = Path(cfg.output) / cfg.name, to_dict(cfg)
     if cfg.loop.ema and launch.zero_stage(accelerator) == 3:
         raise ValueError("loop.ema does not work with ZeRO-3, which splits the weights; use ZeRO-2 or loop.ema=0")
-    resume_from = checkpoint.checkpoint_to_resume(folder, cfg.loop.resume, cfg.loop.overwrite)
+    resume_from, said = launch.on_main(
+        accelerator, lambda: checkpoint.checkpoint_to_resume(folder, cfg.loop.resume, cfg.loop.overwrite)
+    )
     if resume_from is not None:
         checkpoint.check_settings(resume_from, settings)
     accelerator.wait_for_everyone()  # everybody has looked at the folder before it changes
@@ -146,6 +150,7 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
     # data and model
     train_records = open_training(cfg.data.train)
     val_records = open_records(cfg.data.val) if cfg.data.val else None
+    content = launch.on_main(accelerator, lambda: checkpoint.check_records(resume_from, train_records))
     set_seed(cfg.seed)
     if resume_from is not None or cfg.init is not None:
         model = load(str(resume_from / "model") if resume_from is not None else cfg.init)
@@ -193,9 +198,10 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
     # the run folder, and where an earlier run stopped
     progress = checkpoint.Progress()
     if resume_from is not None:
-        progress = checkpoint.load_checkpoint(resume_from, accelerator, model, optimizer, average)
+        progress, more = checkpoint.load_checkpoint(resume_from, accelerator, model, optimizer, average)
+        said += more
+    said += launch.on_main(accelerator, lambda: checkpoint.open_run_folder(folder, cfg.loop.overwrite, resume_from))
     if accelerator.is_main_process:
-        checkpoint.open_run_folder(folder, cfg.loop.overwrite)
         save_config(cfg, folder / "config.yaml")
     accelerator.wait_for_everyone()
     log = RunLog(
@@ -215,6 +221,7 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
             *(folder, accelerator, model, processor, optimizer, average, progress, settings),
             keep=cfg.loop.keep_last,
             trainable_only=trainable_only,
+            records=content,
         )
 
     def evaluate_and_keep_best() -> None:
@@ -223,6 +230,7 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
             scores = evaluate(plain_model, val_records, cfg.eval, cfg.data, cfg.losses, accelerator)
             plain_model.train()
             log.evaluation(progress.step, scores)
+            progress.evaluated = progress.step
             decides = cfg.eval.decides(plain_model)
             score = scores[decides]
             if progress.best is None or cfg.eval.is_better(decides, score, progress.best):
@@ -230,11 +238,16 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
                 checkpoint.save_best(folder, accelerator, model, processor, progress, trainable_only)
 
     log.say(describe(cfg, folder, plain_model, loader, total_steps, accelerator))
+    for line in said:
+        log.say(line)
     last_step = min(total_steps, cfg.loop.stop_at or total_steps)
     limit_seconds = 60 * cfg.loop.minutes if cfg.loop.minutes else math.inf
-    evaluated_step = saved_step = progress.step if resume_from is not None else None
+    saved_step = progress.step if resume_from is not None else None
     out_of_time = False
     with contextlib.closing(log), launch.StopSignal() as stop_signal:
+        due = cfg.loop.eval_every and progress.step and progress.step % cfg.loop.eval_every == 0
+        if due and progress.evaluated != progress.step:
+            evaluate_and_keep_best()  # the signal that stopped the run came before it
         steps = stream(loader, progress)
         while progress.step < last_step and not out_of_time and not stop_signal.received:
             started = time.perf_counter()
@@ -295,13 +308,12 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
                 break
             if cfg.loop.eval_every and step % cfg.loop.eval_every == 0:
                 evaluate_and_keep_best()
-                evaluated_step = step
             if cfg.loop.save_every and step % cfg.loop.save_every == 0:
                 save()
                 saved_step = step
 
         finished = progress.step == total_steps or out_of_time
-        if finished and cfg.loop.eval_every and evaluated_step != progress.step:
+        if finished and cfg.loop.eval_every and progress.evaluated != progress.step:
             evaluate_and_keep_best()
         if saved_step != progress.step:
             save()

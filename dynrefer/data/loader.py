@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -291,5 +292,6 @@ def _as_it_is(batches: Any) -> Any:
 
 
 def _start_worker(worker_id: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too: the process that they work for decides
     torch.set_num_threads(1)  # many workers with many threads each stand in each other's way
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -121,8 +121,11 @@ class FamilyModel:
         """Checks what a saved model brought along, when its processor is set. ValueError where it does not fit."""
 
     def lay_out(self) -> None:
-        """Lays the weights in memory for training: a gradient's last digits depend on how they lie, and those of a
-        loaded model may lie otherwise than a new one's. After this they lie alike, whatever made or loaded them."""
+        """Lays the weights in memory for training: row by row, but where a module has its own `lay_out`.
+
+        A gradient's last digits depend on how weights lie, and a loaded model's may lie otherwise than a new one's.
+        After this they lie alike, whatever made or loaded them.
+        """
         for parameter in self.parameters():
             # row by row; not contiguous(), which leaves a 1 x 1 convolution as it is
             parameter.data = parameter.data.reshape(-1).view(parameter.shape)
