@@ -1,4 +1,4 @@
-"""What a start finds in a run's folder: damaged checkpoints, other records, another number of processes, another run."""
+"""What a start finds in a run's folder: damaged checkpoints, records that changed, other processes, another run."""
 
 import json
 import shutil
@@ -195,7 +195,7 @@ def test_a_damaged_checkpoint_of_0_3_0_is_found_by_its_archives(run):
     loop = {name: value for name, value in read_loop(newest).items() if name not in ("files", "hash")}
     (newest / LOOP_FILE).write_text(json.dumps(loop))
     assert faults(newest) == []
-    turn_a_bit(newest / "state" / "optimizer.pt")
+    cut(newest / "state" / "optimizer.pt")
     assert faults(newest) == ["state/optimizer.pt: damaged"]
 
 
