@@ -139,7 +139,7 @@ def is_installation(command: Command) -> bool:
     return shlex.join(command.words).startswith(tuple(f"{start} " for start in INSTALLING))
 
 
-class Parsed(Exception):
+class Parsed(BaseException):  # no mistake that a command would tell in a line
     """The program has accepted its arguments."""
 
 
