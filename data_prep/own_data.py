@@ -8,6 +8,7 @@ and entries of JSON and JSONL files.
     python -m data_prep.cvat           "CVAT for images 1.1"
     python -m data_prep.hub            a dataset of the Hub, or a folder of `datasets`
     python -m data_prep.coco           COCO JSON
+    python -m data_prep.yolo           YOLO label files and their data.yaml
 """
 
 import argparse
