@@ -10,6 +10,7 @@ from collections.abc import Callable
 from .crops import draft, view_construction, view_construction_large
 from .data import loader_samples, world_scenes
 from .metrics import caption_metrics, densecap_matching
+from .ranking import ranked_tags
 from .timing import Budget, MissingPackage, Result, report
 from .views import transform, view_choice, view_choice_large
 
@@ -22,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[Budget], Result]] = {
     "draft": draft,
     "loader": loader_samples,
     "world": world_scenes,
+    "tags": ranked_tags,
     "captions": caption_metrics,
     "densecap": densecap_matching,
 }

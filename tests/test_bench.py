@@ -51,6 +51,12 @@ def test_view_construction_is_measured_against_an_array_a_crop(monkeypatch, caps
     assert float(mean) < 0.1
 
 
+def test_ranking_is_measured_beside_region_by_region(monkeypatch, capsys):
+    lines = bench(monkeypatch, capsys, "tags", "--quick").split("\n")
+    assert lines[0].startswith("tags: ") and len(lines) == 7 and lines[3].startswith("  equal lists, ")
+    assert [line.split("  ")[1] for line in lines[1:3]] == ["region by region", "dynrefer.models"]
+
+
 def test_a_missing_package_is_named_and_the_others_run(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cv2", None)
     monkeypatch.setitem(run.BENCHMARKS, "loader", loader := lambda budget: Result({"plain": 1.0}, "samples/s"))

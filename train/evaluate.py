@@ -90,6 +90,7 @@ def evaluate(
     )
     sums, counts = np.zeros(len(tasks)), np.zeros(len(tasks))
     for batches in loader.epoch(0):
+        launch.before_step(model, batches)
         for batch in batches:
             with accelerator.autocast():
                 task_sums = launch.sums_of(model, batch.to(accelerator.device))

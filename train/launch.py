@@ -179,6 +179,11 @@ def call_as_forward(accelerator: Accelerator, model: torch.nn.Module, call: Call
             model.forward = before
 
 
+def before_step(model, window: list) -> None:
+    """The model's `before_step`, with what a stand-in shows in its place."""
+    model.before_step([batch.shown if isinstance(batch, StandIn) else batch for batch in window])
+
+
 def sums_of(model, batch) -> dict[str, torch.Tensor]:
     """The model's sums of a batch; those of a stand-in count nothing and still touch every weight."""
     if not isinstance(batch, StandIn):

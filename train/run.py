@@ -240,6 +240,9 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
     log.say(describe(cfg, folder, plain_model, loader, total_steps, accelerator))
     for line in said:
         log.say(line)
+    if accelerator.num_processes > 1 or cfg.loop.accumulation > 1:
+        for what in plain_model.depends_on_split():
+            log.say(f"losses depend on the number of processes and accumulated batches: {what}")
     last_step = min(total_steps, cfg.loop.stop_at or total_steps)
     limit_seconds = 60 * cfg.loop.minutes if cfg.loop.minutes else math.inf
     saved_step = progress.step if resume_from is not None else None
@@ -266,6 +269,7 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
                 )
             scale = {task: cfg.losses[task] / max(count, 1.0) for task, count in zip(tasks, counts, strict=True)}
 
+            launch.before_step(plain_model, window)
             parts = []  # (passes, tasks): the sums of this process's batches
             for number, batch in enumerate(window):
                 accelerator.sync_gradients = last = number == len(window) - 1

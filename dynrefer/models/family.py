@@ -109,9 +109,19 @@ class FamilyModel:
         """One scalar a task in `tasks`: the sum over this process's regions or tokens, unweighted.
 
         `batch.counts()` are the denominators; weights and backward stand in train/run.py. A batch without regions
-        gives `zero_sums`; where a sum talks to the other processes, it still does.
+        gives `zero_sums`.
         """
         raise NotImplementedError
+
+    def before_step(self, batches: Sequence[Any]) -> None:
+        """Notes in a step's batches what they need of each other, so that the sums of all passes of all processes are
+        those of one pass over the whole step. Every process calls it with its own batches, one a pass, before them all.
+        """
+
+    def depends_on_split(self) -> list[str]:
+        """What makes the losses of a step depend on the number of processes and passes that it is dealt to, each with
+        the setting that changes it; [] where they are the same for any. Dropout is not named."""
+        return []
 
     def predict(self, batch: Any, options: Options) -> list[RegionResult]:
         """One result an id of the batch, in order. ValueError for options that do not fit the model."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoConfig, AutoModel, Blip2VisionModel, CLIPVisionModel, PreTrainedConfig, SiglipVisionModel
 
 # Towers whose AutoModel is the whole two-tower model, or none.
@@ -14,6 +16,12 @@ VISION_CLASSES = {
     "clip_vision_model": CLIPVisionModel,
     "siglip_vision_model": SiglipVisionModel,
 }
+
+
+# What convolutional encoders normalize with: the statistics of each batch, those that they were saved with, or each
+# picture's own, by which a picture's features do not depend on the others of its batch.
+NORMS = ("batch", "frozen", "group")
+GROUP = 16  # channels normalized together
 
 
 class OpenClipVisionConfig(PreTrainedConfig):
@@ -56,11 +64,18 @@ class OpenClipVision(nn.Module):
 class VisionEncoder(nn.Module):
     """One encoder behind one interface.
 
-    config: the tower's own config; image_size: side S of the views in pixels; shape: (D, g) where known already.
+    config: the tower's own config; image_size: side S of the views in pixels; shape: (D, g) where known already;
+    norm: one of NORMS, for towers with batch normalization.
     Attributes: width D; grid g (P = g * g); model, the tower itself.
     """
 
-    def __init__(self, config: PreTrainedConfig, image_size: int, shape: tuple[int, int] | None = None):
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        image_size: int,
+        shape: tuple[int, int] | None = None,
+        norm: str = "batch",
+    ):
         super().__init__()
         if isinstance(config, OpenClipVisionConfig):
             self.model = OpenClipVision(config)
@@ -70,7 +85,9 @@ class VisionEncoder(nn.Module):
             self.model = AutoModel.from_config(config)
         if config.model_type == "blip_2_vision_model":
             self.model.post_layernorm.eps = 1e-5  # BLIP-2's ln_vision; transformers gives it the blocks' 1e-6
-        self.config, self.image_size = config, image_size
+        self.config, self.image_size, self.norm = config, image_size, norm
+        if norm == "group":
+            use_group_norm(self.model)
         arguments = inspect.signature(self.model.forward).parameters
         native = getattr(config, "image_size", image_size)
         native = native[0] if isinstance(native, list | tuple) else native
@@ -85,6 +102,13 @@ class VisionEncoder(nn.Module):
         """Puts a convolutional tower's weights channels-last, much the faster layout for convolutions on CPU."""
         if self.convolutional:
             self.model.to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> VisionEncoder:
+        super().train(mode)
+        if self.norm == "frozen":
+            for _, module in batch_norms(self.model):
+                module.eval()
+        return self
 
     def _measure(self) -> tuple[int, int]:
         """Width and grid: from the config where it says them, otherwise from one blank view."""
@@ -133,3 +157,25 @@ class VisionEncoder(nn.Module):
         shapes = torch.full((n, 2), grid, device=views.device)
         mask = torch.ones(n, grid * grid, dtype=torch.long, device=views.device)
         return self.model(pixel_values=cut, pixel_attention_mask=mask, spatial_shapes=shapes).last_hidden_state
+
+
+def batch_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The batch normalizations of a model, by name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm))
+
+
+def use_group_norm(model: nn.Module) -> None:
+    """A group normalization in the place of every batch normalization: groups of GROUP channels, or one of all.
+
+    Its statistics are those of one picture. ValueError for a normalization that does more, such as timm's with an
+    activation.
+    """
+    for name, old in list(batch_norms(model)):
+        if type(old) is not nn.BatchNorm2d:
+            raise ValueError(
+                f"model.vision.norm group: {name} is a {type(old).__name__}, which cannot be exchanged; use 'frozen'"
+            )
+        channels = old.num_features
+        groups = 1 if channels % GROUP else channels // GROUP
+        where, _, last = name.rpartition(".")
+        setattr(model.get_submodule(where), last, nn.GroupNorm(groups, channels, eps=old.eps, affine=old.affine))

@@ -22,6 +22,8 @@ class RegionBatch:
     text_ids           (R, T) the same captions for the text encoder, text_mask
     tags               (R, K) 0/1 float; tags_known (R,) bool: regions whose tags are annotated
     attributes         (R, A) int8: 1, -1, or 0 for unknown; categories (R,) long, -1 for unknown
+    step_texts         (N, T) text_ids of all regions with a caption of the whole step (None: it is this batch alone);
+                       text_rows (R,): the row of each region that has one
     """
 
     ids: list[str]
@@ -41,6 +43,8 @@ class RegionBatch:
     tags_known: Tensor | None = None
     attributes: Tensor | None = None
     categories: Tensor | None = None
+    step_texts: Tensor | None = None
+    text_rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -13,27 +13,36 @@ from dynrefer.vocabulary import read_attributes, read_words, words_of_records
 from ..base_parts import Origin, fill_part, locate
 from ..language import MODES
 from ..tokenizer import train_tokenizer
+from ..vision import NORMS
 from .configuration import DynReferConfig
 from .modeling import DynReferModel
 from .processor import DynReferProcessor
 
 PARTS = ("vision", "language", "text")
 PART_KEYS = ("name", "revision", "config", "trainable", "mode", "lora")
+VISION_KEYS = (*PART_KEYS, "norm")
 OWN_KEYS = (*PARTS, "qformer", "tokenizer", "words")
 
 
 def build(section: Mapping, records: Sequence) -> tuple[DynReferModel, DynReferProcessor]:
     """section: keys `vision`, `language`, `text` (each with `name`, a hub id or folder, or `config`, the part's own
-    config, and `trainable`, or for the language model `mode` and `lora`), `qformer` (its config), `tokenizer`
-    ({vocab_size}, trained on the records where the language model has no name), `words` ({tags, attributes,
-    categories}: files, lists, or {min_count} for the records' own words), and any field of DynReferConfig.
+    config, and `trainable`, for the vision encoder `norm`, for the language model `mode` and `lora`), `qformer`
+    (its config), `tokenizer` ({vocab_size}, trained on the records where the language model has no name), `words`
+    ({tags, attributes, categories}: files, lists, or {min_count} for the records' own words), and any field of
+    DynReferConfig.
 
-    Raises ValueError for unknown keys, with the nearest known one.
+    Raises ValueError for unknown keys, with the nearest known one, and for group normalization in a vision encoder that
+    was trained with another.
     """
     check_keys(section, known_keys(), "model")
     parts = {name: dict(section.get(name) or {}) for name in PARTS}
     for name, part in parts.items():
-        check_keys(part, PART_KEYS, f"model.{name}")
+        check_keys(part, VISION_KEYS if name == "vision" else PART_KEYS, f"model.{name}")
+    if parts["vision"].get("name") and parts["vision"].get("norm") == "group":
+        raise ValueError(
+            f"model.vision.norm is 'group', but {parts['vision']['name']} was trained with another normalization; use "
+            "norm: frozen, which keeps its statistics"
+        )
     tokenizer, text_tokenizer = tokenizers(section, parts, records)
     settings = {key: value for key, value in section.items() if key not in OWN_KEYS}
     words = dict(section.get("words") or {})
@@ -45,6 +54,7 @@ def build(section: Mapping, records: Sequence) -> tuple[DynReferModel, DynReferP
         language_config=part_config(parts["language"], "language", tokenizer),
         text_config=part_config(parts["text"], "text", text_tokenizer),
         qformer_config=dict(section.get("qformer") or {}),
+        vision_norm=parts["vision"].get("norm", "batch"),
         vision_trainable=bool(parts["vision"].get("trainable", False)),
         text_trainable=bool(parts["text"].get("trainable", False)),
         language_mode=parts["language"].get("mode", "frozen"),
@@ -73,14 +83,15 @@ CHANGEABLE = (
     "mirror",
     "box_jitter",
     "mask_same_caption",
+    "pair_over",
     "licence",
 )
 
 
 def adapt(model: DynReferModel, section: Mapping) -> None:
     """A saved model takes over what the `model:` section of a YAML says of CHANGEABLE fields and of what is trained
-    (`trainable`, and for the language model `mode` and `lora`); word lists and tokenizers stay its own. ValueError
-    where the section describes another model than the saved one."""
+    (`trainable`, the vision encoder's `norm`, and the language model's `mode` and `lora`); word lists and tokenizers
+    stay its own. ValueError where the section describes another model than the saved one."""
     config = model.config
     check_keys(section, known_keys(), "model")
     for key, value in section.items():
@@ -98,8 +109,15 @@ def adapt(model: DynReferModel, section: Mapping) -> None:
 
 
 def set_trained(model: DynReferModel, parts: Mapping[str, Mapping]) -> None:
-    """What the parts of a `model:` section say of `trainable`, `mode` and `lora`; the rest stays as it was saved."""
+    """What the parts of a `model:` section say of `trainable`, `norm`, `mode` and `lora`; the rest stays as it was
+    saved."""
     config = model.config
+    norm = parts["vision"].get("norm", config.vision_norm)
+    if norm != config.vision_norm and "group" in (norm, config.vision_norm):
+        raise other_model("model.vision.norm", norm, config.vision_norm)
+    if norm not in NORMS:
+        raise ValueError(f"model.vision.norm {norm!r}: expected one of {', '.join(NORMS)}")
+    config.vision_norm = model.vision.norm = norm
     config.vision_trainable = bool(parts["vision"].get("trainable", config.vision_trainable))
     config.text_trainable = bool(parts["text"].get("trainable", config.text_trainable))
     saved = config.language_mode, config.language_lora

@@ -6,15 +6,20 @@ from transformers import AutoConfig, Blip2QFormerConfig, CLIPTextConfig, PreTrai
 from transformers.configuration_utils import SubConfigSpec
 
 from ..language import MODES
+from ..vision import NORMS
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+PAIR_OVER = ("step", "batch")
 
 
 class DynReferConfig(PreTrainedConfig):
     r"""
     vision_config (`dict`): the vision encoder's own config with its `model_type`.
     vision_shape (`list[int]`): (D, g) width and grid side of its patch map; measured when a model is first built.
+    vision_norm (`str`): what a convolutional encoder normalizes with, see vision.py; "group" and "frozen" make a
+        step's losses the same for any number of processes and accumulated batches.
     vision_trainable, text_trainable (`bool`): whether these towers learn.
     language_config (`dict`): the language model's own config; language_mode: "frozen", "lora" or "full"; language_lora:
         PEFT LoraConfig fields.
@@ -35,6 +40,8 @@ class DynReferConfig(PreTrainedConfig):
     view_text (`bool`): also train view 0's summary token directly on texts (model.view_text_loss).
     lowercase (`bool`): target captions in lower case; mirror: probability that a training picture is mirrored;
         box_jitter: training boxes move by up to this share of their sides.
+    pair_over (`str`): which captions region_text and view_text compare a region with: "step", those of the whole
+        optimizer step, over all processes and accumulated batches; "batch", those of one pass of one process.
     mask_same_caption (`bool`): two regions with one caption are no negatives of each other (released: they are).
     generation (`dict`): default generation options.
     licence (`str`): of the weights, for the model card, such as "apache-2.0"; training (`list`): what they were trained
@@ -54,6 +61,7 @@ class DynReferConfig(PreTrainedConfig):
     language_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     vision_shape: list | tuple | None = None
+    vision_norm: str = "batch"
     vision_trainable: bool = False
     text_trainable: bool = False
     language_mode: str = "frozen"
@@ -90,6 +98,7 @@ class DynReferConfig(PreTrainedConfig):
     lowercase: bool = False
     mirror: float = 0.0
     box_jitter: float = 0.0
+    pair_over: str = "step"
     mask_same_caption: bool = True
     generation: dict | None = None
     licence: str | None = None
@@ -111,6 +120,9 @@ class DynReferConfig(PreTrainedConfig):
         self.generation = {"num_beams": 2, "max_new_tokens": 20} if self.generation is None else self.generation
         if self.language_mode not in MODES:
             raise ValueError(f"language_mode {self.language_mode!r}: expected one of {', '.join(MODES)}")
+        for name, known in (("vision_norm", NORMS), ("pair_over", PAIR_OVER)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
         if self.num_views < 1:
             raise ValueError(f"num_views {self.num_views}: at least view 0, the region itself")
         if self.vision_shape is not None:

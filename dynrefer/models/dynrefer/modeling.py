@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, Blip2QFormerModel
 
@@ -17,9 +18,10 @@ from dynrefer.vocabulary import attribute_texts, category_texts, read_attributes
 
 from ..card import About
 from ..language import LANGUAGE_MODELS, check_generation, language_kind, most_positions
+from ..ranking import ranked
 from ..saving import RegionModel
 from ..text_encoder import TextEncoder
-from ..vision import VisionEncoder
+from ..vision import VisionEncoder, batch_norms
 from .align import DeformableAlign
 from .batch import RegionBatch
 from .configuration import DynReferConfig
@@ -57,7 +59,7 @@ class DynReferModel(RegionModel):
     def __init__(self, config: DynReferConfig, dtypes: Mapping[str, torch.dtype] | None = None):
         super().__init__(config, dtypes)
         shape = None if config.vision_shape is None else tuple(config.vision_shape)
-        self.vision = VisionEncoder(config.vision_config, config.image_size, shape)
+        self.vision = VisionEncoder(config.vision_config, config.image_size, shape, config.vision_norm)
         config.vision_shape = [self.vision.width, self.vision.grid]
         config.qformer_config.encoder_hidden_size = self.vision.width
         self.region_encoder = RegionEncoder(
@@ -148,14 +150,34 @@ class DynReferModel(RegionModel):
         std = torch.tensor(self.config.image_std, device=views.device)[:, None, None]
         return ((views.float() / 255 - mean) / std).to(dtype)
 
+    def before_step(self, batches: Sequence[RegionBatch]) -> None:
+        """Gathers the captions that the step's regions are compared with, as token ids: every pass embeds all of them,
+        so that the gradient needs no gathering (DynRefer, section 3.3)."""
+        if self.config.pair_over == "batch" or not {"region_text", "view_text"} & set(self.tasks):
+            return
+        captioned = [batch.caption_mask.any(-1) for batch in batches]
+        own = [batch.text_ids[some] for batch, some in zip(batches, captioned, strict=True)]
+        pad, length = self.config.text_config.pad_token_id or 0, max(texts.shape[1] for texts in own)
+        own = torch.cat([F.pad(texts, (0, length - texts.shape[1]), value=pad) for texts in own])
+        texts, row = gather_rows(own.to(self.device), pad)
+        for batch, some in zip(batches, captioned, strict=True):
+            batch.step_texts, batch.text_rows = texts, row + some.cumsum(0) - 1
+            row += int(some.sum())
+
+    def depends_on_split(self) -> list[str]:
+        found = []
+        if name := next((name for name, module in batch_norms(self) if module.training), None):
+            found.append(f"{name} normalizes by each batch's statistics (model.vision.norm=frozen or group does not)")
+        if self.config.pair_over == "batch" and (pairing := {"region_text", "view_text"} & set(self.tasks)):
+            found.append(f"{' and '.join(sorted(pairing))} pair within a batch (model.pair_over=step does not)")
+        return found
+
     def forward(self, batch: RegionBatch) -> dict[str, Tensor]:
         """One scalar a task in `self.tasks`: the sum over this process's regions or tokens, unweighted.
 
         `batch.counts()` are the denominators; weights and backward stand in train/run.py.
         """
         if not len(batch):
-            if "region_text" in self.tasks:  # the other processes wait for this one's captions
-                gather_rows(batch.text_ids, self.config.text_config.pad_token_id or 0)
             return self.zero_sums()
         if tuple(self.tasks) == ("view_text",):  # pretraining of the two towers: view 0 is enough
             return {"view_text": self.view_text_loss(batch, self.patches(batch.views[:, :1]))}
@@ -183,33 +205,35 @@ class DynReferModel(RegionModel):
             losses["categories"] = category_loss(self.region_text_decoder.scaled(raw), batch.categories)
         return losses
 
-    def region_text_loss(self, batch: RegionBatch, region_embeds: Tensor) -> Tensor:
-        """This process's regions against the captions of all processes (DynRefer, section 3.3)."""
+    def paired(self, batch: RegionBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """What the batch's regions with a caption, R of them, are compared with: texts (N, D_text), which of them is a
+        region's own and which have its words, both bool (R, N)."""
         captioned = batch.caption_mask.any(-1)
-        text_ids, offset = gather_rows(batch.text_ids[captioned], self.config.text_config.pad_token_id or 0)
-        texts = self.text_encoder(text_ids, None)  # every process embeds all texts: the gradient needs no gathering
-        logits = self.region_text_decoder.similarity(
-            self.region_text_decoder(texts, region_embeds[captioned])
-        )  # (R, N)
-        own = offset + torch.arange(len(logits), device=logits.device)
-        positive = torch.zeros_like(logits, dtype=torch.bool)
-        positive[torch.arange(len(logits), device=logits.device), own] = True
-        ignore = None
-        if self.config.mask_same_caption:
-            ignore = (text_ids[own][:, None] == text_ids[None]).all(-1) & ~positive
-        return sigmoid_region_text_loss(logits, positive, ignore)
+        if batch.step_texts is None:
+            text_ids, rows = batch.text_ids[captioned], torch.arange(int(captioned.sum()), device=captioned.device)
+        else:
+            text_ids, rows = batch.step_texts, batch.text_rows[captioned]
+        own = rows[:, None] == torch.arange(len(text_ids), device=rows.device)
+        same = (text_ids[rows][:, None] == text_ids).all(-1)
+        return self.text_encoder(text_ids, None), own, same
+
+    def region_text_loss(self, batch: RegionBatch, region_embeds: Tensor) -> Tensor:
+        """This batch's regions against the captions of the whole step (DynRefer, section 3.3)."""
+        texts, own, same = self.paired(batch)
+        raw = self.region_text_decoder(texts, region_embeds[batch.caption_mask.any(-1)])  # (R, N)
+        ignore = same & ~own if self.config.mask_same_caption else None
+        return sigmoid_region_text_loss(self.region_text_decoder.similarity(raw), own, ignore)
 
     def view_text_loss(self, batch: RegionBatch, patches: Tensor) -> Tensor:
         """What view 0's summary token says by itself, before any query: its captions, tags and category among all.
 
         A direct path from words to a vision encoder that starts from nothing; not part of the published model. Captions
-        and tags by the sigmoid loss, categories by cross-entropy, summed over this process's regions.
+        and tags by the sigmoid loss, categories by cross-entropy, summed over this batch's regions.
         """
         views = self.view_text_head.embed(patches[:, 0, 0])  # (R, D_text)
         captioned, known = batch.caption_mask.any(-1), batch.tags_known
-        same = (batch.text_ids[:, None] == batch.text_ids[None]).all(-1)[captioned][:, captioned]
-        logits = self.view_text_head(views[captioned], self.text_encoder(batch.text_ids[captioned], None))
-        loss = sigmoid_region_text_loss(logits, same)
+        texts, _, same = self.paired(batch)
+        loss = sigmoid_region_text_loss(self.view_text_head(views[captioned], texts), same)
         if len(self.config.tags):
             logits = self.view_text_head(views[known], self.word_texts("tag"))
             loss = loss + sigmoid_region_text_loss(logits, batch.tags[known].bool())
@@ -342,10 +366,11 @@ class DynReferModel(RegionModel):
         category_names = list(self.config.categories if categories is None else categories)
         category_scores = self.region_text_decoder.scaled(self.category_logits(region_embeds, categories))
         category_scores = category_scores.softmax(-1).cpu()  # (R, C)
-        predicted = [ranked(self.config.tags, row, above=threshold) for row in tags]
-        listed = predicted
+        predicted = listed = ranked(self.config.tags, tags, above=threshold)
         if options.list_tags is not None:
-            listed = [ranked(self.config.tags, row, above=options.list_tags) for row in tags]
+            listed = ranked(self.config.tags, tags, above=options.list_tags)
+        attributes = ranked(attribute_names, attribute_scores)
+        categories = ranked(category_names, category_scores, most=options.num_categories)
         words = [
             self.processor.fitting_words(control, [tag["name"] for tag in found], room, name)
             for control, found, name in zip(batch.controls, predicted, batch.ids, strict=True)
@@ -361,18 +386,12 @@ class DynReferModel(RegionModel):
                 caption=captions[r],
                 score=float(log_probability[r].double().exp()),
                 tags=listed[r],
-                attributes=ranked(attribute_names, attribute_scores[r]),
-                categories=ranked(category_names, category_scores[r], most=options.num_categories),
+                attributes=attributes[r],
+                categories=categories[r],
                 extra={"scales": [round(t, 6) for t in batch.scales[r].tolist()]},
             )
             for r in range(len(batch))
         ]
-
-
-def ranked(names: Sequence[str], scores: Tensor, above: float = -torch.inf, most: int | None = None) -> list[dict]:
-    """[{"name", "score"}] of the scores above a bound, best first, at most so many; equal scores in list order."""
-    chosen = [i for i in scores.argsort(descending=True, stable=True).tolist()[:most] if scores[i] > above]
-    return [{"name": names[i], "score": float(scores[i])} for i in chosen]
 
 
 AutoModel.register(DynReferConfig, DynReferModel)
