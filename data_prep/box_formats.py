@@ -5,21 +5,20 @@ never guessed; but boxes that mostly leave their images, or are a pixel wide, ar
 """
 
 import argparse
-import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from data_prep.counts import Tally
 from dynrefer.boxes import BOX_FORMATS, to_xyxy
+from dynrefer.errors import cut
 
 CHUNK = 1024  # boxes converted at once
 SAMPLE = 16384  # boxes that the check looks at, the first of the file
 SLACK = 0.02  # of the image's side that a sound box may reach beyond it: annotators draw past the edge
-EXAMPLES = 3  # boxes left out that are named, the others are counted
 NUMBERS = frozenset((int, float))
 _FULL = {"": None, "unit": 1.0, "1000": 1000.0}
 
@@ -91,24 +90,23 @@ class BoxReader:
     """Boxes of one file as clipped xyxy pixels, whatever its convention, with an eye on whether it is the right one.
 
     name: the file, for messages. box_format: one of `BOX_FORMATS`; None: the file should have no boxes, only masks.
-    counts: where what was clipped and left out is counted. strict: a box with nothing in its image is an error instead
-    of being left out, counted and named.
+    tally: where is counted what was clipped and left out: boxes with nothing in their image, and what is not four
+    finite numbers; when it is strict, such a box is an error.
     """
 
-    def __init__(self, name: str, box_format: str | None, counts: Counter, strict: bool = False):
+    def __init__(self, name: str, box_format: str | None, tally: Tally):
         if box_format not in (*BOX_FORMATS, None):
             raise ValueError(f"unknown box format {box_format!r}; choose one of {', '.join(BOX_FORMATS)}")
-        self.name, self.box_format, self.counts, self.strict = str(name), box_format, counts, strict
+        self.name, self.box_format, self._tally = str(name), box_format, tally
         self._sample: list[np.ndarray] = []  # (N, 6): box, height, width
         self._seen = 0
-        self._named = 0
 
     def read(self, items: Iterable[tuple[Any, tuple[int, int], str, Any]]) -> Iterator[tuple[Box | None, Any]]:
         """(box, payload) of every (numbers, image_hw, where, payload), lazily and in order, without the empty boxes.
         Numbers that are None stay None.
 
-        Raises ValueError that begins with `where` for what is not four finite numbers, and one that begins with the
-        file for a convention that does not fit: after the first thousand boxes, and at the end.
+        Raises ValueError that begins with the file for a convention that does not fit: after the first thousand boxes,
+        and at the end.
         """
         items = iter(items)
         while chunk := list(islice(items, CHUNK)):
@@ -119,8 +117,8 @@ class BoxReader:
         boxed = [item for item in chunk if item[0] is not None]
         if boxed and self.box_format is None:
             raise ValueError(f"{boxed[0][2]}: there are boxes; say what their numbers are with --box-format")
-        for numbers, _, where, _ in boxed:
-            _check_numbers(numbers, where)
+        chunk = [item for item in chunk if item[0] is None or self._is_sound(item[0], item[2])]
+        boxed = [item for item in chunk if item[0] is not None]
         boxes = np.array([numbers for numbers, *_ in boxed], dtype=np.float64).reshape(-1, 4)
         sizes = np.array([image_hw for _, image_hw, *_ in boxed], dtype=np.float64).reshape(-1, 2)
         first = not self._seen
@@ -131,7 +129,7 @@ class BoxReader:
             self._check()
         xyxy = _pixels(boxes, sizes, self.box_format or "xyxy")
         clipped = np.clip(xyxy, 0.0, sizes[:, [1, 0, 1, 0]])
-        self.counts["boxes clipped to their image"] += int((clipped != xyxy).any(axis=1).sum())
+        self._tally["boxes clipped to their image"] += int((clipped != xyxy).any(axis=1).sum())
         empty = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1).tolist()
         rows = iter(zip(clipped.tolist(), empty, strict=True))
         for numbers, image_hw, where, payload in chunk:
@@ -145,16 +143,21 @@ class BoxReader:
                 yield tuple(box), payload
 
     def _leave_out(self, numbers: list, image_hw: tuple[int, int], where: str) -> None:
-        text = (
+        self._tally.leave_out(
+            "boxes",
+            "nothing of them in the image",
+            where,
             f"{where}: box {numbers} ({self.box_format}) covers nothing of its image, {image_hw[1]} wide and "
-            f"{image_hw[0]} high"
+            f"{image_hw[0]} high",
         )
-        if self.strict:
-            raise ValueError(text)
-        self.counts["boxes left out: nothing of them in the image"] += 1
-        self._named += 1
-        if self._named <= EXAMPLES:
-            print(f"{text}; left out", file=sys.stderr)
+
+    def _is_sound(self, numbers: Any, where: str) -> bool:
+        """Whether a box is four numbers that are finite; left out otherwise."""
+        why = _number_problem(numbers)
+        if why is not None:
+            text = f"{where}: box {cut(repr(numbers), 200)}: {why}; a box is four finite numbers"
+            self._tally.leave_out("boxes", why, where, text)
+        return why is None
 
     def _check(self) -> None:
         if self._seen:
@@ -163,13 +166,11 @@ class BoxReader:
                 raise ValueError(f"{self.name}: {problem}")
 
 
-def _check_numbers(numbers: Sequence, where: str) -> None:
-    numbers = numbers if isinstance(numbers, (list, tuple)) else None
-    if numbers is None or len(numbers) != 4 or not all(type(number) in (int, float) for number in numbers):
-        raise ValueError(f"{where}: box {numbers!r}: expected four numbers")
+def _number_problem(numbers: Any) -> str | None:
+    if not isinstance(numbers, (list, tuple)) or len(numbers) != 4 or not all(type(n) in NUMBERS for n in numbers):
+        return "not four numbers"
     # far below what overflows: no image is that large
-    if not all(abs(number) < 1e9 for number in numbers):  # nor NaN
-        raise ValueError(f"{where}: box {numbers!r:.200}: a number is not finite, or far too large")
+    return None if all(abs(number) < 1e9 for number in numbers) else "a number is not finite, or far too large"
 
 
 def add_box_format(parser: argparse.ArgumentParser, required: bool = True) -> None:

@@ -18,8 +18,9 @@ Where the files come from (annotations, then images):
     v3det               github.com/V3Det/V3Det: v3det_2023_v1_train.json (289 MB), _val.json (63 MB); images 54 GB
     osprey-lvis, -paco  huggingface.co/datasets/sunshine-lwt/Osprey-ValData: {lvis,paco}_val_1k_category.json
     own                 yours: images (id, file_name, height, width), annotations (id, image_id, category_id, bbox or
-                        segmentation) and categories (id, name). An annotation's `caption` or `captions` become the
-                        record's. --box-format says what bbox holds; a segmentation counts in pixels always.
+                        segmentation) and categories (id, name). An annotation's texts become the record's: under
+                        --text-key, or caption, description, phrase, sentence, text and the like, also in `attributes`.
+                        --box-format says what bbox holds; a segmentation counts in pixels always.
 
 Licences: COCO, LVIS, Objects365 and V3Det annotations CC BY 4.0; the photographs stay their owners' (mostly Flickr).
 
@@ -36,39 +37,38 @@ and OVAD: name those records with --exclude.
 import argparse
 import sys
 from array import array
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_prep.box_formats import BoxReader, add_box_format
 from data_prep.coco_datasets import DATASETS, Dataset, Labels
-from data_prep.converter import (
-    ImageFolder,
-    arguments,
-    excluded_images,
-    image_key,
-    image_keys,
-    write,
-    write_list,
-)
-from data_prep.counts import check_counts, tell
+from data_prep.converter import arguments, excluded_images, image_key, image_keys, write, write_list
+from data_prep.counts import BadEntry, Tally, Undecided, check_counts, tell
+from data_prep.image_folder import STORED_PIXELS, ImageFolder
 from data_prep.json_files import read_items
+from data_prep.polygons import FEW_CORNERS, read_mask, turn
+from data_prep.texts import TEXT_KEY, TextKeys, texts_of
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.records import Region
-from dynrefer.errors import run_command
-from dynrefer.masks import check_mask_record, mask_to_box, rle_to_box, to_mask
+from dynrefer.errors import cut, run_command
+from dynrefer.images import read_orientation
+from dynrefer.masks import mask_to_box, rle_to_box, to_mask
 
 SHARED_WITH = "the tests of RefCOCOg and OVAD"
+NO_TEXTS = ("id", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd")  # keys of the format
+CROWD = {"0": False, "1": True, "false": False, "true": True, "": False, "none": False, "nan": False}
 
 
 class Converter:
     """Records of one COCO JSON file. Images and categories are read at once, annotations streamed by `regions`.
 
     name: begins the records' ids, NAME-SPLIT-ID. exclude: keys of images to leave out (`converter.image_keys`). subset:
-    counts may differ and images may be missing. strict: what would be left out as damaged is an error. counts: what the
-    file held and what was left out. Raises ValueError for a damaged file, another dataset's or another split's.
+    counts may differ and images may be missing. strict: what would be left out as damaged is an error. text_keys: of
+    one's own data, where texts stand; None for published data, whose texts are `caption` and `captions`. counts: what
+    the file held and what was left out. Raises ValueError for a damaged file, another dataset's or another split's.
     """
 
     def __init__(
@@ -83,15 +83,19 @@ class Converter:
         keep_crowd: bool = False,
         subset: bool = False,
         strict: bool = False,
+        text_keys: Sequence[str] | None = None,
     ):
         if dataset.published and split not in dataset.published:
             raise ValueError(f"split {split!r}: {name} has {', '.join(dataset.published)}")
         self.name, self.dataset, self.split, self.path, self.images = name, dataset, split, path, images
-        self.exclude, self.keep_crowd, self.subset, self.strict = exclude, keep_crowd, subset, strict
+        self.exclude, self.keep_crowd, self.subset = exclude, keep_crowd, subset
         self._file = str(path)
-        self.counts: Counter[str] = Counter()
+        self.counts = Tally(strict)
+        self._own = text_keys is not None
+        self._texts = TextKeys(self.counts, text_keys, NO_TEXTS) if self._own else None
         self.categories: list[dict] = []  # entries of the file
         self.attributes: list[dict] = []
+        self._names: dict[int | str, str] = {}  # of the categories, by their ids
         self._labels: Labels | None = None
         self._images: dict[int | str, tuple[str, tuple[int, int]] | None] = {}  # id -> path and size, None = left out
         self._read_lists()
@@ -103,20 +107,23 @@ class Converter:
             self._add_image(image)
         self.counts["images"] = len(self._images)
         if not any(self._images.values()):
-            raise ValueError(
-                f"{self.path}: none of its {len(self._images):,} images is left; look at --images and --exclude"
-            )
+            why = self.counts.first or "look at --images and --exclude"
+            why = why.removeprefix(f"{self.path}: ")
+            raise ValueError(f"{self.path}: none of its {len(self._images):,} images is left; {why}")
         if nested:
             names = {name for entry in read_items(self.path, "item") for _, name in self._nested_annotations(entry)}
             self.categories = [{"name": name} for name in sorted(names)]
         elif self.dataset.form == "instances":
             self.categories = list(read_items(self.path, "categories.item"))
-            ids: set[int | str] = set()
             for entry in self.categories:
                 number, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
-                if not isinstance(number, int | str) or number in ids or not isinstance(name, str) or not name.strip():
-                    raise ValueError(f"{self.path}: category {str(entry)[:100]}: expected a name, and an id of its own")
-                ids.add(number)
+                number = known_id(number)
+                if not isinstance(name, str) or not name.strip() or number is None or number in self._names:
+                    raise ValueError(f"{self.path}: category {cut(str(entry))}: expected a name, and an id of its own")
+                self._names[number] = name.strip()
+            if self._own and (root := self._root_category()) is not None:
+                self.categories.remove(root)
+                self.counts["categories left out, a root that no annotation has"] = 1
             if shared := len(self.categories) - len(self.category_names):
                 self.counts["categories that share another's name"] = shared
         self.counts["categories"] = len(self.categories)
@@ -134,32 +141,58 @@ class Converter:
         """Each once, in the file's order, without blanks around them."""
         return list(dict.fromkeys(entry["name"].strip() for entry in self.categories))
 
+    def _root_category(self) -> dict | None:
+        """The category that only holds the others together, as Roboflow writes it; None where there is none, or where
+        an annotation has it."""
+        for entry in self.categories:
+            others = [other for other in self.categories if other is not entry]
+            is_root = entry.get("supercategory") in (None, "", "none")
+            if others and is_root and all(other.get("supercategory") == entry["name"] for other in others):
+                number = known_id(entry["id"])
+                annotations = (a for a in read_items(self.path, "annotations.item") if isinstance(a, dict))
+                return entry if all(known_id(a.get("category_id")) != number for a in annotations) else None
+        return None
+
     def _add_image(self, image: dict) -> None:
-        try:
-            number, names = image["id"], self.dataset.names(image)
-            image_hw = image["height"], image["width"]
-            if not type(image_hw[0]) is type(image_hw[1]) is int or min(image_hw) <= 0:
-                check_image_hw(image_hw)
+        with self.counts.entries("images"):
+            try:
+                number, names = known_id(image["id"]), self.dataset.names(image)
+                image_hw = image["height"], image["width"]
+                if number is None:
+                    raise ValueError(f"id {image['id']!r} is no number and no text")
+                if number in self._images:
+                    raise Undecided("its id stands in the file twice")
+                self._images[number] = None
+                if not type(image_hw[0]) is type(image_hw[1]) is int or min(image_hw) <= 0:
+                    image_hw = check_image_hw(image_hw)
+                found = self.images.find(*names)
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                kind = Undecided if isinstance(error, Undecided) else BadEntry
+                missing = "no key " if isinstance(error, KeyError) else ""
+                raise kind(
+                    f"{self.path}: image {cut(str(image))}: {missing}{error}; expected an object with id, file_name, "
+                    "height and width, ids once each"
+                ) from error
             where = f"{self._file}: image {number}"
-            if number in self._images:
-                raise ValueError("its id stands in the file twice")
-            found = self.images.find(*names)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"{self.path}: image {str(image)[:100]}: {type(error).__name__} {error}; expected an object with id, "
-                "file_name, height and width, ids once each"
-            ) from error
-        self._images[number] = None
-        if self.exclude and image_key(names[0]) in self.exclude:
-            self.counts["images left out, shared with --exclude"] += 1
-        elif names[0].rpartition("/")[2] in self.dataset.lost:
-            self.counts["images left out, lost by the dataset's makers"] += 1
-        elif found is None and self.subset:
-            self.counts["images left out, not in the folder"] += 1
-        else:
-            found = found or self.images.path(names[0], where)
-            self.images.check_size(found, image_hw, where)
-            self._images[number] = found, image_hw
+            if self.exclude and image_key(names[0]) in self.exclude:
+                self.counts["images left out, shared with --exclude"] += 1
+            elif names[0].rpartition("/")[2] in self.dataset.lost:
+                self.counts["images left out, lost by the dataset's makers"] += 1
+            elif found is None and self.subset:
+                self.counts["images left out, not in the folder"] += 1
+            else:
+                found = found or self._find(names[0], where)
+                self.images.check_size(found, image_hw, where)
+                self._images[number] = found, image_hw
+
+    def _find(self, name: str, where: str) -> str:
+        """The image's path; when it is missing, published data stop, since they are whole or a --subset."""
+        try:
+            return self.images.path(name, where)
+        except BadEntry as error:
+            if self._own:
+                raise
+            raise Undecided(f"{error} --subset leaves out images that are not on disk") from error
 
     def _check(self, early: bool = False) -> None:
         """Published counts: of the lists first, of all at the end."""
@@ -180,51 +213,66 @@ class Converter:
 
     def _instances(self) -> Iterator[Region]:
         for box, payload in self._boxes(self._annotations()):
-            yield self._region(box, *payload)
+            with self.counts.entries("annotations"):
+                yield self._region(box, *payload)
+        if self._texts is not None:
+            self._texts.check(self._file)
 
     def _annotations(self) -> Iterator[tuple]:
-        file, images = self._file, self._images
-        names = {entry["id"]: entry["name"].strip() for entry in self.categories}
         ids = array("q")  # 8 bytes each, of tens of millions
         texts: set[str] = set()  # ids that are no numbers, of people's own files
         with_annotations: set[int | str] = set()
-        num_crowds = num_without_image = 0
+        for key in ("annotations", "images with annotations", "annotations left out with their image"):
+            self.counts[key] = 0
+        self.counts["crowd regions left out"] = 0
         for annotation in read_items(self.path, "annotations.item"):
-            try:
-                number, image_id = annotation["id"], annotation["image_id"]
-                image, category = images[image_id], names[annotation["category_id"]]
-            except (KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{file}: annotation {str(annotation)[:100]}: {error} is missing; expected id, bbox, image_id of "
-                    "`images` and category_id of `categories`"
-                ) from error
-            if type(number) is int and abs(number) < 2**62:
-                ids.append(number)
-            elif str(number) in texts:
-                raise ValueError(f"{file}: annotation id {number!r} stands in it twice; ids are unique")
-            else:
-                texts.add(str(number))
-            with_annotations.add(image_id)
-            if image is None:
-                num_without_image += 1
-            elif annotation.get("iscrowd") and not self.keep_crowd:
-                num_crowds += 1
-            else:
-                where = f"{file}: annotation {number}"
-                yield annotation.get("bbox"), image[1], where, (number, image, category, annotation, where)
-        self.counts["annotations"] = len(ids) + len(texts)
+            self.counts["annotations"] += 1
+            item = None
+            with self.counts.entries("annotations"):
+                number = self._id_of(annotation)
+                if type(number) is int and abs(number) < 2**62:
+                    ids.append(number)
+                elif str(number) in texts:
+                    raise Undecided(f"{self._file}: annotation id {number!r} stands in it twice; ids are unique")
+                else:
+                    texts.add(str(number))
+                item = self._item(annotation, number, with_annotations)
+            if item is not None:
+                yield item
         self.counts["images with annotations"] = len(with_annotations)
-        self.counts["annotations left out with their image"] = num_without_image
-        self.counts["crowd regions left out"] = num_crowds
         numbers = np.frombuffer(ids, np.int64)
         numbers.sort()
         if (repeated := numbers[1:][numbers[1:] == numbers[:-1]]).size:
-            raise ValueError(f"{file}: annotation id {repeated[0]} stands in it twice; ids are unique")
+            raise ValueError(f"{self._file}: annotation id {repeated[0]} stands in it twice; ids are unique")
+
+    def _id_of(self, annotation: Any) -> int | str:
+        if not isinstance(annotation, dict):
+            raise BadEntry(f"{self._file}: annotation {cut(str(annotation))}: expected an object")
+        if (number := known_id(annotation.get("id"))) is None:
+            has = f"id {annotation['id']!r} is no number and no text" if "id" in annotation else "'id' is missing"
+            raise BadEntry(f"{self._file}: annotation {cut(str(annotation))}: {has}; expected an id of its own")
+        return number
+
+    def _item(self, annotation: dict, number: int | str, with_annotations: set) -> tuple | None:
+        """What `BoxReader.read` wants of an annotation; None where it is left out by rule."""
+        where = f"{self._file}: annotation {number}"
+        image_id = _id_in(annotation, "image_id", self._images, "images", where)
+        category = self._names[_id_in(annotation, "category_id", self._names, "categories", where)]
+        image = self._images[image_id]
+        with_annotations.add(image_id)
+        if image is None:
+            self.counts["annotations left out with their image"] += 1
+        elif _is_crowd(annotation.get("iscrowd"), where) and not self.keep_crowd:
+            self.counts["crowd regions left out"] += 1
+        else:
+            return annotation.get("bbox") or None, image[1], where, (number, image, category, annotation, where)
+        return None
 
     def _nested(self) -> Iterator[Region]:
         def items():
             for entry in read_items(self.path, "item"):
-                image = self._images[entry["id"]]
+                if (image := self._images.get(known_id(entry["id"]), ())) == ():
+                    continue  # left out above
                 for k, (annotation, category) in enumerate(self._nested_annotations(entry)):
                     self.counts["annotations"] += 1
                     if image is None:
@@ -235,7 +283,8 @@ class Converter:
                     yield annotation.get("bbox"), image[1], where, (number, image, category, annotation, where)
 
         for box, payload in self._boxes(items()):
-            yield self._region(box, *payload)
+            with self.counts.entries("annotations"):
+                yield self._region(box, *payload)
 
     def _nested_annotations(self, entry: dict) -> list[tuple[dict, str]]:
         """(annotation, category) of an image that holds its own."""
@@ -253,15 +302,17 @@ class Converter:
     def _captions(self) -> Iterator[Region]:
         captions: dict[int | str, list[str]] = {}
         for annotation in read_items(self.path, "annotations.item"):
-            try:
-                self._images[annotation["image_id"]]
-                text = " ".join(annotation["caption"].split())
-            except (KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"{self.path}: annotation {str(annotation)[:100]}: expected a caption, and image_id of `images`"
-                ) from error
-            captions.setdefault(annotation["image_id"], []).append(text)
             self.counts["captions"] += 1
+            with self.counts.entries("captions"):
+                try:
+                    number = known_id(annotation["image_id"])
+                    self._images[number]
+                    text = " ".join(annotation["caption"].split())
+                except (KeyError, TypeError, AttributeError) as error:
+                    raise BadEntry(
+                        f"{self.path}: annotation {cut(str(annotation))}: expected a caption, and image_id of `images`"
+                    ) from error
+                captions.setdefault(number, []).append(text)
         for number, image in self._images.items():
             if image is None:
                 continue
@@ -281,43 +332,66 @@ class Converter:
                 self.counts["images left out, without a caption"] += 1
 
     def _boxes(self, items) -> Iterator:
-        return BoxReader(self.path, self.dataset.box_format, self.counts, self.strict).read(items)
+        return BoxReader(self.path, self.dataset.box_format, self.counts).read(items)
 
     def _region(self, box, number, image, category, annotation, where) -> Region:
         path, image_hw = image
-        mask = annotation.get("segmentation") or None
-        if mask is not None:
-            mask = self._mask(mask, image_hw, where)
-        return Region(
+        few = self.counts[FEW_CORNERS]
+        mask = read_mask(annotation.get("segmentation"), image_hw, where, self.counts)
+        if self.counts.strict and self.counts[FEW_CORNERS] > few:
+            raise ValueError(f"{where}: a polygon of fewer than three corners, {annotation['segmentation']}")
+        box = box or _box_of(mask, image_hw, where)
+        if self.images.stored and (orientation := read_orientation(self.images.file(path))) > 1:
+            box, mask, image_hw = turn(box, mask, orientation, image_hw)
+            self.counts["regions turned with their pictures"] += 1
+        captions = self._texts.read(annotation, where) if self._texts else _captions_of(annotation, where)
+        region = Region(
             id=f"{self.name}-{self.split}-{number}",
             image=path,
             image_hw=image_hw,
-            box=box or _box_of(mask, image_hw, where),
+            box=box,
             mask=mask,
-            captions=_captions_of(annotation, where) if "caption" in annotation or "captions" in annotation else (),
+            captions=tuple(captions),
             attributes=self._labels(annotation) if self._labels else {},
             category=category,
             source=self.dataset.source,
             licence=self.dataset.licence,
             split=self.split,
         )
+        if self._own:
+            self.counts["captions"] += len(captions)
+            self.counts["regions without a caption"] += not captions
+        return region
 
-    def _mask(self, mask: object, image_hw: tuple[int, int], where: str) -> dict | list | None:
-        """The mask as a record holds it; None where all its polygons have fewer than three corners."""
-        if isinstance(mask, list):
-            polygons = [mask] if isinstance(mask[0], int | float) else mask
-            mask = [polygon for polygon in polygons if not isinstance(polygon, list) or len(polygon) >= 6]
-            if len(mask) < len(polygons):
-                if self.strict:
-                    raise ValueError(f"{where}: a polygon of fewer than three corners, {polygons}")
-                self.counts["polygons left out, fewer than three corners"] += len(polygons) - len(mask)
-            if not mask:
-                return None
-        try:
-            check_mask_record(mask, image_hw)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        return mask
+
+def known_id(value: Any) -> int | str | None:
+    """An id as a whole number where it is one, also as text or with a point; as text; None for anything else.
+
+    >>> known_id("17"), known_id(17.0), known_id("a-017"), known_id(None), known_id("")
+    (17, 17, 'a-017', None, None)
+    """
+    if isinstance(value, str):
+        return int(value) if value.isascii() and value.isdigit() and str(int(value)) == value else value or None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
+
+
+def _is_crowd(value: Any, where: str) -> bool:
+    text = str(value).strip().lower().removesuffix(".0")
+    if text not in CROWD:
+        raise BadEntry(f"{where}: iscrowd {cut(repr(value))}: expected 0 or 1")
+    return CROWD[text]
+
+
+def _id_in(annotation: dict, key: str, known: Collection[int | str], place: str, where: str) -> int | str:
+    """The id of another entry that an annotation names; BadEntry where there is none."""
+    if key not in annotation:
+        raise BadEntry(f"{where}: {key!r} is missing; expected {key} of `{place}`", f"no {key}")
+    if (number := known_id(annotation[key])) is None or number not in known:
+        text = f"{where}: {key} {cut(repr(annotation[key]))} is not there; expected {key} of `{place}`"
+        raise BadEntry(text, f"their {key} is not of `{place}`")
+    return number
 
 
 def _box_of(mask: dict | list | None, image_hw: tuple[int, int], where: str) -> tuple[float, ...]:
@@ -333,12 +407,9 @@ def _box_of(mask: dict | list | None, image_hw: tuple[int, int], where: str) -> 
     return tuple(box.tolist())
 
 
-def _captions_of(annotation: dict, where: str) -> tuple[str, ...]:
-    captions = annotation.get("captions") or annotation.get("caption") or []
-    captions = [captions] if isinstance(captions, str) else captions
-    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
-        raise ValueError(f"{where}: captions {str(captions)[:100]}: expected a text or a list of texts")
-    return tuple(filter(None, (" ".join(text.split()) for text in captions)))
+def _captions_of(annotation: dict, where: str) -> list[str]:
+    key = "captions" if annotation.get("captions") else "caption"
+    return texts_of(annotation.get(key), key, where)
 
 
 def convert(converter: Converter, out: Path) -> None:
@@ -350,7 +421,7 @@ def convert(converter: Converter, out: Path) -> None:
         lists["attributes.json"] = converter.attributes
     for check_only in (True, False):
         if not check_only:
-            converter.counts["records"] = write(out, converter.regions())
+            converter.counts["records"] = write(out, converter.regions(), converter.counts)
         for name, entries in lists.items():
             write_list(out.absolute().parent / name, entries, check_only)
     tell(out, {name: count for name, count in converter.counts.items() if count})
@@ -366,15 +437,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--source", help="own data: where they come from, for the records (default: the file's name)")
     parser.add_argument("--licence", help="own data: licence that the records say")
     parser.add_argument("--keep-crowd", action="store_true", help="keep regions marked iscrowd, groups of many things")
-    parser.add_argument("--strict", action="store_true", help="stop at what would be left out as damaged")
+    parser.add_argument("--strict", action="store_true", help="stop at what would be left out as faulty")
+    parser.add_argument("--stored-pixels", action="store_true", help=STORED_PIXELS)
+    parser.add_argument("--text-key", nargs="+", metavar="KEY", help=TEXT_KEY)
     return run_command("data_prep.coco", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:
     name, dataset = args.dataset, DATASETS[args.dataset]
-    own = {key: getattr(args, key) for key in ("box_format", "name", "source", "licence")}
+    own = {key: getattr(args, key) for key in ("box_format", "name", "source", "licence", "text_key")}
+    text_keys = None
     if name == "own":
-        name = args.name or args.annotations.name.split(".")[0]
+        name, text_keys = args.name or args.annotations.name.split(".")[0], args.text_key or ()
         dataset = Dataset(args.source or args.annotations.name, args.licence or "", box_format=args.box_format)
     elif given := [key for key, value in own.items() if value is not None]:
         raise ValueError(f"--{given[0].replace('_', '-')}: {name} has its own; it is for --dataset own")
@@ -382,7 +456,7 @@ def _run(args: argparse.Namespace) -> None:
         exclude = excluded_images(args, SHARED_WITH)
     else:
         exclude = image_keys(args.exclude or ())
-    images = ImageFolder(args.images, args.out)
+    images = ImageFolder(args.images, args.out, args.image_prefix, args.stored_pixels)
     converter = Converter(
         name,
         dataset,
@@ -393,6 +467,7 @@ def _run(args: argparse.Namespace) -> None:
         keep_crowd=args.keep_crowd,
         subset=args.subset,
         strict=args.strict,
+        text_keys=text_keys,
     )
     convert(converter, args.out)
 

@@ -1,6 +1,16 @@
 """Conversations of users' own data in any of the usual spellings -> turns, and questions with their answers."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
+
+IN_TEXT = "their boxes are written in the text"
+IN_TEXT_STEP = (
+    "its boxes are written in the text (as <|box_start|>, bbox_2d or <box>), where nothing says what their numbers "
+    "count in; give them as lists, `objects` with bbox and bbox_type, or `bboxes`"
+)
+_BOXES = re.compile(  # Qwen's, JSON answers, InternVL's, Kosmos-2's and PaliGemma's, Shikra's
+    r"<\|box_start\|>|\"?bbox(?:_2d)?\"?\s*:\s*\[|<box>\s*[\[(\d]|<patch_index_\d|<loc_?\d+>|\[\s*\d*\.?\d+(?:\s*,\s*\d*\.?\d+){3}\s*\]"
+)
 
 _SPEAKERS = {
     **dict.fromkeys(("human", "user", "USER"), "user"),
@@ -37,6 +47,11 @@ def read_turns(entry: dict, where: str) -> list[tuple[str, str]]:
     if bad := [pair for pair in pairs if len(pair) != 2 or not all(isinstance(text, str) for text in pair)]:
         raise ValueError(f"{where}: question and answer {bad[0]!r}: expected two texts")
     return [turn for question, answer in pairs for turn in (("user", question), ("assistant", answer))]
+
+
+def writes_boxes(texts: Iterable[str]) -> bool:
+    """Whether a text has a box of numbers in it."""
+    return any(_BOXES.search(text) for text in texts)
 
 
 def read_questions(turns: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:

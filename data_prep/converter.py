@@ -1,20 +1,19 @@
-"""What the converters of published data share: their options, images in a folder, images that tests need left out, and
-records and word lists written beside their images."""
+"""What the converters of published data share: their options, images that tests need left out, and records and word
+lists written beside their images."""
 
 import argparse
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from data_prep.counts import nothing
 from dynrefer.data.arrow import save_arrow
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region
 from dynrefer.files import atomic_path, read_text
-from dynrefer.images import read_image_hw
 
-NUM_SIZES_CHECKED = 1000  # pictures of a folder whose headers are compared with the recorded size
 COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.jpg$")
 
 
@@ -45,6 +44,7 @@ def arguments(name: str, description: str, shared_with: str | None = None) -> ar
     --exclude is required then."""
     parser = argparse.ArgumentParser(prog=f"python -m data_prep.{name}", description=description)
     parser.add_argument("--images", type=Path, required=True, help="folder of the images; records point into it")
+    parser.add_argument("--image-prefix", default="", help="what to remove where an image's name begins with it")
     parser.add_argument("--out", type=Path, required=True, help="record file: .jsonl, .jsonl.gz, or an Arrow folder")
     parser.add_argument("--subset", action="store_true", help="the files are knowingly a part: counts may differ")
     if shared_with:
@@ -68,73 +68,23 @@ def excluded_images(args: argparse.Namespace, shared_with: str) -> set[int | str
     return image_keys(args.exclude)
 
 
-class ImageFolder:
-    """Images on disk, listed once, and their paths relative to the record file.
-
-    Raises ValueError when there is no such folder, and for each image that is not in it.
-    """
-
-    def __init__(self, folder: Path, out: Path):
-        if not folder.is_dir():
-            raise ValueError(f"image folder {folder}: no such folder; name where the images were unpacked to")
-        self.folder = folder
-        self._prefix = os.path.relpath(folder.absolute(), out.absolute().parent)
-        self._listed: dict[str, frozenset[str]] = {}
-        self._unchecked = NUM_SIZES_CHECKED
-
-    def path(self, name: str, where: str) -> str:
-        """`name` (relative to the folder, with forward slashes) as a record says it; `where` begins an error."""
-        found = self.find(name)
-        if found is None:
-            raise ValueError(f"{where}: image {name!r} is not in {self.folder}; is it the folder of this dataset?")
-        return found
-
-    def find(self, *names: str) -> str | None:
-        """The first of these names that is in the folder, as a record says it; None where none is."""
-        for name in names:
-            parent, _, base = name.rpartition("/")
-            if name.startswith("/") or ".." in parent.split("/"):
-                continue
-            if parent not in self._listed:
-                place = self.folder / parent
-                self._listed[parent] = frozenset(os.listdir(place)) if place.is_dir() else frozenset()
-            if base in self._listed[parent]:
-                return f"{self._prefix}/{name}"
-        return None
-
-    def image_hw(self, path: str) -> tuple[int, int]:
-        """The (height, width) of a picture, from its header. path: as `path` and `find` give it."""
-        return read_image_hw(self.folder / path[len(self._prefix) + 1 :])
-
-    def check_size(self, path: str, image_hw: tuple[int, int], where: str) -> None:
-        """ValueError where a picture has another size than recorded. path: as `path` and `find` give it. Looks at the
-        headers of the first pictures only; `python -m data_prep.check` looks at all."""
-        if self._unchecked:
-            self._unchecked -= 1
-            true_hw = self.image_hw(path)
-            if true_hw != tuple(image_hw):
-                raise ValueError(
-                    f"{where}: the annotations say {tuple(image_hw)}, but image {path!r} is {true_hw} (height, width); "
-                    "convert with the images that were annotated, not resized ones"
-                )
-
-
-def write(out: Path, regions: Iterable[Region]) -> int:
+def write(out: Path, regions: Iterable[Region], counts: Mapping[str, int]) -> int:
     """Writes records in the form that the name asks for (.jsonl, .jsonl.gz, or an Arrow folder); how many they are.
-    The file appears whole or not at all. ValueError when there are none."""
+    The file appears whole or not at all. counts: what was counted while the regions came; when there are none, the
+    ValueError names what was left out most."""
     if out.name.endswith((".jsonl", ".jsonl.gz")):
-        return write_records(out, _some(regions, out))
+        return write_records(out, _some(regions, out, counts))
     if out.suffix:
         raise ValueError(f"--out {out}: expected a name that ends with .jsonl or .jsonl.gz, or without an ending")
-    return save_arrow(out, _some(regions, out))
+    return save_arrow(out, _some(regions, out, counts))
 
 
-def _some(regions: Iterable[Region], out: Path) -> Iterator[Region]:
+def _some(regions: Iterable[Region], out: Path, counts: Mapping[str, int]) -> Iterator[Region]:
     region = None
     for region in regions:
         yield region
     if region is None:
-        raise ValueError(f"{out}: no regions came out; look at the splits and the excluded images")
+        raise nothing(out, counts)
 
 
 def write_list(path: Path, entries: Sequence[str] | Sequence[dict], check_only: bool = False) -> None:

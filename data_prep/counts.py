@@ -1,32 +1,72 @@
 """What a converter counted and left out: nothing goes without a number and a name, and published numbers are compared.
 
+One rule for bad entries: a converter leaves them out, names the first few, counts all by their kind, and its last line
+names what was left out most; --strict makes each an error.
+
+    with tally.entries("annotations"):  # a ValueError within it leaves this one out
+        ...
+
 check_counts({"images": 108077}, published={"images": 108077}, name="Visual Genome 1.2")
 """
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 EXAMPLES = 3  # of each reason that are named, the others are counted
+FAULTY = "not as the format has it"
+LEFT_OUT = "left out"  # in the name of every count of what was in the file and is not in the records
+NEXT_STEPS = {  # of what is left out by rule, where nothing else was there
+    "crowd regions left out": "--keep-crowd keeps them",
+    "tasks left out: predictions, but no annotation": "accept or correct them in Label Studio, and export again",
+}
+
+
+class BadEntry(ValueError):
+    """What is wrong with one entry of a file. why: its kind, as counted."""
+
+    def __init__(self, text: str, why: str = FAULTY):
+        super().__init__(text)
+        self.why = why
+
+
+class Undecided(ValueError):
+    """What only the user can decide, for the whole file: it is never left out entry by entry."""
 
 
 class Tally(Counter):
-    """Counts by name. strict: what is left out as faulty is an error instead."""
+    """Counts by name. strict: what is left out as faulty is an error instead. first: the first that was."""
 
     def __init__(self, strict: bool = False):
         super().__init__()
         self.strict = strict
+        self.first = ""
 
-    def leave_out(self, what: str, why: str, where: str) -> None:
+    def leave_out(self, what: str, why: str, where: str, text: str | None = None) -> None:
         """Counts one of "regions" or "images" as left out for a fault of the source, and names the first few.
-        ValueError, beginning with `where`, when strict."""
+        ValueError, beginning with `where`, when strict. text: the whole message, where it says more than `why`."""
+        text = text or f"{where}: {why}"
         if self.strict:
-            raise ValueError(f"{where}: {why}")
-        name = f"{what} left out: {why}"
+            raise ValueError(text)
+        name = f"{what} {LEFT_OUT}: {why}"
         self[name] += 1
+        self.first = self.first or text
         if self[name] <= EXAMPLES:
-            print(f"{where}: {why}; left out", file=sys.stderr)
+            print(f"{text}; {LEFT_OUT}", file=sys.stderr)
+
+    @contextmanager
+    def entries(self, what: str) -> Iterator[None]:
+        """A ValueError within it leaves out one of `what`, except `Undecided`; when strict it is an error."""
+        try:
+            yield
+        except Undecided:
+            raise
+        except ValueError as error:
+            if self.strict:
+                raise
+            self.leave_out(what, error.why if isinstance(error, BadEntry) else FAULTY, "", str(error))
 
     def told(self) -> dict[str, int]:
         """What is worth printing: everything that occurred."""
@@ -44,7 +84,32 @@ def check_counts(found: Mapping[str, int], published: Mapping[str, int], name: s
 
 
 def tell(out: Path, counts: Mapping[str, int]) -> None:
-    """Prints what was counted, a line each, and where it went."""
+    """Prints what was counted, a line each, where it went, and what was left out most."""
+    _print(counts)
+    name, count = _most(counts)
+    short = " ".join(name.replace(LEFT_OUT, "").split()).replace(" :", ":").replace(" ,", ",").lstrip(", ")
+    most = f"; {LEFT_OUT} most: {count:,} {short}" if count else ""
+    print(f"-> {out}{most}")
+
+
+def nothing(out: Path, counts: Mapping[str, int]) -> ValueError:
+    """The error of an empty outcome, which names what was left out most and the first fault; the counts are printed."""
+    _print({name: count for name, count in counts.items() if count})
+    name, count = _most(counts)
+    if not count:
+        hint = "look at the input, its splits and the excluded images"
+        return ValueError(f"{out}: no regions came out, and none was left out; {hint}")
+    step = NEXT_STEPS.get(name) or getattr(counts, "first", "") or "convert other data, or look at its form"
+    return ValueError(f"{out}: no regions came out; {count:,} {name}: {step}")
+
+
+def _print(counts: Mapping[str, int]) -> None:
     for name, count in counts.items():
         print(f"{count:>12,}  {name}")
-    print(f"-> {out}")
+
+
+def _most(counts: Mapping[str, int]) -> tuple[str, int]:
+    """The largest count of what was left out, ("", 0) where nothing was. What went with something else comes last."""
+    names = [name for name, count in counts.items() if LEFT_OUT in name and count]
+    name = max(names, key=lambda name: ("with their" not in name, counts[name]), default="")
+    return name, counts[name] if name else 0

@@ -5,19 +5,21 @@
         --image-column file --box-columns left top w h --caption-column text --out data/mine/train.jsonl
 
 The first line names the columns: an image, four numbers of the box, and where there are such columns a caption, a
-category, tags (parted by ;), an id and a split. Rows of the same box are one region with several captions; a row
+category, tags (parted by ;), an id and a split. A caption's column may also be called description, text, phrase or
+sentence. Rows of the same box are one region with several captions; a row
 without a caption is a region without one. UTF-8 with or without a byte order mark, or what --encoding says.
 """
 
 import argparse
 import csv
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.box_formats import add_box_format
+from data_prep.counts import Tally
 from data_prep.own_data import Found, OwnImages, own_arguments, write_found
+from data_prep.texts import TEXT_KEYS
 from dynrefer.errors import run_command, suggestion
 
 BOX_COLUMNS = {
@@ -29,18 +31,26 @@ OPTIONAL = ("caption", "category", "tags", "id", "split")
 
 
 def regions(
-    path: Path, images: OwnImages, columns: dict, delimiter: str, encoding: str, counts: Counter
+    path: Path, images: OwnImages, columns: dict, delimiter: str, encoding: str, counts: Tally
 ) -> Iterator[Found]:
     """Regions of a table in the order of their first rows; the captions of later rows of a box join the first's.
 
     columns: "image" -> name, "box" -> four names, and of `OPTIONAL` those that the table has. The whole table is read
     first, since rows of a box may stand anywhere.
     """
+    used = {*columns["box"], *(name for key, name in columns.items() if key != "box")}
     merged: dict[tuple, list] = {}  # (image, box) -> [line, captions, category, tags, id, split]
-    for line, row in read_rows(path, columns, delimiter, encoding):
+    for line, row in read_rows(path, columns, delimiter, encoding, counts):
         counts["rows"] += 1
+        for name in row.keys() - used:
+            if any(map(str.isalpha, row[name])):
+                counts[f"texts not read: column {name} (--caption-column {name} takes them)"] += 1
         where = f"{path}:{line}"
-        box = tuple(_number(row[name], name, where) for name in columns["box"])
+        box = None
+        with counts.entries("rows"):
+            box = tuple(_number(row[name], name, where) for name in columns["box"])
+        if box is None:
+            continue
         caption, category, tags, region_id, split = (row[columns[key]] if key in columns else "" for key in OPTIONAL)
         known = merged.setdefault((row[columns["image"]], box), [line, [], category, tags, region_id, split])
         if known[0] != line:
@@ -49,23 +59,27 @@ def regions(
                     raise ValueError(f"{where}: {key} {new!r}, but {old!r} in line {known[0]}, which is the same box")
         if caption.strip() and (caption := caption.strip()) not in known[1]:
             known[1].append(caption)
-    counts["rows that repeat a box"] = counts["rows"] - len(merged)
+        counts["rows that repeat a box"] += known[0] != line
     lines: dict[str, int] = {}
     for (image, box), (line, captions, category, tags, region_id, split) in merged.items():
         where = f"{path}:{line}"
         if region_id and (first := lines.setdefault(region_id, line)) != line:
             raise ValueError(f"{where}: id {region_id!r} stands in line {first} already, at another box")
-        file, image_hw = images.find(image, where)
-        keys = {"id": region_id or str(line), "image": file, "captions": captions, "category": category or None}
-        if "tags" in columns:
-            keys["tags"] = [tag.strip() for tag in tags.split(";") if tag.strip()]
-        if split:
-            keys["split"] = split
-        yield list(box), image_hw, where, keys
+        with counts.entries("rows"):
+            file, image_hw = images.find(image, where)
+            keys = {"id": region_id or str(line), "image": file, "captions": captions, "category": category or None}
+            if "tags" in columns:
+                keys["tags"] = [tag.strip() for tag in tags.split(";") if tag.strip()]
+            if split:
+                keys["split"] = split
+            yield list(box), image_hw, where, keys
 
 
-def read_rows(path: Path, columns: dict, delimiter: str, encoding: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, row) of a table whose first line names its columns. ValueError names file and line of what is wrong."""
+def read_rows(
+    path: Path, columns: dict, delimiter: str, encoding: str, counts: Tally
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, row) of a table whose first line names its columns. ValueError names file and line of what is wrong with
+    the whole; rows of another number of cells are left out."""
     line = 1
     try:
         with open(path, encoding=encoding, newline="") as file:
@@ -74,13 +88,14 @@ def read_rows(path: Path, columns: dict, delimiter: str, encoding: str) -> Itera
             _check_header(header, columns, delimiter, path)
             for cells in table:
                 line = table.line_num
-                if len(cells) != len(header) and cells:
-                    raise ValueError(
-                        f"{path}:{line}: {len(cells)} cells, but {len(header)} columns; texts with {delimiter!r} in "
-                        "them stand in quotation marks"
-                    )
-                if cells:
-                    yield line, dict(zip(header, cells, strict=True))
+                with counts.entries("rows"):
+                    if len(cells) != len(header) and cells:
+                        raise ValueError(
+                            f"{path}:{line}: {len(cells)} cells, but {len(header)} columns; texts with {delimiter!r} "
+                            "in them stand in quotation marks"
+                        )
+                    if cells:
+                        yield line, dict(zip(header, cells, strict=True))
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: behind line {line}: not {encoding.upper()} text ({error.reason}); save it as UTF-8, or say its "
@@ -147,8 +162,10 @@ def _run(args: argparse.Namespace) -> None:
         name = getattr(args, f"{key}_column")
         if name is not None or key in header:
             columns[key] = name or key
-    counts: Counter[str] = Counter()
-    images = OwnImages(args.images, args.out, args.image_prefix)
+    if "caption" not in columns and (name := next((key for key in TEXT_KEYS if key in header), None)):
+        columns["caption"] = name
+    counts = Tally(args.strict)
+    images = OwnImages(args.images, args.out, args.image_prefix, args.stored_pixels)
     found = regions(args.csv, images, columns, delimiter, encoding, counts)
     write_found(args, args.csv, found, counts, args.box_format)
 

@@ -13,7 +13,8 @@ annotations.xml in it. The format fixes what numbers are: xyxy pixels. What beco
     others          polylines, points, cuboids, skeletons and tags of images are no regions: left out and counted
 
 The label is the category. Attributes: a checkbox is NAME, 1 or -1; a choice is NAME:VALUE, 1 (what was not chosen stays
-unknown); free text and numbers are left out and counted, but for --caption-attribute NAME, which is the caption.
+unknown). Free text is the caption where the attribute is called caption, description, text or the like, or named with
+--caption-attribute; other texts, and numbers, are left out and counted.
 """
 
 import argparse
@@ -22,7 +23,6 @@ import stat
 import sys
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -31,8 +31,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from data_prep.counts import Tally
 from data_prep.own_data import Found, OwnImages, own_arguments, write_found
 from data_prep.polygons import ellipse, turned_rectangle
+from data_prep.texts import TEXT_KEYS
 from dynrefer.errors import run_command
 from dynrefer.files import atomic_path
 from dynrefer.masks import mask_to_box
@@ -43,12 +45,13 @@ Element = ElementTree.Element
 
 
 def regions(
-    file: IO[bytes], where: str, images: OwnImages, counts: Counter, caption_attributes: tuple[str, ...] = ()
+    file: IO[bytes], where: str, images: OwnImages, counts: Tally, caption_attributes: tuple[str, ...] = ()
 ) -> Iterator[Found]:
     """Regions of an annotations.xml in its order; their boxes are xyxy pixels. where: the file's name, for errors."""
     kinds: dict[tuple[str, str], str] = {}  # (label, attribute) -> input type
     unknown_captions = set(caption_attributes)
     seen: set[str | None] = set()
+    files: dict[str | None, str] = {}
     root: Element | None = None
     for event, element in _parse(file, where):
         if event == "start":
@@ -65,7 +68,18 @@ def regions(
             if (name := element.get("id", element.get("name"))) in seen:
                 raise ValueError(f"{where}: two images have the id {name!r}; export one task or project at a time")
             seen.add(name)
-            yield from _image_regions(element, where, images, counts, kinds, caption_attributes, unknown_captions)
+            file = _file_of(element, images)
+            if file in files:
+                raise ValueError(
+                    f"{where}: images {files[file]} and {_titled(element)} would both be {file} in {images.folder}: of "
+                    "different jobs, tasks or subsets; export one at a time, or put each subset's images into a folder "
+                    "of its name"
+                )
+            files[file] = _titled(element)
+            with counts.entries("images"):
+                yield from _image_regions(
+                    element, file, where, images, counts, kinds, caption_attributes, unknown_captions
+                )
             element.clear()
             root.clear()  # otherwise it keeps every image
     if not counts["images"]:
@@ -90,11 +104,24 @@ def _attribute_kinds(meta: Element) -> dict[tuple[str, str], str]:
     }
 
 
+def _file_of(image: Element, images: OwnImages) -> str | None:
+    """An image's name in the folder: a project's export has a folder for each subset."""
+    name, subset = image.get("name"), image.get("subset")
+    inside = f"{subset}/{name}"
+    return inside if subset and images.first(inside) else name
+
+
+def _titled(image: Element) -> str:
+    keys = ("id", "name", "subset", "task_id", "job_id")
+    return " ".join(f"{key}={image.get(key)!r}" for key in keys if image.get(key) is not None)
+
+
 def _image_regions(
     image: Element,
+    name_in_folder: str | None,
     where: str,
     images: OwnImages,
-    counts: Counter,
+    counts: Tally,
     kinds: dict[tuple[str, str], str],
     caption_attributes: tuple[str, ...],
     unknown_captions: set[str],
@@ -105,37 +132,55 @@ def _image_regions(
     file = image_hw = None
     for k, shape in enumerate(image):
         if shape.tag not in SHAPES and shape.tag not in NO_REGION:
-            raise ValueError(f"{where}: shape <{shape.tag}>: expected one of {', '.join((*SHAPES, *NO_REGION))}")
+            text = f"{where}: shape <{shape.tag}>: expected one of {', '.join((*SHAPES, *NO_REGION))}"
+            counts.leave_out("shapes", f"an unknown form, <{shape.tag}>", where, text)
+            continue
         if shape.tag in NO_REGION:
             counts[f"left out, no region: {shape.tag}"] += 1
             continue
         if file is None:
-            subset = f"{image.get('subset')}/{name}"  # a project's export has a folder for each subset
-            is_below = image.get("subset") and (images.folder / subset).is_file()
-            file, image_hw = images.find(subset if is_below else name, where, recorded)
-        place = f"{where}, {shape.tag} {k}"
-        label = shape.get("label", "")
-        box, mask = SHAPES[shape.tag](shape, image_hw, place)
-        counts["rotated boxes: the upright box around them, and a polygon"] += shape.tag == "box" and mask is not None
-        attributes, captions = {}, []
-        for attribute in shape.iter("attribute"):
-            key, value = attribute.get("name", ""), (attribute.text or "").strip()
-            kind = kinds.get((label, key), "checkbox" if value in ("true", "false") else "select")
-            if key in caption_attributes:
-                unknown_captions.discard(key)
-                captions += [value] if value else []
-            elif kind not in CHOICES:
-                counts["attributes left out: free text or numbers"] += bool(value)
-            elif kind == "checkbox":
-                attributes[key] = 1 if value == "true" else -1
-            elif value:
-                attributes[f"{key}:{value}"] = 1
-        keys = {"id": f"{image.get('id', name)}-{k}", "image": file, "mask": mask, "category": label or None}
-        yield box, image_hw, place, {**keys, "attributes": attributes, "captions": list(dict.fromkeys(captions))}
+            file, image_hw = images.find(name_in_folder, where, recorded)
+        with counts.entries("shapes"):
+            place = f"{where}, {shape.tag} {k}"
+            box, mask = SHAPES[shape.tag](shape, image_hw, place)
+            is_turned = shape.tag == "box" and mask is not None
+            counts["rotated boxes: the upright box around them, and a polygon"] += is_turned
+            texts = _attributes(shape, counts, kinds, caption_attributes, unknown_captions)
+            keys = {"id": f"{image.get('id', name)}-{k}", "image": file, "mask": mask}
+            yield box, image_hw, place, {**keys, "category": shape.get("label") or None, **texts}
+
+
+def _attributes(
+    shape: Element,
+    counts: Tally,
+    kinds: dict[tuple[str, str], str],
+    caption_attributes: tuple[str, ...],
+    unknown_captions: set[str],
+) -> dict:
+    """attributes and captions of a shape. Without --caption-attribute, free text under a usual name is its caption."""
+    label = shape.get("label", "")
+    attributes: dict[str, int] = {}
+    captions: dict[str, list[str]] = {}
+    for attribute in shape.iter("attribute"):
+        key, value = attribute.get("name", ""), (attribute.text or "").strip()
+        kind = kinds.get((label, key), "checkbox" if value in ("true", "false") else "select")
+        if key in caption_attributes or (not caption_attributes and kind == "text" and key.lower() in TEXT_KEYS):
+            unknown_captions.discard(key)
+            captions.setdefault(key, []).extend([value] if value else [])
+        elif kind == "text":
+            counts[f"texts not read: attribute {key} (--caption-attribute {key} takes them)"] += bool(value)
+        elif kind not in CHOICES:
+            counts["attributes left out: numbers"] += bool(value)
+        elif kind == "checkbox":
+            attributes[key] = 1 if value == "true" else -1
+        elif value:
+            attributes[f"{key}:{value}"] = 1
+    return {"attributes": attributes, "captions": list(dict.fromkeys(sum(captions.values(), [])))}
 
 
 def _box(shape: Element, image_hw: tuple[int, int], where: str) -> tuple[list | None, list | None]:
     x1, y1, x2, y2 = (_number(shape, key, where) for key in ("xtl", "ytl", "xbr", "ybr"))
+    (x1, x2), (y1, y2) = sorted((x1, x2)), sorted((y1, y2))  # drawn from any corner
     degrees = _number(shape, "rotation", where, 0.0)
     if not degrees % 360:
         return [x1, y1, x2, y2], None
@@ -283,9 +328,9 @@ def _run(args: argparse.Namespace) -> None:
     if args.images is None and args.export.suffix != ".zip":
         raise ValueError("name the folder of the images with --images, or give the zip that has them as --export")
     folder = args.images or args.out.parent / "images"
-    counts: Counter[str] = Counter()
+    counts = Tally(args.strict)
     with open_export(args.export, None if args.images else folder) as (file, where):
-        images = OwnImages(folder, args.out, args.image_prefix)
+        images = OwnImages(folder, args.out, args.image_prefix, args.stored_pixels)
         found = regions(file, where, images, counts, tuple(args.caption_attribute))
         write_found(args, args.export, found, counts, "xyxy")
 

@@ -25,8 +25,9 @@ from typing import Any
 
 from data_prep.coco import Converter
 from data_prep.coco_datasets import PHOTOS, Dataset
-from data_prep.converter import ImageFolder, arguments, write
+from data_prep.converter import arguments, write
 from data_prep.counts import check_counts, tell
+from data_prep.image_folder import ImageFolder
 from data_prep.json_files import read_object
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
@@ -117,14 +118,19 @@ def _run(args: argparse.Namespace) -> None:
     qa, class_names = read_object(qa_path), read_object(names_path)
     options = {"keep_crowd": True, "subset": args.subset, "strict": args.strict}
     converter = Converter(
-        "dlc-bench", DLC_BENCH, "test", args.annotations, ImageFolder(args.images, args.out), **options
+        "dlc-bench",
+        DLC_BENCH,
+        "test",
+        args.annotations,
+        ImageFolder(args.images, args.out, args.image_prefix),
+        **options,
     )
     records = described(converter, class_names, names_path)
     asked = questions(records, qa, qa_path)
     kinds = [f"{entry['kind']} questions" for entries in asked.values() for entry in entries]
     counts = {name: kinds.count(name) for name in NUM_QUESTIONS}
     check_counts(counts, NUM_QUESTIONS, str(qa_path), args.subset)
-    converter.counts["records"] = write(args.out, records.values())
+    converter.counts["records"] = write(args.out, records.values(), converter.counts)
     with atomic_path(args.out.absolute().parent / QUESTIONS) as temporary:
         temporary.write_text(json.dumps(asked, indent=1, ensure_ascii=False), encoding="utf-8")
     tell(args.out, {name: count for name, count in {**converter.counts, **counts}.items() if count})

@@ -119,7 +119,7 @@ def regions(
                 numbers = [float(number) * scale for number in detection["bbox"]]
                 yield numbers, image_hw, where, (f"grit-{image_id}-{rank}", image, image_hw, detection)
 
-    for box, (region_id, image, image_hw, detection) in BoxReader(str(path), "xywh", tally, tally.strict).read(found()):
+    for box, (region_id, image, image_hw, detection) in BoxReader(str(path), "xywh", tally).read(found()):
         tally["regions"] += 1
         yield (
             Region(region_id, image, image_hw, box, source="grit-visual-genome", licence=LICENCE, split="test"),
@@ -169,7 +169,7 @@ def convert(args: argparse.Namespace) -> None:
             file.flush()
             os.fsync(file.fileno())  # a full disk is noticed before the records appear
 
-        write(args.out, both())
+        write(args.out, both(), tally)
     tell(args.out, tally.told())
     print(f"-> {predictions}")
 

@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import io
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.box_formats import add_box_format
+from data_prep.counts import Tally, Undecided
 from data_prep.own_data import Found, own_arguments, write_found
 from dynrefer.errors import run_command
 from dynrefer.files import atomic_path
@@ -35,7 +35,7 @@ SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF"
 
 
 def regions(
-    rows: Iterable[dict], where: str, columns: dict[str, str], names: list[str] | None, folder: Path, counts: Counter
+    rows: Iterable[dict], where: str, columns: dict[str, str], names: list[str] | None, folder: Path, counts: Tally
 ) -> Iterator[Found]:
     """Regions of a dataset's rows in its order.
 
@@ -46,38 +46,41 @@ def regions(
     seen: dict[str, str] = {}
     for number, row in enumerate(rows):
         counts["rows"] += 1
-        place = f"{where}, row {number}"
-        data = _image_bytes(_value(row, columns["image"], place), place)
-        digest = hashlib.sha256(data).digest()
-        if digest not in written:
-            written[digest] = write_image(data, digest.hex()[:20], folder, place)
-        file, image_hw = written[digest]
-        values = {key: _value(row, column, place) for key, column in columns.items() if key != "image"}
-        alone = _is_one(values)
-        things = {key: [value] if alone else _each(value, key, place) for key, value in values.items()}
-        total = max((len(things[key]) for key in ("boxes", "masks") if key in things), default=0)
-        if uneven := [key for key, listed in things.items() if len(listed) != total]:
-            raise ValueError(f"{place}: {len(things[uneven[0]])} {uneven[0]} of {total} regions; expected one a region")
-        counts["rows without a region"] += not total
-        for k in range(total):
-            thing = {key: listed[k] for key, listed in things.items()}
-            there = f"{place}, region {k}"
-            captions = thing.get("captions") or []
-            captions = [captions] if isinstance(captions, str) else captions
-            if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
-                raise ValueError(f"{there}: captions {captions!r}: expected a text or texts")
-            keys = {
-                "id": f"{number}" if alone else f"{number}-{k}",
-                "image": f"{folder.name}/{file}",
-                "mask": _mask(thing.get("masks"), image_hw, there),
-                "category": _category(thing.get("category"), names, there),
-                "captions": list(dict.fromkeys(text.strip() for text in captions if text.strip())),
-            }
-            if "id" in thing:
-                keys["id"] = str(thing["id"])
-                if (first := seen.setdefault(keys["id"], there)) != there:
-                    raise ValueError(f"{there}: id {keys['id']!r} stands in {first} already")
-            yield thing.get("boxes"), image_hw, there, keys
+        with counts.entries("rows"):
+            place = f"{where}, row {number}"
+            data = _image_bytes(_value(row, columns["image"], place), place)
+            digest = hashlib.sha256(data).digest()
+            if digest not in written:
+                written[digest] = write_image(data, digest.hex()[:20], folder, place)
+            file, image_hw = written[digest]
+            values = {key: _value(row, column, place) for key, column in columns.items() if key != "image"}
+            alone = _is_one(values)
+            things = {key: [value] if alone else _each(value, key, place) for key, value in values.items()}
+            total = max((len(things[key]) for key in ("boxes", "masks") if key in things), default=0)
+            if uneven := [key for key, listed in things.items() if len(listed) != total]:
+                raise ValueError(
+                    f"{place}: {len(things[uneven[0]])} {uneven[0]} of {total} regions; expected one a region"
+                )
+            counts["rows left out: without a region"] += not total
+            for k in range(total):
+                thing = {key: listed[k] for key, listed in things.items()}
+                there = f"{place}, region {k}"
+                captions = thing.get("captions") or []
+                captions = [captions] if isinstance(captions, str) else captions
+                if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+                    raise ValueError(f"{there}: captions {captions!r}: expected a text or texts")
+                keys = {
+                    "id": f"{number}" if alone else f"{number}-{k}",
+                    "image": f"{folder.name}/{file}",
+                    "mask": _mask(thing.get("masks"), image_hw, there),
+                    "category": _category(thing.get("category"), names, there),
+                    "captions": list(dict.fromkeys(text.strip() for text in captions if text.strip())),
+                }
+                if "id" in thing:
+                    keys["id"] = str(thing["id"])
+                    if (first := seen.setdefault(keys["id"], there)) != there:
+                        raise Undecided(f"{there}: id {keys['id']!r} stands in {first} already")
+                yield thing.get("boxes"), image_hw, there, keys
     counts["images written"] = len(written)
 
 
@@ -235,7 +238,7 @@ def _run(args: argparse.Namespace) -> None:
     name = Path(args.dataset).name
     args.source = args.source or args.dataset
     args.licence = args.licence or (dataset.info.license or "" if dataset.info else "")
-    counts: Counter[str] = Counter()
+    counts = Tally(args.strict)
     found = regions(dataset, args.dataset, columns, names, args.out.absolute().parent / "images", counts)
     write_found(args, name, found, counts, args.box_format)
 

@@ -12,9 +12,10 @@ width and height. What becomes of a region:
     others          key points, vectors, and what is said of the whole image are no regions: left out and counted
 
 Its label is the category (several labels are tags instead). What annotators said of the region itself joins it: text of
-a TextArea with perRegion="true" is a caption, a choice is an attribute NAME:CHOICE. Images are looked for by the name
-that the task has, without the address of a server or a bucket, and without the mark that an upload puts before it.
-Where a task has several annotations, --annotations says which count.
+a TextArea with perRegion="true" and of its `meta` is a caption, a choice is an attribute NAME:CHOICE. Results of one id
+are one region where their form is the same, and a region each where it is not. Images are looked for by the name that
+the task has, without the address of a server or a bucket, and without the mark that an upload puts before it; two
+names that would be one picture are refused. Where a task has several annotations, --annotations says which count.
 """
 
 import argparse
@@ -24,8 +25,7 @@ import io
 import math
 import re
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -33,78 +33,137 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from PIL import Image
 
+from data_prep.counts import BadEntry, Tally, Undecided
 from data_prep.cvat import rle_of_part
+from data_prep.image_folder import NOT_THERE
 from data_prep.own_data import Found, OwnImages, own_arguments, read_entries, write_found
 from data_prep.polygons import ellipse, turned_rectangle
+from data_prep.texts import TEXT_KEY, TextKeys
 from dynrefer.errors import run_command
 from dynrefer.images import DECODE_ERRORS
 from dynrefer.masks import to_mask
 
 SHAPES = ("rectangle", "polygon", "brush", "bitmask", "ellipse")
+FORM = ("x", "y", "width", "height", "rotation", "radiusX", "radiusY", "points", "rle", "imageDataURL")
 WHICH = ("only", "first", "last", "ground-truth", "all")
 
 
-def regions(path: Path, images: OwnImages, counts: Counter, image_key: str, which: str = "only") -> Iterator[Found]:
+def regions(
+    path: Path,
+    images: OwnImages,
+    counts: Tally,
+    image_key: str,
+    which: str = "only",
+    text_keys: Sequence[str] = (),
+) -> Iterator[Found]:
     """Regions of an export in its order; their boxes are xyxy pixels. image_key: where a task's data name its image.
-    which: of `WHICH`, the annotations of a task that count."""
+    which: of `WHICH`, the annotations of a task that count. text_keys: where a region's `meta` has texts."""
     seen: dict[str, str] = {}
-    for number, (where, task) in enumerate(read_entries(path)):
+    meta = TextKeys(counts, text_keys)
+    for number, (where, task) in enumerate(read_entries(path, counts)):
         counts["tasks"] += 1
         task_id = str(task.get("id", f"entry{number}"))
         if (first := seen.setdefault(task_id, where)) != where:
             raise ValueError(f"{where}: task {task_id} stands there already, see {first}")
-        where = f"{where} (task {task_id})"
-        annotations = _annotations(task, which, where)
-        counts["tasks without an annotation"] += not annotations
-        file = image_hw = None
-        for annotation in annotations:
-            name = f"{task_id}-{annotation.get('id')}" if which == "all" else task_id
-            for k, results in enumerate(_by_region(annotation, where)):
-                place = f"{where}, region {k}"
-                shapes = [result for result in results if _kind(result) in SHAPES and _has_form(result)]
-                if not shapes:
-                    counts[f"left out, no region: {results[0].get('type')}"] += 1
-                    continue
-                if file is None:
-                    file, image_hw = _find_image(task, image_key, images, shapes[0], where)
+        with counts.entries("tasks"):
+            yield from _task_regions(task, task_id, f"{where} (task {task_id})", images, counts, image_key, which, meta)
+    meta.check(str(path))
+
+
+def _task_regions(
+    task: dict,
+    task_id: str,
+    where: str,
+    images: OwnImages,
+    counts: Tally,
+    image_key: str,
+    which: str,
+    meta: TextKeys,
+) -> Iterator[Found]:
+    annotations = _annotations(task, which, where)
+    if not annotations:
+        predicted = isinstance(task.get("predictions"), list) and bool(task["predictions"])
+        counts[f"tasks left out: {'predictions, but no annotation' if predicted else 'without an annotation'}"] += 1
+    place = None
+    for annotation in annotations:
+        name = f"{task_id}-{annotation.get('id')}" if which == "all" else task_id
+        for k, results in enumerate(_by_region(annotation, where, counts)):
+            there = f"{where}, region {k}"
+            shapes = [result for result in results if _kind(result) in SHAPES and _has_form(result)]
+            if not shapes:
+                counts[f"left out, no region: {results[0].get('type')}"] += 1
+                continue
+            place = place or _find_image(task, image_key, images, shapes[0], where)
+            with counts.entries("regions"):
+                file, image_hw = place
                 if shapes[0].get("image_rotation"):
-                    raise ValueError(
-                        f"{place}: image_rotation {shapes[0]['image_rotation']}; only upright images count"
+                    raise BadEntry(
+                        f"{there}: image_rotation {shapes[0]['image_rotation']}; only upright images count",
+                        "annotated on a turned image",
                     )
-                box, mask = _form(shapes[0], image_hw, place)
+                box, mask = _form(shapes[0], image_hw, there)
                 is_turned = _kind(shapes[0]) == "rectangle" and mask is not None
                 counts["rotated boxes: the upright box around them, and a polygon"] += is_turned
-                keys = {"id": f"{name}-{k}", "image": file, "mask": mask, **_texts(results, counts, place)}
-                yield box, image_hw, place, keys
+                keys = {"id": f"{name}-{k}", "image": file, "mask": mask, **_texts(results, counts, there, meta)}
+                yield box, image_hw, there, keys
 
 
 def _annotations(task: dict, which: str, where: str) -> list[dict]:
     listed = task.get("annotations", task.get("completions"))
+    if listed is None and isinstance(task.get("predictions"), list):
+        listed = []
     if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
         hint = "; this is JSON-MIN: export as JSON" if "annotator" in task or "annotation_id" in task else ""
         raise ValueError(f"{where}: no list of annotations{hint}")
     done = [annotation for annotation in listed if not annotation.get("was_cancelled")]
     if which == "only" and len(done) > 1:
-        raise ValueError(
-            f"{where}: {len(done)} annotations; say with --annotations which count: {', '.join(WHICH[1:])}"
-        )
+        raise Undecided(f"{where}: {len(done)} annotations; say with --annotations which count: {', '.join(WHICH[1:])}")
     if which == "ground-truth":
         return [annotation for annotation in done if annotation.get("ground_truth")][:1]
     return done[:1] if which == "first" else done[-1:] if which == "last" else done
 
 
-def _by_region(annotation: dict, where: str) -> Iterator[list[dict]]:
-    """Results that are about the same region: they share an id."""
-    groups: dict[str, list[dict]] = {}
+def _by_region(annotation: dict, where: str, counts: Tally) -> list[list[dict]]:
+    """Results that are about the same region: they share an id, and the form where they have one. Two forms of one id
+    (of merged files, or of none) are two regions; what is said of that id without a form is of neither."""
     results = annotation.get("result")
     if not isinstance(results, list):
         raise ValueError(f"{where}: result {results!r}: expected a list")
+    forms: dict[str, list[tuple[dict, list[dict]]]] = {}  # id -> (form, its results) of each region
+    groups: list[list[dict]] = []
+    without: list[tuple[int, str, dict]] = []
     for number, result in enumerate(results):
-        if not isinstance(result, dict):
-            raise ValueError(f"{where}: result {number} is {result!r}; expected an object")
-        if result.get("type") != "relation":
-            groups.setdefault(str(result.get("id", f"result {number}")), []).append(result)
-    yield from groups.values()
+        with counts.entries("results"):
+            if not isinstance(result, dict):
+                raise BadEntry(f"{where}: result {number} is {result!r}; expected an object")
+            if result.get("type") == "relation":
+                continue
+            region_id = "" if result.get("id") is None else str(result["id"])
+            if not _has_form(result):
+                without.append((number, region_id or f"result {number}", result))
+                continue
+            form = {key: result["value"][key] for key in FORM if key in result["value"]}
+            same = (group for known, group in forms.get(region_id, ()) if _is_same(known, form))
+            if (group := next(same, None)) is None:
+                group = []
+                groups.append(group)
+                forms.setdefault(region_id, []).append((form, group))
+            group.append(result)
+    alone: dict[str, list[dict]] = {}
+    for _, region_id, result in without:
+        regions_of_id = forms.get(region_id, ())
+        if len(regions_of_id) > 1:
+            counts[f"left out, said of an id that {len(regions_of_id)} regions share: {result.get('type')}"] += 1
+        elif regions_of_id:
+            regions_of_id[0][1].append(result)
+        else:
+            alone.setdefault(region_id, []).append(result)
+    return [*groups, *alone.values()]
+
+
+def _is_same(first: dict, second: dict) -> bool:
+    shared = first.keys() & second.keys()
+    return bool(shared - {"rotation"}) and all(first[key] == second[key] for key in shared)
 
 
 def _kind(result: dict) -> str:
@@ -150,17 +209,21 @@ def _form(result: dict, image_hw: tuple[int, int], where: str) -> tuple[list | N
     (degrees,) = _numbers([value.get("rotation") or 0], 1, "rotation", where)
     if kind == "ellipse":
         return None, [ellipse(x, y, across, down, degrees)]
+    if kind == "rectangle" and min(across, down) < 0 and not degrees % 360:  # drawn from another corner
+        x, y, across, down = min(x, x + across), min(y, y + down), abs(across), abs(down)
     if degrees % 360:
         return None, [turned_rectangle(x, y, across, down, degrees)]  # (x, y) is where the corner lies when turned
     return [x, y, x + across, y + down], None
 
 
-def _texts(results: list[dict], counts: Counter, where: str) -> dict:
+def _texts(results: list[dict], counts: Tally, where: str, meta: TextKeys) -> dict:
     """category or tags, captions and attributes that the results of a region say."""
     labels: dict[str, None] = {}
     captions: dict[str, None] = {}
     attributes: dict[str, int] = {}
     for result in results:
+        if isinstance(result.get("meta"), dict):
+            captions.update(dict.fromkeys(meta.read(result["meta"], where)))
         value = result.get("value") if isinstance(result.get("value"), dict) else {}
         for key, words in value.items():
             if key == "labels" or key.endswith("labels"):
@@ -197,13 +260,17 @@ def _find_image(task: dict, key: str, images: OwnImages, result: dict, where: st
     data = task.get("data") if isinstance(task.get("data"), dict) else {}
     name = data.get(key)
     if not isinstance(name, str):
-        raise ValueError(f"{where}: data without a text {key!r}, but {sorted(data)}; say which with --image-key")
+        raise BadEntry(f"{where}: data without a text {key!r}, but {sorted(data)}; say which with --image-key")
     recorded = (result.get("original_height"), result.get("original_width"))
-    candidates = image_names(name.removeprefix(images.prefix))
-    found = next((one for one in candidates if (images.folder / one).is_file()), None)
-    if found is None:
-        raise ValueError(f"{where}: image {name!r} is not in {images.folder}, looked for {', '.join(candidates)}")
-    return images.find(found, where, None if None in recorded else recorded)
+    candidates = image_names(name.replace("\\", "/").removeprefix(images.prefix))
+    if (found := images.first(*candidates)) is None:
+        raise BadEntry(
+            f"{where}: image {name!r} is not in {images.folder}, looked for {', '.join(candidates)}; name their folder "
+            "with --images, or what to remove from their names with --image-prefix",
+            NOT_THERE,
+        )
+    images.meant_once(found, candidates[0] if candidates else name, where)
+    return images.sized(found, name, where, None if None in recorded else recorded)
 
 
 def image_names(address: str) -> list[str]:
@@ -284,13 +351,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--export", type=Path, required=True, help="the project's JSON export")
     parser.add_argument("--image-key", default="image", help="where a task's data name its image (default image)")
     parser.add_argument("--annotations", choices=WHICH, default="only", help="of a task that has several")
+    parser.add_argument("--text-key", nargs="+", default=(), metavar="KEY", help=f"in a region's meta, {TEXT_KEY}")
     return run_command("data_prep.label_studio", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:
-    counts: Counter[str] = Counter()
-    images = OwnImages(args.images, args.out, args.image_prefix)
-    found = regions(args.export, images, counts, args.image_key, args.annotations)
+    counts = Tally(args.strict)
+    images = OwnImages(args.images, args.out, args.image_prefix, args.stored_pixels)
+    found = regions(args.export, images, counts, args.image_key, args.annotations, args.text_key)
     write_found(args, args.export, found, counts, "xyxy")
 
 

@@ -9,7 +9,8 @@ its regions: objects with bbox and segmentation in `annotation`, `annotations`, 
 of their own (`bboxes`, `segmentations`; also `bbox`, `masks`, `rle`). A mask is COCO run lengths or polygons. Texts are
 
     description     one for each region, with or without "<region1>: " before it (Osprey)
-    sentence, caption, description, phrase or label of each region's object (RefCOCOg as GLaMM has it)
+    sentence, caption, description, phrase, text or label of each region's object (RefCOCOg as GLaMM has it), or what
+                    stands under --text-key
     groundings      phrase -> its run lengths (GLaMM's grounded conversations); masks of a phrase count as one region
     answer          where there is a single region (ViP-LLaVA)
     conversations   an answer to a question that names exactly one region: <region>, <mask>, <bbox> in the order of the
@@ -24,49 +25,76 @@ none.
 import argparse
 import re
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_prep.box_formats import add_box_format
-from data_prep.conversations import read_questions, read_turns
+from data_prep.conversations import IN_TEXT, IN_TEXT_STEP, read_questions, read_turns, writes_boxes
+from data_prep.counts import BadEntry, Tally, Undecided
 from data_prep.own_data import Found, OwnImages, own_arguments, read_entries, write_found
+from data_prep.polygons import read_mask
+from data_prep.texts import TEXT_KEY, TextKeys
 from dynrefer.errors import run_command
 from dynrefer.masks import mask_to_rle, to_mask
 
 IMAGES = ("image", "file_name", "filename", "img_file_name", "image_path")
 OBJECTS = ("annotation", "annotations", "regions", "objects", "refs")
 BOXES, MASKS = ("bboxes", "boxes", "bbox", "box"), ("segmentations", "segmentation", "masks", "mask", "rles", "rle")
-TEXTS = ("sentence", "sentences", "caption", "captions", "description", "phrase", "label", "answer")
+NO_TEXTS = ("id", "category", "label", "answer")  # of a region's object, or texts only where it has no other
 PLACEHOLDER = re.compile(r"<(?:region|mask|bbox|box|object|obj)[ _]?(\d*)>", re.IGNORECASE)
 
 
 def regions(
-    path: Path, images: OwnImages, counts: Counter, first_region: int | None, question: str | None
+    path: Path,
+    images: OwnImages,
+    counts: Tally,
+    first_region: int | None,
+    question: str | None,
+    text_keys: Sequence[str] = (),
 ) -> Iterator[Found]:
     """Regions of a file in its order, one after the other. first_region: the number of the first in <region1>-like
     placeholders. question: a regular expression; only answers to questions in which it is found are captions."""
-    wanted = _pattern(question)
-    for number, (where, entry) in enumerate(read_entries(path)):
+    wanted, texts = _pattern(question), TextKeys(counts, text_keys, (*BOXES, *MASKS, *IMAGES, *NO_TEXTS))
+    for number, (where, entry) in enumerate(read_entries(path, counts)):
         if len(entry) == 1 and isinstance(only := next(iter(entry.values())), dict):
             entry = only  # {image id: entry}
         counts["entries"] += 1
-        recorded = (entry["height"], entry["width"]) if {"height", "width"} <= entry.keys() else None
-        file, image_hw = images.find(_first(entry, IMAGES), where, recorded)
-        found = _objects(entry, where, image_hw, counts)
-        counts["entries without a region"] += not found
-        captions = _captions(entry, found, where, counts, first_region, wanted) if found else []
-        for k, ((box, mask, _), texts) in enumerate(zip(found, captions, strict=True)):
-            texts = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
-            keys = {"id": f"{number}-{k}", "image": file, "mask": mask, "captions": texts}
-            yield box, image_hw, f"{where}, region {k}", keys
+        with counts.entries("entries"):
+            yield from _entry(entry, number, where, images, counts, first_region, wanted, texts)
+    texts.check(str(path))
+
+
+def _entry(
+    entry: dict,
+    number: int,
+    where: str,
+    images: OwnImages,
+    counts: Tally,
+    first_region: int | None,
+    wanted: re.Pattern,
+    own_texts: TextKeys,
+) -> Iterator[Found]:
+    if (name := _first(entry, IMAGES)) is None:
+        counts["entries left out: no image, only text"] += 1
+        return
+    recorded = (entry["height"], entry["width"]) if {"height", "width"} <= entry.keys() else None
+    file, image_hw = images.find(name, where, recorded)
+    found = _objects(entry, where, image_hw, counts, own_texts)
+    if not found and writes_boxes(text for _, text in read_turns(entry, where)):
+        raise BadEntry(f"{where}: {IN_TEXT_STEP}", IN_TEXT)
+    counts["entries left out: without a region"] += not found
+    captions = _captions(entry, found, where, counts, first_region, wanted) if found else []
+    for k, ((box, mask, _), texts) in enumerate(zip(found, captions, strict=True)):
+        texts = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
+        keys = {"id": f"{number}-{k}", "image": file, "mask": mask, "captions": texts}
+        yield box, image_hw, f"{where}, region {k}", keys
 
 
 def _objects(
-    entry: dict, where: str, image_hw: tuple[int, int], counts: Counter
+    entry: dict, where: str, image_hw: tuple[int, int], counts: Tally, own_texts: TextKeys
 ) -> list[tuple[list | None, Any, list[str]]]:
     """(box as it stands or None, mask or None, own texts) of every region of an entry."""
     if isinstance(groundings := entry.get("groundings"), dict):
@@ -79,38 +107,20 @@ def _objects(
     if listed is not None:
         if not isinstance(listed, list) or not all(isinstance(thing, dict) for thing in listed):
             raise ValueError(f"{where}: {_name(entry, OBJECTS)}: expected a list of objects with bbox or segmentation")
-        things = [(_first(thing, BOXES), _first(thing, MASKS), _own_texts(thing)) for thing in listed]
+        things = [(_first(thing, BOXES), _first(thing, MASKS), _own_texts(thing, own_texts, where)) for thing in listed]
     else:
         boxes, masks = _several(_first(entry, BOXES)), _several(_first(entry, MASKS))
         if boxes and masks and len(boxes) != len(masks):
             raise ValueError(f"{where}: {len(boxes)} boxes but {len(masks)} masks; expected one of each a region")
         count = max(len(boxes), len(masks))
         things = [(boxes[k] if boxes else None, masks[k] if masks else None, []) for k in range(count)]
-    return [(box or None, _mask(mask, where, counts), texts) for box, mask, texts in things]
+    return [(box or None, read_mask(mask, image_hw, where, counts), texts) for box, mask, texts in things]
 
 
 def _several(value: Any) -> list:
     """Boxes or masks of several regions, also where one stands there alone."""
     several = isinstance(value, list) and not (value and _is_number(value[0]))
     return value if several else [] if value is None else [value]
-
-
-def _mask(mask: Any, where: str, counts: Counter) -> dict | list | None:
-    """A mask as a record has it; polygons also as corners in pairs, [[[x, y], ...], ...]. Those of fewer than three
-    corners have no inside and are left out."""
-    if not mask or isinstance(mask, dict):
-        return mask or None
-    if not isinstance(mask, list):
-        raise ValueError(f"{where}: mask of type {type(mask).__name__}: expected run lengths or polygons")
-    if _is_number(mask[0]) or (isinstance(mask[0], list) and len(mask[0]) == 2 and _is_number(mask[0][0])):
-        mask = [mask]  # one polygon
-    try:
-        polygons = [sum(polygon, []) if polygon and isinstance(polygon[0], list) else list(polygon) for polygon in mask]
-    except (TypeError, KeyError):
-        raise ValueError(f"{where}: mask {str(mask)[:60]}: expected polygons, [[x1, y1, x2, y2, ...], ...]") from None
-    whole = [polygon for polygon in polygons if len(polygon) >= 6]
-    counts["polygons left out: fewer than three corners"] += len(polygons) - len(whole)
-    return whole or None
 
 
 def _is_number(value: Any) -> bool:
@@ -129,17 +139,18 @@ def _union(phrase: str, thing: dict, where: str, image_hw: tuple[int, int]) -> d
         raise ValueError(f"{where}: masks of {phrase!r}: {error}") from error
 
 
-def _own_texts(thing: dict) -> list[str]:
-    value = _first(thing, TEXTS)
-    texts = value if isinstance(value, list) else [value]
-    return [text for text in texts if isinstance(text, str)]
+def _own_texts(thing: dict, own_texts: TextKeys, where: str) -> list[str]:
+    """Texts of a region's object; a label or an answer where there is no other."""
+    if texts := own_texts.read(thing, where):
+        return texts
+    return [text for key in ("label", "answer") if isinstance(text := thing.get(key), str)][:1]
 
 
 def _captions(
     entry: dict,
     found: list,
     where: str,
-    counts: Counter,
+    counts: Tally,
     first_region: int | None,
     wanted: re.Pattern,
 ) -> list[list[str]]:
@@ -162,7 +173,7 @@ def _captions(
             "taken in order and must be as many"
         )
     if any(mentions) and first_region is None:
-        raise ValueError(
+        raise Undecided(
             f"{where}: numbered placeholders like <region{next(filter(None, mentions))}>; say with --first-region "
             "whether 0 or 1 is the first"
         )
@@ -211,13 +222,14 @@ def main(argv: list[str] | None = None) -> int:
     add_box_format(parser, required=False)
     parser.add_argument("--first-region", type=int, choices=(0, 1), help="number of the first region in placeholders")
     parser.add_argument("--question", metavar="REGEX", help="only answers to questions with this in them are captions")
+    parser.add_argument("--text-key", nargs="+", default=(), metavar="KEY", help=f"in a region's object, {TEXT_KEY}")
     return run_command("data_prep.llava", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:
-    counts: Counter[str] = Counter()
-    images = OwnImages(args.images, args.out, args.image_prefix)
-    found = regions(args.json, images, counts, args.first_region, args.question)
+    counts = Tally(args.strict)
+    images = OwnImages(args.images, args.out, args.image_prefix, args.stored_pixels)
+    found = regions(args.json, images, counts, args.first_region, args.question, args.text_key)
     write_found(args, args.json, found, counts, args.box_format)
 
 

@@ -17,13 +17,13 @@ categories.txt (every class) and categories.json (with the class's machine id).
 import argparse
 import csv
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.box_formats import BoxReader
-from data_prep.converter import ImageFolder, arguments, write, write_list
-from data_prep.counts import check_counts, tell
+from data_prep.converter import arguments, write, write_list
+from data_prep.counts import Tally, check_counts, tell
+from data_prep.image_folder import ImageFolder
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
@@ -44,12 +44,11 @@ def regions(
     classes: dict[str, str],
     images: ImageFolder,
     split: str,
-    counts: Counter,
+    counts: Tally,
     *,
     sizes: dict[str, tuple[int, int]] | None = None,
     keep_groups: bool = False,
     subset: bool = False,
-    strict: bool = False,
 ) -> Iterator[Region]:
     """Records of a table of boxes, in its order; what it held is checked behind the last.
 
@@ -57,7 +56,7 @@ def regions(
     and images may be missing. Raises ValueError with file and line for what is damaged.
     """
     rows = _rows(boxes, classes, images, counts, sizes, keep_groups, subset)
-    for box, (number, path, image_hw, category) in BoxReader(boxes, "xyxy-unit", counts, strict).read(rows):
+    for box, (number, path, image_hw, category) in BoxReader(boxes, "xyxy-unit", counts).read(rows):
         yield Region(
             id=f"openimages-{split}-{number}",
             image=path,
@@ -75,7 +74,7 @@ def _rows(
     boxes: Path,
     classes: dict[str, str],
     images: ImageFolder,
-    counts: Counter,
+    counts: Tally,
     sizes: dict[str, tuple[int, int]] | None,
     keep_groups: bool,
     subset: bool,
@@ -172,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    classes, counts = read_classes(args.classes), Counter()
+    classes, counts = read_classes(args.classes), Tally(args.strict)
     folder = args.out.absolute().parent
     lists = {
         folder / "categories.txt": list(dict.fromkeys(classes.values())),
@@ -185,14 +184,14 @@ def _run(args: argparse.Namespace) -> None:
         regions(
             args.boxes,
             classes,
-            ImageFolder(args.images, args.out),
+            ImageFolder(args.images, args.out, args.image_prefix),
             args.split,
             counts,
             sizes=read_sizes(args.sizes) if args.sizes else None,
             keep_groups=args.keep_groups,
             subset=args.subset,
-            strict=args.strict,
         ),
+        counts,
     )
     for path, entries in lists.items():
         write_list(path, entries)

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from data_prep.coco import Converter, convert
 from data_prep.coco_datasets import PHOTOS, Dataset, Labels, coco_names
-from data_prep.converter import ImageFolder, arguments
+from data_prep.converter import arguments
+from data_prep.image_folder import ImageFolder
 from data_prep.json_files import read_items
 from dynrefer.errors import run_command
 from dynrefer.vocabulary import read_attributes
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    images = ImageFolder(args.images, args.out)
+    images = ImageFolder(args.images, args.out, args.image_prefix)
     options = {"keep_crowd": True, "subset": args.subset, "strict": args.strict}
     convert(Converter("ovad", OVAD, "test", args.annotations, images, **options), args.out)
 

@@ -12,20 +12,21 @@ and entries of JSON and JSONL files.
 """
 
 import argparse
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from data_prep.box_formats import BoxReader
-from data_prep.converter import NUM_SIZES_CHECKED, ImageFolder, write
-from data_prep.counts import tell
+from data_prep.converter import write
+from data_prep.counts import BadEntry, Tally, Undecided, tell
+from data_prep.image_folder import NUM_SIZES_CHECKED, OTHER_SIZE, STORED_PIXELS, UNREADABLE, ImageFolder
 from data_prep.json_files import read_items
-from data_prep.polygons import mask_box
+from data_prep.polygons import mask_box, turn
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.records import Region
 from dynrefer.files import read_jsonl
-from dynrefer.images import read_image_hw
+from dynrefer.images import read_orientation
 
 NUM_SIZES = 65536  # image sizes remembered, in case the rows of an image do not stand together
 
@@ -43,17 +44,18 @@ def own_arguments(
         where = "folder of the images; records point into it"
         parser.add_argument("--images", type=Path, required=images_required, help=where)
         parser.add_argument("--image-prefix", default="", help="what to remove where an image's name begins with it")
+        parser.add_argument("--stored-pixels", action="store_true", help=STORED_PIXELS)
     parser.add_argument("--out", type=Path, required=True, help="record file: .jsonl, .jsonl.gz, or an Arrow folder")
     parser.add_argument("--name", help="what the records' ids begin with (default: the input's name)")
     parser.add_argument("--split", default="", help="split that the records say (train, val, test)")
     parser.add_argument("--source", help="where the data come from, for the records (default: the input's name)")
     parser.add_argument("--licence", default="", help="licence that the records say")
-    parser.add_argument("--strict", action="store_true", help="a region with nothing in its image is an error")
+    parser.add_argument("--strict", action="store_true", help="what would be left out as faulty is an error")
     return parser
 
 
 def write_found(
-    args: argparse.Namespace, file: str | Path, found: Iterable[Found], counts: Counter, box_format: str | None
+    args: argparse.Namespace, file: str | Path, found: Iterable[Found], tally: Tally, box_format: str | None
 ) -> None:
     """Reads the boxes, writes the records and prints what was counted. The file appears whole or not at all.
 
@@ -64,96 +66,106 @@ def write_found(
     file = Path(file)
     name = args.name or file.name.split(".")[0]
     common = {"source": args.source or file.name, "licence": args.licence, "split": args.split}
-    reader = BoxReader(str(file), box_format, counts, args.strict)
+    reader = BoxReader(str(file), box_format, tally)
+    root, stored = args.out.absolute().parent, getattr(args, "stored_pixels", False)
 
     def regions() -> Iterator[Region]:
         for box, (where, image_hw, keys) in reader.read((b, hw, where, (where, hw, d)) for b, hw, where, d in found):
-            if box is None and keys.get("mask") is None:
-                raise ValueError(f"{where}: neither a box nor a mask")
-            if box is None and (box := mask_box(keys["mask"], image_hw, where)) is None:
-                if args.strict:
-                    raise ValueError(f"{where}: the mask has no pixel in its image")
-                counts["masks left out: nothing of them in the image"] += 1
-                continue
-            captions = keys.get("captions") or []
-            counts["regions"] += 1
-            counts["captions"] += len(captions)
-            counts["regions without a caption"] += not captions
-            counts["regions with a mask"] += keys.get("mask") is not None
-            record = {**common, **keys, "id": f"{name}-{keys['id']}", "image_hw": list(image_hw), "box": box}
-            yield Region.from_dict(record, where)
+            with tally.entries("regions"):
+                mask = keys.get("mask")
+                if box is None and mask is None:
+                    raise BadEntry(f"{where}: neither a box nor a mask", "neither a box nor a mask")
+                if box is None and (box := mask_box(mask, image_hw, where)) is None:
+                    tally.leave_out("masks", "nothing of them in the image", where)
+                    continue
+                if stored and (orientation := read_orientation(root / keys["image"])) > 1:
+                    box, mask, image_hw = turn(box, mask, orientation, image_hw)
+                    tally["regions turned with their pictures"] += 1
+                captions = keys.get("captions") or []
+                record = {**common, **keys, "id": f"{name}-{keys['id']}", "image_hw": list(image_hw), "box": box}
+                region = Region.from_dict({**record, "mask": mask}, where)
+                tally["regions"] += 1
+                tally["captions"] += len(captions)
+                tally["regions without a caption"] += not captions
+                tally["regions with a mask"] += mask is not None
+                yield region
 
-    write(args.out, regions())
-    tell(args.out, {key: count for key, count in counts.items() if count or key in ("regions", "captions")})
+    write(args.out, regions(), tally)
+    tell(args.out, {key: count for key, count in tally.items() if count or key in ("regions", "captions")})
 
 
 class OwnImages:
-    """Images in a folder as annotations name them: their path for a record, and their size from the file's header.
+    """Images in a folder as annotations name them: their path for a record, and their size from the file's header."""
 
-    prefix: what to remove where a name begins with it (a folder of another machine, "COCO_train2014_").
-    """
-
-    def __init__(self, folder: Path, out: Path, prefix: str = ""):
-        self.folder, self.prefix = folder, prefix
-        self._files = ImageFolder(folder, out)
-        self._roots = [f"{root.as_posix()}/" for root in (folder, folder.absolute(), folder.resolve())]
-        self._known: OrderedDict[str, tuple[str, tuple[int, int]]] = OrderedDict()
-        self._unchecked = NUM_SIZES_CHECKED
+    def __init__(self, folder: Path, out: Path, prefix: str = "", stored: bool = False):
+        self.folder, self.prefix = folder, prefix.replace("\\", "/")
+        self._files = ImageFolder(folder, out, prefix, stored)
+        self._unchecked: float = NUM_SIZES_CHECKED
+        self._paths: OrderedDict[str, str] = OrderedDict()  # of names, and the sizes of paths
+        self._sizes: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._meant: dict[str, str] = {}
 
     def find(self, name: Any, where: str, recorded_hw: tuple[int, int] | None = None) -> tuple[str, tuple[int, int]]:
         """(path relative to the record file, image_hw). recorded_hw: the size that the annotation says; it is compared
         with that of the first pictures, and then believed (`python -m data_prep.check` looks at all).
 
-        Raises ValueError that begins with `where` for a name that leads out of the folder, a file that is not there or
+        Raises BadEntry that begins with `where` for a name that leads out of the folder, a file that is not there or
         no image, and another size than recorded.
         """
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{where}: image {name!r}: expected the name of a file")
-        if name not in self._known:
-            if len(self._known) >= NUM_SIZES:
-                self._known.popitem(last=False)
-            plain = not self.prefix and "./" not in name and "//" not in name  # the common case, without a look on disk
-            inside = name if plain and self._files.find(name) else self._inside(name, where)
-            path = self._files.path(inside, where)
+            raise BadEntry(f"{where}: image {name!r}: expected the name of a file")
+        if name not in self._paths:
+            self._remember(self._paths, name, self._files.path(name, where))
+        return self.sized(self._paths[name], name, where, recorded_hw)
+
+    def sized(
+        self, path: str, name: str, where: str, recorded_hw: tuple[int, int] | None = None
+    ) -> tuple[str, tuple[int, int]]:
+        """`find` of a path that `first` has given, of a picture that the annotation calls `name`."""
+        if path not in self._sizes:
             if recorded_hw is not None and self._unchecked <= 0:
                 return path, check_image_hw(recorded_hw)
             self._unchecked -= 1
             try:
-                self._known[name] = path, read_image_hw(f"{self.folder}/{inside}")
+                self._remember(self._sizes, path, self._files.image_hw(path))
             except ValueError as error:
-                raise ValueError(f"{where}: {error}") from error
-        path, image_hw = self._known[name]
+                raise BadEntry(f"{where}: {error}", UNREADABLE) from error
+        image_hw = self._sizes[path]
         if recorded_hw is not None and tuple(recorded_hw) != image_hw:
-            turned = " (turned by its EXIF orientation?)" if tuple(recorded_hw) == image_hw[::-1] else ""
-            raise ValueError(
-                f"{where}: image {name!r} is {image_hw}, the annotation says {tuple(recorded_hw)}, both (height, width)"
-                f"{turned}; boxes count in the recorded size: give the images that were annotated"
-            )
+            self._unchecked = float("inf")  # from now on all are looked at
+            text = self._files.other_size(path, image_hw, recorded_hw)
+            raise BadEntry(f"{where}: image {name!r} {text}", OTHER_SIZE)
         return path, image_hw
 
-    def _inside(self, name: str, where: str) -> str:
-        """The name relative to the folder."""
-        short = name.replace("\\", "/").removeprefix("file://").removeprefix(self.prefix)
-        for root in self._roots:
-            short = short.removeprefix(root)  # an absolute path of this machine
-        path = PurePosixPath(short)
-        outside = path.is_absolute() or ".." in path.parts or "://" in short
-        if outside or not (self.folder / path).is_file():
-            problem = f"{where}: image {name!r} does not lie in {self.folder}"
-            if path.name != short and (self.folder / path.name).is_file():
-                beginning = name.replace("\\", "/").removesuffix(path.name)
-                raise ValueError(f"{problem}, but {path.name} does: say --image-prefix {beginning!r}")
-            if outside:
-                raise ValueError(f"{problem}; remove the beginning of such names with --image-prefix")
-        return str(path)
+    def _remember(self, known: OrderedDict, key: str, value: object) -> None:
+        if len(known) >= NUM_SIZES:
+            known.popitem(last=False)
+        known[key] = value
+
+    def first(self, *names: str) -> str | None:
+        """The first of these names that is in the folder, as a record says it; None where none is."""
+        return self._files.find(*names)
+
+    def meant_once(self, path: str, name: str, where: str) -> None:
+        """Undecided where another name has led to this picture before: two pictures of one name in different folders,
+        jobs or subsets. name: the whole name, of which a part was found."""
+        if (first := self._meant.setdefault(path, name)) != name:
+            raise Undecided(
+                f"{where}: image {name!r} would be {path}, and so would {first!r}: put the pictures into folders as "
+                "these names have them, or convert one part at a time"
+            )
 
 
-def read_entries(path: Path) -> Iterator[tuple[str, dict]]:
-    """(place, entry) of a JSON list, or of JSON lines where the name ends with .jsonl (both also .gz); streamed."""
+def read_entries(path: Path, tally: Tally | None = None) -> Iterator[tuple[str, dict]]:
+    """(place, entry) of a JSON list, or of JSON lines where the name ends with .jsonl (both also .gz); streamed. What
+    is no object is left out with a tally, and a ValueError without."""
     lines = path.name.endswith((".jsonl", ".jsonl.gz"))
     entries = read_jsonl(path) if lines else enumerate(read_items(path, "item"))
     for number, entry in entries:
         where = f"{path}:{number}" if lines else f"{path}: entry {number}"
-        if not isinstance(entry, dict):
+        if isinstance(entry, dict):
+            yield where, entry
+        elif tally is None:
             raise ValueError(f"{where}: {type(entry).__name__} instead of an object")
-        yield where, entry
+        else:
+            tally.leave_out("entries", "no object", where, f"{where}: {type(entry).__name__} instead of an object")

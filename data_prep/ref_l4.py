@@ -28,13 +28,13 @@ import argparse
 import hashlib
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.box_formats import BoxReader
-from data_prep.converter import ImageFolder, arguments, write
-from data_prep.counts import check_counts, tell
+from data_prep.converter import arguments, write
+from data_prep.counts import Tally, check_counts, tell
+from data_prep.image_folder import ImageFolder
 from data_prep.json_files import read_json
 from data_prep.own_data import read_entries
 from dynrefer.boxes import check_image_hw
@@ -165,11 +165,10 @@ def _words(text: str) -> set[str]:
 def regions(
     entries: Sequence[tuple[str, dict]],
     images: ImageFolder,
-    counts: Counter,
+    counts: Tally,
     *,
     name: str,
     split: str,
-    strict: bool = False,
     subset: bool = False,
 ) -> Iterator[Region]:
     """A record an entry of `read_annotations`. name: of the file, for messages; subset: leave out, and count, what has
@@ -195,7 +194,7 @@ def regions(
             yield entry["bbox"], image_hw, where, (key, entry["caption"].strip(), path, image_hw)
 
     used: set[str] = set()
-    for box, (key, caption, path, image_hw) in BoxReader(name, "xywh", counts, strict).read(found()):
+    for box, (key, caption, path, image_hw) in BoxReader(name, "xywh", counts).read(found()):
         used.add(path)
         counts[f"{split} regions"] += 1
         yield Region(
@@ -221,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    images = ImageFolder(args.images, args.out)
+    images = ImageFolder(args.images, args.out, args.image_prefix)
     entries = list(read_annotations(args.annotations))
     check_counts({"regions": len(entries)}, {"regions": NUM_REGIONS[args.split]}, str(args.annotations), args.subset)
     if args.annotations.suffix == ".parquet" and not args.subset:
@@ -229,11 +228,11 @@ def _run(args: argparse.Namespace) -> None:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if sha256 != SHA256[args.split]:
             print(f"{args.annotations}: not the latest version: sha256 {sha256}, expected {SHA256[args.split]}")
-    counts: Counter[str] = Counter()
+    counts = Tally(args.strict)
     if args.short:
         entries = shortened(entries, args.short)
-    options = {"split": args.split, "strict": args.strict, "subset": args.subset}
-    write(args.out, regions(entries, images, counts, name=str(args.annotations), **options))
+    options = {"split": args.split, "subset": args.subset}
+    write(args.out, regions(entries, images, counts, name=str(args.annotations), **options), counts)
     tell(args.out, {name: count for name, count in counts.items() if count})
 
 

@@ -58,8 +58,9 @@ from typing import Any, NamedTuple
 
 from data_prep.box_formats import BoxReader
 from data_prep.captioned_boxes import read_captioned_boxes
-from data_prep.converter import ImageFolder, arguments, coco_image_id, excluded_images, image_keys, write
+from data_prep.converter import arguments, coco_image_id, excluded_images, image_keys, write
 from data_prep.counts import Tally, check_counts, tell
+from data_prep.image_folder import ImageFolder
 from data_prep.json_files import read_items, read_list
 from data_prep.plain_pickle import read_plain_pickle
 from dynrefer.boxes import check_image_hw
@@ -315,7 +316,7 @@ def regions(
 
     used: set[str] = set()
     num_expressions = num_empty = num_masks = num_records = 0
-    for box, (reference, path) in BoxReader(name, "xywh", tally, tally.strict).read(found()):
+    for box, (reference, path) in BoxReader(name, "xywh", tally).read(found()):
         expressions = [(key, text) for key, text in reference.expressions if text]
         num_expressions += len(expressions)
         num_empty += len(reference.expressions) - len(expressions)
@@ -414,7 +415,7 @@ def convert(args: argparse.Namespace) -> None:
         references = read_captions(args.captions, args.dataset, args.split, args.per, args.subset)
     records = regions(
         references,
-        ImageFolder(args.images, args.out),
+        ImageFolder(args.images, args.out, args.image_prefix),
         tally,
         name=str(args.instances or args.captions or args.rows[0]),
         dataset=args.dataset,
@@ -422,7 +423,7 @@ def convert(args: argparse.Namespace) -> None:
         per=args.per,
         excluded=excluded,
     )
-    write(args.out, records)
+    write(args.out, records, tally)
     tell(args.out, tally.told())
 
 

@@ -20,12 +20,12 @@ categories as well. Entries of bbox with two numbers are points: left out and co
 import argparse
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.conversations import read_turns
+from data_prep.conversations import IN_TEXT, IN_TEXT_STEP, read_turns, writes_boxes
+from data_prep.counts import BadEntry, Tally
 from data_prep.own_data import Found, OwnImages, own_arguments, read_entries, write_found
 from dynrefer.boxes import to_xyxy
 from dynrefer.errors import run_command
@@ -35,24 +35,33 @@ PLACEHOLDER = re.compile(f"({REF}|{BOX})")
 BOX_TYPES = {"real": "xyxy", "norm1": "xyxy-unit", "norm1000": "xyxy-1000"}
 
 
-def regions(path: Path, images: OwnImages, counts: Counter, categories: bool = False) -> Iterator[Found]:
+def regions(path: Path, images: OwnImages, counts: Tally, categories: bool = False) -> Iterator[Found]:
     """Regions of a file in its order; their boxes are xyxy pixels. categories: refs are categories as well."""
-    for number, (where, entry) in enumerate(read_entries(path)):
+    for number, (where, entry) in enumerate(read_entries(path, counts)):
         counts["entries"] += 1
-        refs, boxes, image_ids, box_format = _objects(entry, where)
-        if not boxes:
-            counts["entries without a box"] += 1
+        with counts.entries("entries"):
+            yield from _entry(entry, number, where, images, counts, categories)
+
+
+def _entry(entry: dict, number: int, where: str, images: OwnImages, counts: Tally, categories: bool) -> Iterator[Found]:
+    refs, boxes, image_ids, box_format = _objects(entry, where)
+    turns = read_turns(entry, where)
+    if not boxes and writes_boxes(text for _, text in turns):
+        raise BadEntry(f"{where}: {IN_TEXT_STEP}", IN_TEXT)
+    if not boxes:
+        counts["entries left out: without a box"] += 1
+        return
+    pictures = _images(entry, where)
+    named, captions = _texts(turns, refs, len(boxes), where)
+    for k, (box, image_id) in enumerate(zip(boxes, image_ids, strict=True)):
+        if isinstance(box, list) and len(box) == 2:
+            counts["points left out"] += 1
             continue
-        pictures = _images(entry, where)
-        named, captions = _texts(read_turns(entry, where), refs, len(boxes), where)
-        for k, (box, image_id) in enumerate(zip(boxes, image_ids, strict=True)):
-            if isinstance(box, list) and len(box) == 2:
-                counts["points left out"] += 1
-                continue
+        with counts.entries("boxes"):
             if not isinstance(box, list) or len(box) != 4:
-                raise ValueError(f"{where}: bbox {k}, {box!r:.80}: expected four numbers, or two of a point")
+                raise BadEntry(f"{where}: bbox {k}, {box!r:.80}: expected four numbers, or two of a point")
             if not isinstance(image_id, int) or not 0 <= image_id < len(pictures):
-                raise ValueError(f"{where}: image_id {image_id!r} of box {k}, but there are {len(pictures)} images")
+                raise BadEntry(f"{where}: image_id {image_id!r} of box {k}, but there are {len(pictures)} images")
             file, image_hw = images.find(pictures[image_id], where)
             texts = list(dict.fromkeys(text.strip() for text in captions[k] if text.strip()))
             keys: dict[str, Any] = {"id": f"{number}-{k}", "image": file, "captions": texts}
@@ -61,9 +70,7 @@ def regions(path: Path, images: OwnImages, counts: Counter, categories: bool = F
             try:
                 pixels = to_xyxy([box], box_format, image_hw)[0].tolist()
             except ValueError as error:
-                raise ValueError(
-                    f"{where}: bbox {k}, {entry['objects'].get('bbox_type', 'real')!r}: {error}"
-                ) from error
+                raise BadEntry(f"{where}: bbox {k}, {entry['objects'].get('bbox_type', 'real')!r}: {error}") from error
             yield pixels, image_hw, f"{where}, bbox {k}", keys
 
 
@@ -161,8 +168,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    counts: Counter[str] = Counter()
-    images = OwnImages(args.images, args.out, args.image_prefix)
+    counts = Tally(args.strict)
+    images = OwnImages(args.images, args.out, args.image_prefix, args.stored_pixels)
     found = regions(args.jsonl, images, counts, args.refs == "categories")
     write_found(args, args.jsonl, found, counts, "xyxy")
 

@@ -392,7 +392,8 @@ def _run(args: argparse.Namespace) -> None:
     names = args.out.absolute().parent / "tags.txt"
     write_list(names, vocabulary.names, check_only=True)
     counts: Counter[str] = Counter()
-    counts["records"] = write(args.out, tagged(args.records, args.out, vocabulary, counts, keep=not args.replace))
+    rows = tagged(args.records, args.out, vocabulary, counts, keep=not args.replace)
+    counts["records"] = write(args.out, rows, counts)
     write_list(names, vocabulary.names)
     tell(args.out, {**{name: count for name, count in counts.items() if count}, "tags in the list": len(vocabulary)})
 

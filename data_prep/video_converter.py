@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.check_clips import video_problems
-from data_prep.counts import Tally, tell
+from data_prep.counts import Tally, nothing, tell
 from dynrefer.boxes import check_boxes
 from dynrefer.data.clips import ClipRegion, FrameRegion, write_clips
 from dynrefer.images import DECODE_ERRORS
@@ -75,7 +75,7 @@ def write(out: Path, clips: Iterable[ClipRegion], tally: Tally) -> int:
             tally["frames with the region"] += sum(place is not None for place in clip.frames.values())
             yield clip
         if not tally["regions"]:
-            raise ValueError(f"{out}: no regions came out; look at the input, --split and --subset")
+            raise nothing(out, tally)
 
     return write_clips(out, counted())
 

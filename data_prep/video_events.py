@@ -61,7 +61,7 @@ def clips(events: Path, videos: Videos, tally: Tally, **keys: str) -> Iterator[C
                     f"({type(error).__name__}: {error})"
                 ) from error
 
-    for box, (where, record) in BoxReader(str(events), "xywh", tally, tally.strict).read(found()):
+    for box, (where, record) in BoxReader(str(events), "xywh", tally).read(found()):
         yield ClipRegion.from_dict({**record, "frames": {str(record["prompt_frame"]): {"box": list(box)}}}, where)
 
 

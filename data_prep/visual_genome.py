@@ -43,9 +43,10 @@ from typing import NamedTuple
 
 from data_prep.box_formats import BoxReader
 from data_prep.captioned_boxes import read_captioned_boxes
-from data_prep.converter import ImageFolder, arguments, excluded_images, write
+from data_prep.converter import arguments, excluded_images, write
 from data_prep.counts import Tally, check_counts, tell
 from data_prep.densecap import MAX_WORDS, SPLITS, clamp_box, clean_phrase, read_splits
+from data_prep.image_folder import ImageFolder
 from data_prep.json_files import read_items
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.records import Region
@@ -164,7 +165,7 @@ def densecap_regions(
             elif picture := pictures.get(photo.path, photo.image_hw, where):
                 yield from _cleaned(regions, picture, split, seen, tally, where)
 
-    reader = BoxReader(str(path), "xywh", tally, tally.strict)
+    reader = BoxReader(str(path), "xywh", tally)
     source, num_regions, image = f"visual-genome-{name}", 0, None
     for box, (where, region_id, phrase, (image_path, image_hw)) in reader.read(found()):
         box = clamp_box(box, image_hw)
@@ -271,7 +272,7 @@ def captioned_regions(
     used: set = set()  # ids of images
     num_in_file = num_regions = 0
     source = f"visual-genome-{name}"
-    for box, (annotation, (image_path, image_hw)) in BoxReader(str(path), "xywh", tally, tally.strict).read(found()):
+    for box, (annotation, (image_path, image_hw)) in BoxReader(str(path), "xywh", tally).read(found()):
         caption = annotation["caption"].strip()
         if not caption:
             tally["regions without a caption"] += 1
@@ -319,7 +320,7 @@ def convert(args: argparse.Namespace) -> None:
     if missing := [f"--{name.replace('_', '-')}" for name in needed if getattr(args, name) is None]:
         raise ValueError(f"--set {args.set} --split {args.split} needs {', '.join(missing)}; see the file's head")
     tally = Tally(args.strict)
-    pictures = Pictures(ImageFolder(args.images, args.out), args.out.absolute().parent, tally)
+    pictures = Pictures(ImageFolder(args.images, args.out, args.image_prefix), args.out.absolute().parent, tally)
     photos = read_photos(args.image_data) if args.image_data else None
     common = {"name": args.set, "split": args.split, "excluded": excluded, "subset": args.subset}
     if densecap:
@@ -327,7 +328,7 @@ def convert(args: argparse.Namespace) -> None:
         regions = densecap_regions(args.regions, photos, image_ids, pictures, tally, **common)
     else:
         regions = captioned_regions(args.captions, pictures, tally, photos=photos, **common)
-    write(args.out, regions)
+    write(args.out, regions, tally)
     tell(args.out, tally.told())
 
 

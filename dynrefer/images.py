@@ -119,6 +119,16 @@ def _set_limit() -> None:
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # asked for
 
 
+def read_orientation(source: str | os.PathLike) -> int:
+    """EXIF orientation of a picture's file: 1 = stored upright, 5 to 8 = stored with height and width exchanged.
+    ValueError for what is missing or not an image."""
+    try:
+        with Image.open(source) as image:
+            return _orientation(image)
+    except DECODE_ERRORS as error:
+        raise ValueError(f"image {source}: cannot be opened, truncated or damaged or too large ({error})") from error
+
+
 def _from_file(file: io.BufferedIOBase, name: str, num_bytes: int, reduce: int) -> np.ndarray:
     if num_bytes == 0:
         raise ValueError(f"{name}: the file is empty (0 bytes); download or write it again")
@@ -142,7 +152,7 @@ def _from_pil(image: Image.Image, name: str) -> np.ndarray:
         raise ValueError(f"{name}: cannot be decoded, truncated or damaged or unsupported ({error})") from error
     if 0 in pixels.shape:
         raise ValueError(f"{name}: no pixels, size {pixels.shape[1]} x {pixels.shape[0]}")
-    return np.ascontiguousarray(_upright(pixels, _orientation(image)))
+    return np.ascontiguousarray(upright(pixels, _orientation(image)))
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
@@ -171,10 +181,11 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undoes the EXIF orientation: 1 as it is, 2-4 mirrored or upside down, 5-8 with height and width exchanged."""
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, ...) as stored -> as shown, the EXIF orientation undone: 1 as it is, 2-4 mirrored or upside down, 5-8 with
+    height and width exchanged."""
     if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
+        pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     if orientation in (2, 3, 6, 7):

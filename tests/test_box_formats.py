@@ -1,9 +1,8 @@
-from collections import Counter
-
 import numpy as np
 import pytest
 
 from data_prep.box_formats import BoxReader, box_convention_problem
+from data_prep.counts import Tally
 from dynrefer.boxes import BOX_FORMATS, to_xyxy
 
 HW = (480, 640)
@@ -79,7 +78,7 @@ def test_strange_arguments_are_refused():
     with pytest.raises(ValueError, match="2 image sizes"):
         box_convention_problem([[1, 2, 3, 4]], [HW] * 2)
     with pytest.raises(ValueError, match="unknown box format"):
-        BoxReader("a.csv", "yolo", Counter())
+        BoxReader("a.csv", "yolo", Tally())
 
 
 def items(*boxes, hw=HW):
@@ -87,7 +86,7 @@ def items(*boxes, hw=HW):
 
 
 def test_boxes_come_as_clipped_pixels_in_order_and_empty_ones_are_counted_and_named(capsys):
-    counts = Counter()
+    counts = Tally()
     rows = items([10, 20, 30, 40], [600, 400, 100, 100], [700, 10, 5, 5], [5, 5, 0, 9], [0, 0, 640, 480])
     boxes = list(BoxReader("a.csv", "xywh", counts).read(rows))
     assert boxes == [((10, 20, 40, 60), 2), ((600, 400, 640, 480), 3), ((0, 0, 640, 480), 6)]
@@ -97,21 +96,24 @@ def test_boxes_come_as_clipped_pixels_in_order_and_empty_ones_are_counted_and_na
         in capsys.readouterr().err
     )
     with pytest.raises(ValueError, match="a.csv:4: box .* covers nothing"):
-        list(BoxReader("a.csv", "xywh", Counter(), strict=True).read(rows))
+        list(BoxReader("a.csv", "xywh", Tally(strict=True)).read(rows))
 
 
 @pytest.mark.parametrize("bad", [[1, 2, 3], "1234", {}, [1, 2, 3, "4"], [1, 2, 3, True], [1, 2, 3, float("nan")], 5])
 def test_what_is_not_four_numbers_names_its_place(bad):
+    tally = Tally()
+    assert list(BoxReader("a.csv", "xyxy", tally).read(items([1, 2, 3, 4], bad, [5, 6, 7, 8])))[1][1] == 4
+    assert sum(tally.values()) == 1 and tally.first.startswith("a.csv:3: box") and f"box {bad!r}" in tally.first
     with pytest.raises(ValueError, match="a.csv:3: box"):
-        list(BoxReader("a.csv", "xyxy", Counter()).read(items([1, 2, 3, 4], bad)))
+        list(BoxReader("a.csv", "xyxy", Tally(strict=True)).read(items([1, 2, 3, 4], bad)))
 
 
 def test_regions_without_a_box_pass_in_their_place_and_need_no_convention():
     rows = items([1, 2, 3, 4], None, [5, 6, 7, 8])
-    assert [payload for _, payload in BoxReader("a.json", "xyxy", Counter()).read(rows)] == [2, 3, 4]
-    assert list(BoxReader("a.json", None, Counter()).read(items(None))) == [(None, 2)]
+    assert [payload for _, payload in BoxReader("a.json", "xyxy", Tally()).read(rows)] == [2, 3, 4]
+    assert list(BoxReader("a.json", None, Tally()).read(items(None))) == [(None, 2)]
     with pytest.raises(ValueError, match="a.csv:2: there are boxes; say what their numbers are with --box-format"):
-        list(BoxReader("a.json", None, Counter()).read(rows))
+        list(BoxReader("a.json", None, Tally()).read(rows))
 
 
 def test_a_wrong_convention_is_told_after_the_first_boxes_and_one_that_begins_late_at_the_end():
@@ -119,9 +121,9 @@ def test_a_wrong_convention_is_told_after_the_first_boxes_and_one_that_begins_la
     wrong = written_as(xyxy, hws, "xywh").tolist()
     stream = ((box, tuple(hw), "x", None) for box, hw in zip(wrong, hws.tolist(), strict=True))
     with pytest.raises(ValueError, match="a.csv: .*as 'xywh' 100% fit"):
-        next(BoxReader("a.csv", "xyxy", Counter()).read(stream))
+        next(BoxReader("a.csv", "xyxy", Tally()).read(stream))
     assert len(list(stream)) == 6000 - 1024  # nothing beyond the first was read
     mixed = [*xyxy[:1024].tolist(), *wrong[1024:]]
-    reader = BoxReader("a.csv", "xyxy", Counter())
+    reader = BoxReader("a.csv", "xyxy", Tally())
     with pytest.raises(ValueError, match="a.csv: .*of 6,000 boxes"):
         list(reader.read((box, tuple(hw), "x", None) for box, hw in zip(mixed, hws.tolist(), strict=True)))

@@ -12,7 +12,7 @@ from data_prep import coco
 from data_prep.check import check_file
 from data_prep.coco import Converter, main
 from data_prep.coco_datasets import DATASETS
-from data_prep.converter import ImageFolder
+from data_prep.image_folder import ImageFolder
 from dynrefer.data import open_records
 from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region
@@ -149,7 +149,7 @@ def test_masks_without_boxes_and_captions_of_regions(folder, capsys):
     assert man.box == (60, 40, 90, 50) and man.captions == ("a man", "he") and man.id == "in-val-a"
     assert dog.box == (10, 20, 60, 70) and dog.captions == ("a dog",) and dog.mask == [SQUARE]
     annotations[0] = {"id": "a", "image_id": 139, "category_id": 1}
-    assert "neither a bbox nor a seg" in refused(folder, capsys, document(annotations=annotations))
+    assert "neither a bbox nor a seg" in refused(folder, capsys, document(annotations=annotations), "--strict")
 
 
 def test_lists_may_come_in_any_order_and_compressed(folder):
@@ -343,10 +343,10 @@ def test_damaged_files_are_refused(folder, capsys):
         ({"images": [*IMAGES, IMAGES[0]]}, "twice"),
         ({"images": [{**IMAGES[0], "width": 0}]}, "positive integers"),
         ({"images": [{"id": 1, "height": 1, "width": 1}]}, "file_name"),
-        ({"images": [{**IMAGES[0], "width": 100, "height": 200}]}, "is (100, 200) (height, width)"),
+        ({"images": [{**IMAGES[0], "width": 100, "height": 200}]}, "is (100, 200), the annotation says (200, 100)"),
         ({"images": [{**IMAGES[0], "file_name": "other.jpg"}]}, "'other.jpg' is not in"),
-        ({"images": [{**IMAGES[0], "file_name": "../val2017/000000000139.jpg"}]}, "is not in"),
-        ({"images": [{**IMAGES[0], "file_name": "/etc/passwd"}]}, "is not in"),
+        ({"images": [{**IMAGES[0], "file_name": "../val2017/000000000139.jpg"}]}, "does not lie in"),
+        ({"images": [{**IMAGES[0], "file_name": "/etc/passwd"}]}, "does not lie in"),
         ({"annotations": [{**ANNOTATIONS[0], "image_id": 5}]}, "image_id of `images`"),
         ({"annotations": [{**ANNOTATIONS[0], "category_id": 5}]}, "category_id of `categories`"),
         ({"annotations": [{"image_id": 139}]}, "'id' is missing"),
@@ -355,22 +355,28 @@ def test_damaged_files_are_refused(folder, capsys):
         ({"annotations": [{**ANNOTATIONS[0], "bbox": [1, 2, 3]}]}, "annotation 1: box [1, 2, 3]"),
         ({"annotations": [{**ANNOTATIONS[0], "bbox": [1, 2, 3, "4"]}]}, "four numbers"),
         ({"annotations": [{**ANNOTATIONS[0], "segmentation": {**CROWD, "size": [50, 50]}}]}, "(50, 50)"),
-        ({"annotations": [{**ANNOTATIONS[0], "segmentation": [["x"] * 6]}]}, "annotation 1: mask polygon 0"),
+        ({"annotations": [{**ANNOTATIONS[0], "segmentation": [["x"] * 6]}]}, "annotation 1: mask ['x'"),
         ({"annotations": [{**ANNOTATIONS[0], "segmentation": "x"}]}, "annotation 1: mask of type str"),
-        ({"annotations": [{**ANNOTATIONS[0], "caption": 5}]}, "captions 5"),
+        ({"annotations": [{**ANNOTATIONS[0], "caption": 5}]}, "caption 5"),
         ({"annotations": ["x", 5]}, "annotation x"),
         ({"categories": ["person"]}, "category person"),
         ({"categories": [*CATEGORIES, {"id": 1, "name": "cat"}]}, "an id of its own"),
     ],
 )
 def test_wrong_entries_are_named(folder, capsys, change, rule):
-    message = refused(folder, capsys, {**document(), **change})
+    message = refused(folder, capsys, {**document(), **change}, "--strict")
     assert "in.json" in message and rule in message
 
 
 def test_images_that_are_not_there_are_left_out_of_a_subset_only(folder, capsys):
     (folder / "val2017" / "000000000139.jpg").unlink()
-    assert "'000000000139.jpg' is not in" in refused(folder, capsys, document())
+    assert "'000000000139.jpg' is not in" in refused(folder, capsys, document(), "--strict")
+    message = refused(folder, capsys, document(), dataset="coco")
+    assert "is not in" in message and "--subset leaves out images" in message  # published data are whole, or a part
+    assert run(folder, document()) == 0
+    printed = capsys.readouterr()
+    assert "1  images left out: its image is not in the folder" in printed.out
+    assert "image 139: image '000000000139.jpg' is not in" in printed.err
     assert run(folder, document(), "--subset") == 0
     assert "1  images left out, not in the folder" in capsys.readouterr().out
     assert [region.id for region in open_records(folder / "out" / "val.jsonl")] == ["in-val-3"]

@@ -132,7 +132,7 @@ def refused(folder, capsys, table, *options, **more) -> str:
 )
 def test_bad_tables_are_refused_with_their_line(folder, capsys, table, rule):
     with pytest.raises(AssertionError, match=rule):
-        raise AssertionError(refused(folder, capsys, table))
+        raise AssertionError(refused(folder, capsys, table, "--strict"))
 
 
 def test_a_wrong_convention_is_refused_with_the_right_one(folder, capsys):

@@ -87,7 +87,7 @@ def test_objects_become_regions_and_images_keep_their_bytes(tmp_path, capsys, ma
     assert sorted(written.values()) == sorted([encoded(), encoded(50), encoded(99, "JPEG")])
     assert third.image.endswith(".jpg") and str(tmp_path / "mine") == first.source
     printed = capsys.readouterr().out
-    assert "3  images written" in printed and "1  rows without a region" in printed
+    assert "3  images written" in printed and "1  rows left out: without a region" in printed
     assert not check_file(tmp_path / "out" / "train.jsonl").problems
 
 

@@ -188,7 +188,7 @@ def test_which_of_several_annotations_count(folder, capsys):
         assert run(folder, [several], "--annotations", which) == 0
         assert [r.id for r in records(folder)] == ids
     assert run(folder, [task(CUP), task(task_id=2, annotations=[])]) == 0
-    assert "1  tasks without an annotation" in capsys.readouterr().out
+    assert "1  tasks left out: without an annotation" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -178,31 +178,32 @@ def refused(folder, capsys, entries, *options, **more) -> str:
     return capsys.readouterr().err
 
 
+OPTIONS = ("--box-format", "xyxy", "--first-region", "1", "--strict")
 PLAIN = {"image": "a.png", "bboxes": [[20, 10, 60, 50]] * 2, "conversations": talk("<region>", "a", "<region>", "b")}
 
 
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"conversations": talk("<region>", "a")}, "entry 0: 1 placeholders without a number .* 2 regions"),
-        ({"conversations": talk("<region3>", "a")}, "entry 0: a question names region 3, but there are 2"),
-        ({"bboxes": [[20, 10, 60]] * 2}, "entry 0, region 0: box .*four numbers"),
+        ({"conversations": talk("<region>", "a")}, "entry 1: 1 placeholders without a number .* 2 regions"),
+        ({"conversations": talk("<region3>", "a")}, "entry 1: a question names region 3, but there are 2"),
+        ({"bboxes": [[20, 10, 60]] * 2}, "entry 1, region 0: box .*four numbers"),
         ({"bboxes": [[20, 10, 60, 50]], "masks": [rle(0, 0, 3, 3)] * 2}, "1 boxes but 2 masks"),
-        ({"image": "b.png"}, "entry 0: image 'b.png' is not in"),
-        ({"image": None}, "entry 0: image None"),
+        ({"image": "b.png"}, "entry 1: image 'b.png' is not in"),
+        ({"image": 5}, "entry 1: image 5: expected the name"),
         ({"height": 200, "width": 100}, "is \\(100, 200\\), the annotation says \\(200, 100\\).*EXIF"),
-        ({"bboxes": None, "masks": ["a.png", "b.png"]}, "entry 0: mask of type str"),
-        ({"bboxes": None, "masks": [{"size": [5, 5], "counts": [25]}] * 2}, "entry 0, region 0: mask: .*of size"),
-        ({"conversations": [{"from": "robot", "value": "x"}]}, "entry 0: a turn of 'robot'"),
-        ({"conversations": ["x"]}, "entry 0: a turn"),
-        ({"bboxes": None, "masks": [[SQUARE], [[[1, 2], 3]]]}, "entry 0: mask .*expected polygons"),
-        ({"annotation": [5]}, "entry 0: annotation: expected a list of objects"),
-        ({"description": ["x"]}, "entry 0: 1 descriptions of 2 regions"),
-        ({"regions": [{"label": "x"}]}, "entry 0, region 0: neither a box nor a mask"),
+        ({"bboxes": None, "masks": ["a.png", "b.png"]}, "entry 1: mask of type str"),
+        ({"bboxes": None, "masks": [{"size": [5, 5], "counts": [25]}] * 2}, "entry 1: mask of size"),
+        ({"conversations": [{"from": "robot", "value": "x"}]}, "entry 1: a turn of 'robot'"),
+        ({"conversations": ["x"]}, "entry 1: a turn"),
+        ({"bboxes": None, "masks": [[SQUARE], [[[1, 2], 3]]]}, "entry 1: mask .*expected polygons"),
+        ({"annotation": [5]}, "entry 1: annotation: expected a list of objects"),
+        ({"description": ["x"]}, "entry 1: 1 descriptions of 2 regions"),
+        ({"regions": [{"label": "x"}]}, "entry 1, region 0: neither a box nor a mask"),
     ],
 )
 def test_a_bad_entry_names_its_place(folder, capsys, change, rule):
-    message = refused(folder, capsys, [{**PLAIN, **change}], "--box-format", "xyxy", "--first-region", "1")
+    message = refused(folder, capsys, [PLAIN, {**PLAIN, **change}], *OPTIONS)
     with pytest.raises(AssertionError, match=f"mine.json: .*{rule}"):
         raise AssertionError(message)
 

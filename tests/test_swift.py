@@ -115,7 +115,7 @@ def test_points_are_left_out_and_counted(folder, capsys):
     ],
 )
 def test_a_bad_line_is_named(folder, capsys, entry, rule):
-    assert run(folder, [line("<bbox>", "x", [], [DOG]), entry]) == 2
+    assert run(folder, [line("<bbox>", "x", [], [DOG]), entry], "--strict") == 2
     with pytest.raises(AssertionError, match=f"mine.jsonl:2.*{rule}"):
         raise AssertionError(capsys.readouterr().err)
     assert not list(folder.glob("out/*"))

@@ -285,7 +285,10 @@ def test_boxes_in_another_convention_are_told(source, capsys):
             "annotation .*KeyError: 99",
         ),
         ({"annotations": [{"id": 0, "image_id": 5, "caption": "a"}]}, "KeyError: 'bbox'"),
-        ({"annotations": [{"id": 0, "image_id": 5, "bbox": [1, 2, 3], "caption": "a"}]}, "expected four numbers"),
+        (
+            {"annotations": [{"id": 0, "image_id": 5, "bbox": [1, 2, 3], "caption": "a"}]},
+            "not four numbers",
+        ),
         ({"annotations": [{"id": 0, "image_id": 5, "bbox": [1, 2, 3, 4], "caption": 7}]}, "7 is no text"),
         ({"annotations": []}, "nothing at 'annotations.item'"),
         ({"images": [{"id": 5, "file_name": "5.jpg", "width": 10}]}, "KeyError: 'height'"),
@@ -297,7 +300,7 @@ def test_a_damaged_caption_file_names_what_is_wrong(source, capsys, change, rule
     if "../" in str(change):
         (source / "vg" / "VG_100K" / "5.jpg").unlink()
         (source / "5.jpg").write_bytes(b"")
-    assert run_captions(source, "--subset") == 2
+    assert run_captions(source, "--subset", "--strict") == 2
     (message,) = capsys.readouterr().err.splitlines()
     assert re.search(rule, message), message
 
