@@ -54,8 +54,7 @@ class ImageFolder:
 
     def image_hw(self, path: str) -> tuple[int, int]:
         """The (height, width) of a picture, from its header. path: as `path` and `find` give it."""
-        image_hw = read_image_hw(self.file(path))
-        return image_hw[::-1] if self.stored and read_orientation(self.file(path)) >= 5 else image_hw
+        return picture_hw(self.file(path), self.stored)
 
     def file(self, path: str) -> Path:
         """Where a picture lies. path: as `path` and `find` give it."""
@@ -154,6 +153,12 @@ class ImageFolder:
             return f"image {name!r} is not in {self.folder}, but {' and '.join(sorted(alike))} are; name one of them"
         close = suggestion(base, self._list(parent)) if len(self._list(parent)) <= 10_000 else ""
         return f"image {name!r} is not in {self.folder}; is it the folder of these images?{close}"
+
+
+def picture_hw(file: Path, stored: bool = False) -> tuple[int, int]:
+    """(height, width) from a picture's header: as shown, or as stored. ValueError for what is missing or no image."""
+    image_hw = read_image_hw(file)
+    return image_hw[::-1] if stored and read_orientation(file) >= 5 else image_hw
 
 
 def _key(name: str) -> str:

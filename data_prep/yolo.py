@@ -35,11 +35,11 @@ import yaml
 
 from data_prep.converter import write_list
 from data_prep.counts import Tally
+from data_prep.image_folder import picture_hw
 from data_prep.own_data import Found, own_arguments, write_found
 from dynrefer.data.record_files import detector_file, open_records
 from dynrefer.errors import cut, run_command
 from dynrefer.files import atomic_path, read_text
-from dynrefer.images import read_image_hw
 from dynrefer.vocabulary import read_words
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"))
@@ -158,8 +158,9 @@ def label_path(image: Path, layout: Layout) -> Path:
     return Path(*parts[:last], "labels", *parts[last + 1 :], name)
 
 
-def regions(layout: Layout, out: Path, tally: Tally) -> Iterator[Found]:
-    """Regions of all images in their order. A line that is not of this form is left out and counted."""
+def regions(layout: Layout, out: Path, tally: Tally, stored: bool = False) -> Iterator[Found]:
+    """Regions of all images in their order. A line that is not of this form is left out and counted. stored: sizes are
+    those of the pictures as stored, before their EXIF orientation turns them."""
     used: set[Path] = set()
     ids: set[str] = set()
     for image in layout.images:
@@ -176,7 +177,7 @@ def regions(layout: Layout, out: Path, tally: Tally) -> Iterator[Found]:
             continue
         used.add(path)
         try:
-            image_hw = read_image_hw(image)
+            image_hw = picture_hw(image, stored)
         except ValueError as error:
             tally.leave_out("images", "cannot be read", str(error))
             continue
@@ -293,7 +294,7 @@ def _run(args: argparse.Namespace) -> None:
         args.split = "train"
     words = args.out.absolute().parent / "categories.txt"
     write_list(words, layout.names, check_only=True)
-    write_found(args, file, regions(layout, args.out, tally), tally, "cxcywh-unit")
+    write_found(args, file, regions(layout, args.out, tally, args.stored_pixels), tally, "cxcywh-unit")
     write_list(words, layout.names)
     if layout.scores:
         _write_scores(args.out, args.name, layout.scores)
