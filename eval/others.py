@@ -32,12 +32,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from dynrefer.data.example import Example
 from dynrefer.data.records import Region, RegionResult
-from dynrefer.errors import suggestion
+from dynrefer.errors import shown, suggestion
 from dynrefer.models import FAMILIES
 from dynrefer.models.auto import check_dtype, first_line, model_folder, pick_device
 from dynrefer.models.family import FamilyModel, FamilyProcessor
-from dynrefer.models.language import check_generation, log_probability
+from dynrefer.models.language import check_generation, log_probability, most_positions
 from dynrefer.models.options import Options, TextOptions
+from dynrefer.prompts import check_text
 
 from .benchmarks import get_task
 from .region_prompts import CAPTIONERS, PLACE, Convention
@@ -104,9 +105,22 @@ def load(
             "a red line around the region to any model"
         )
     text = _prompt(name, kind, CAPTIONERS[family], task, prompt)
+    place_on = pick_device(device)
     processor = _processor(name, kind, revision)
-    model = _model(name, kind, check_dtype(dtype) or "auto", revision).to(pick_device(device)).eval()
+    model = _model(name, kind, check_dtype(dtype) or "auto", revision).to(place_on).eval()
+    if tokens := beyond(model.config, processor.tokenizer, text):
+        raise ValueError(
+            f"prompt {shown(text)}: {tokens:,} tokens; model {name!r} holds at most {most_positions(model.config):,}, "
+            "the picture and the answer included; ask something shorter"
+        )
     return Captioner(model, processor, family, text, task)
+
+
+def beyond(config: Any, tokenizer: Any, text: str) -> int:
+    """Tokens of a text where a model does not hold as many, else 0."""
+    check_text(text, "prompt")
+    tokens, most = len(tokenizer(text, verbose=False)["input_ids"]), most_positions(config)
+    return tokens if most is not None and tokens >= most else 0
 
 
 def _prompt(name: str, kind: str, row: Convention, task: Task, prompt: str | None) -> str:

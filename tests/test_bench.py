@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from bench import loading, run
+from bench import loading, regions, run
 from bench.timing import Budget, Result, compare
 
 
@@ -79,6 +79,13 @@ def test_loaders_of_two_checkouts_are_timed_in_turns(capsys):
     assert [line.partition(":")[0] for line in lines if not line.startswith("  ")] == ["world"] * 2 + ["photos"] * 2
     assert [line[2:24].rstrip() for line in lines if line.startswith("  ")] == ["before", "this checkout"] * 4
     assert "200 regions of 4 photos, 2 workers" in lines[-3]
+
+
+def test_the_time_of_many_regions_of_a_picture_is_a_table(capsys):
+    regions.main(["--regions", "3", "70"])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows] == ["regions of one picture", "---|---|---|---|---", "3", "70"]
+    assert all(float(cell) >= 0 for cell in rows[-1])
 
 
 def test_a_folder_without_a_loader_is_refused(tmp_path, capsys):

@@ -8,6 +8,8 @@ import tiny_dynrefer as tiny
 
 torch = pytest.importorskip("torch")
 
+import dynrefer  # noqa: E402
+from dynrefer.models.auto import pick_device  # noqa: E402
 from dynrefer.models.dynrefer.options import Options  # noqa: E402
 from dynrefer.models.language import check_generation  # noqa: E402
 from dynrefer.models.options import make_options  # noqa: E402
@@ -121,6 +123,8 @@ def test_names_beyond_the_text_encoder_are_refused_with_the_number(model, monkey
         ({"repetition_penalty": 0}, "repetition_penalty=0: expected a number above 0"),
         ({"early_stopping": "x"}, "early_stopping"),
         ({"do_sample": 3}, "do_sample: expected bool"),
+        ({"crop_on": "gpu"}, "device 'gpu': torch knows none of that name"),
+        ({"crop_on": "cuda:99"}, "device 'cuda:99': this machine has "),
     ],
 )
 def test_an_option_of_another_kind_is_refused_by_name(model, monkeypatch, option, what):
@@ -132,3 +136,14 @@ def test_options_that_are_numbers_of_other_libraries_are_taken():
     np = pytest.importorskip("numpy")
     made = make_options(Options, {"num_beams": np.int64(3), "tag_threshold": np.float32(0.5), "categories": ("a", "b")})
     assert made.num_beams == 3 and check_generation({"num_beams": np.int64(3), "top_k": None}) == {"num_beams": 3}
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "mps:7", "opengl", 99])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(device):
+    with pytest.raises(ValueError, match=r"^device '?\S+: (torch knows none|this machine has)"):
+        dynrefer.load("no/such/model", device=device)
+
+
+def test_devices_that_are_there_are_taken():
+    assert str(pick_device("cpu")) == "cpu" and pick_device(torch.device("cpu")).type == "cpu"
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")

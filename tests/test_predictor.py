@@ -222,6 +222,30 @@ def test_control_words_follow_their_regions_through_the_chunks(model):
         predictor([picture()] * 2, [boxes, boxes], control=[[["red"]]])
 
 
+class Counted(list):
+    """A list that counts the entries it has given away."""
+
+    given = 0
+
+    def __getitem__(self, position):
+        self.given += 1
+        return super().__getitem__(position)
+
+    def __iter__(self):
+        for entry in super().__iter__():
+            self.given += 1
+            yield entry
+
+
+def test_words_of_each_region_are_looked_at_as_often_for_many_regions_as_for_few(model):
+    each = []
+    for number in (640, 6400):
+        control = Counted([["red"]] * number)
+        RegionPredictor(model)(picture(), [[0, 0, 2, 2]] * number, control=control)
+        each.append(control.given / number)
+    assert each[1] <= each[0] <= 10
+
+
 def test_given_ids_name_the_results(model):
     predictor = RegionPredictor(model)
     assert predictor(picture(), [[0, 0, 2, 2]], ids=["cup"])[0].id == "cup"
@@ -253,6 +277,11 @@ def mask_of(height, width):
         ({"masks": ["nowhere.png"]}, "image 0: mask 0: .*nowhere.png"),
         ({"boxes": [[0, 0, 5, 5]] * 2, "masks": [mask_of(100, 200)]}, "image 0: 2 boxes but 1 masks"),
         ({"boxes": [[0, 0, 5, 5]], "ids": ["a", "b"]}, "image 0: ids: .* for 1 regions"),
+        ({"boxes": [[], []]}, "image 0: boxes of shape"),
+        ({"boxes": [[True, True, True, True]]}, "image 0: boxes .*booleans"),
+        ({"boxes": [["1", "2", "3", "4"]]}, "image 0: boxes .*text"),
+        ({"boxes": [[0.141, 0.399, 0.346, 0.601]]}, r"image 0: box 0: .*0..1 numbers: box_format='xyxy-unit'\?"),
+        ({"masks": [{"size": [100, 200], "counts": [10**5000]}]}, "image 0: mask 0: mask counts"),
         ({"boxes": [[0, 0, 5, 5]], "categories": "cup"}, "categories: 'cup' is one text"),
         ({"boxes": [[0, 0, 5, 5]], "attributes": "red"}, "attributes: 'red' is one text"),
         ({"boxes": [[0, 0, 5, 5]], "control": 5}, r"control 5: words are a text"),

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.utils.hub import resolve_revision
 
-from dynrefer.errors import first_line
+from dynrefer.errors import first_line, shown
 
 from . import FAMILIES, FamilyModule, register_families
 from .base_parts import HUB_OPTIONS, LOOKUP_OPTIONS
@@ -33,6 +33,7 @@ def load(
     Raises ValueError when there is no model, it is of no known family, its file lacks tensors or has others, or a part
     that it left out cannot be fetched or has changed.
     """
+    place_on = pick_device(device)
     source = model_folder(name)
     register_families()
     hub = {key: options[key] for key in HUB_OPTIONS if key in options}
@@ -45,7 +46,7 @@ def load(
     row = family_of(name, **place)
     config = row.load("config").from_pretrained(source, **place)
     if options.get("quantization_config") or getattr(config, "quantization_config", None):
-        options.setdefault("device_map", {"": pick_device(device)})  # a quantized model is not moved
+        options.setdefault("device_map", {"": place_on})  # a quantized model is not moved
     try:
         model, info = row.load("model").from_pretrained(
             source, config=config, revision=revision, dtype=dtype, output_loading_info=True, **options
@@ -63,7 +64,7 @@ def load(
             )
     model.processor = row.load("processor").from_pretrained(source, config=model.config, **place)
     model.after_load()
-    return model.eval() if options.get("device_map") is not None else model.to(pick_device(device)).eval()
+    return model.eval() if options.get("device_map") is not None else model.to(place_on).eval()
 
 
 def family_of(name: str | Path, revision: str | None = None, **hub) -> FamilyModule:
@@ -107,9 +108,18 @@ def model_folder(name: str | Path) -> str:
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """ "auto": CUDA, then MPS, then CPU."""
-    if str(device) != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """ "auto": CUDA, then MPS, then CPU. ValueError for a device that torch does not know or this machine lacks."""
+    if str(device) == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(kind)
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        known = "auto, cpu, cuda, cuda:1 and mps"
+        raise ValueError(f"device {shown(device)}: torch knows none of that name; there are {known}") from None
+    own = getattr(torch, chosen.type, None)
+    count = own.device_count() if hasattr(own, "device_count") else 0  # "meta" and others hold no numbers
+    if (chosen.index or 0) >= count:
+        there = f"only {count} of them" if count else f"no {chosen.type} device that torch can use"
+        raise ValueError(f"device {str(device)!r}: this machine has {there}; give auto or cpu")
+    return chosen

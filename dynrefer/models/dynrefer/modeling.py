@@ -16,6 +16,7 @@ from dynrefer.processes import gather_rows
 from dynrefer.views import choose_scales
 from dynrefer.vocabulary import attribute_texts, category_texts, read_attributes, text_hash
 
+from ..auto import pick_device
 from ..card import About
 from ..language import LANGUAGE_MODELS, check_generation, language_kind, most_positions
 from ..ranking import ranked
@@ -320,6 +321,8 @@ class DynReferModel(RegionModel):
     def check_options(self, options: Options) -> None:
         room = self.prompt_room(check_generation({**self.config.generation, **options.decoding()}))
         self.processor.check_words(options, room)
+        if options.crop_on is not None:
+            pick_device(options.crop_on)
         if options.view_strategy is not None:
             no_boxes = np.zeros((0, 4), np.float32)
             choose_scales(options.view_strategy, np.zeros((1, 1, 3), np.uint8), no_boxes, self.config.num_views, ())

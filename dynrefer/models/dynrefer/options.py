@@ -44,5 +44,7 @@ class Options(TextOptions):
     def for_regions(self, positions: Sequence[int], num_regions: int) -> Options:
         if is_one_control(self.control):
             return self
-        controls = region_controls(self.control, num_regions)
-        return replace(self, control=[controls[position] for position in positions])
+        if len(self.control) != num_regions:
+            region_controls(self.control, num_regions)  # which says so
+        own = [self.control[position] for position in positions]
+        return replace(self, control=region_controls(own, len(own)) if own else [])

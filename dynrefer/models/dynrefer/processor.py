@@ -262,8 +262,11 @@ class DynReferProcessor(FamilyProcessor, PushToHubMixin):
         """ValueError where the text encoder would cut a text off; names: of what each of them says."""
         limit = self.config.text_config.max_position_embeddings
         for text, name in zip(texts, names, strict=True):
-            if len(text) < limit - 2 or (tokens := len(self.text_tokenizer(text, verbose=False)["input_ids"])) <= limit:
-                continue  # a token is at least a character, but for the start and the end
+            if (
+                surely_fits(text, limit)
+                or (tokens := len(self.text_tokenizer(text, verbose=False)["input_ids"])) <= limit
+            ):
+                continue
             raise ValueError(
                 f"{kind} {shown(name)}: {tokens:,} tokens; the text encoder holds at most {limit}; give a shorter name"
             )
@@ -279,6 +282,8 @@ class DynReferProcessor(FamilyProcessor, PushToHubMixin):
         """Control words of one region, with as many of the predicted tags, the likeliest first, as the language model
         has room for; those left out are told of. ValueError where the user's own words are too many."""
         words, count = parse_control(control, predicted), len(predicted)
+        if surely_fits(control_prompt(words), room):
+            return words
         while (tokens := self.prompt_lengths([words])[0]) > room:
             if not count:
                 raise ValueError(
@@ -338,6 +343,16 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
         ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
         mask[i, : len(row)] = 1
     return ids, mask
+
+
+def surely_fits(text: str, limit: int) -> bool:
+    """Whether a text has at most so many tokens, without asking a tokenizer: but for start, end and the mark of a first
+    word, a token is at least a byte.
+
+    >>> surely_fits("red,cup|", 11), surely_fits("red,cup|", 10)
+    (True, False)
+    """
+    return len(text.encode()) + 3 <= limit
 
 
 def says_side(captions: Sequence[str]) -> bool:
