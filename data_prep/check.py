@@ -33,9 +33,11 @@ from data_prep.mend import mended_path, parsed, until_damaged, write_mended
 from data_prep.pictures import Pictures, look_at
 from data_prep.published import published_counts
 from data_prep.record_form import Problems, box_numbers, record_contents, record_region
+from data_prep.word_lists import Words
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.arrow import is_table
 from dynrefer.data.image_groups import BLOCK, ImageGroups, hashes_of
+from dynrefer.data.record_files import JSON_LINES, UNKNOWN_KIND
 from dynrefer.data.records import record_root
 from dynrefer.errors import run_command
 from dynrefer.files import read_lines
@@ -99,6 +101,8 @@ def check_file(
             )
         return _check_clips(path)
     report, form = Report(path), Problems()
+    if path.exists() and not is_table(path) and not path.name.endswith(JSON_LINES):
+        report.problems.add(0, f"training refuses it for its name: {UNKNOWN_KIND}; rename it")
     seen = _read(path, report, form)
     convention = seen.convention_problem()
     if convention:
@@ -111,6 +115,7 @@ def check_file(
     if images:
         _check_images(path, seen, others, workers, report.problems, wrong_size)
     report.problems.extend((0, text) for text in seen.count_problems(report, published, counts))
+    report.problems.extend(seen.words.problems(path))
     if fix is not None:
         report.fixes, dropped, form = write_mended(path, fix, form, repeated, None if convention else wrong_size)
         report.problems[:] = [problem for problem in report.problems if problem[0] not in dropped]
@@ -132,6 +137,7 @@ class _Seen:
         self.heights, self.widths = array("i"), array("i")
         self.id_lines, self.id_hashes = array("q"), array("Q")
         self.num_captions = 0
+        self.words = Words()
         self._ids: list[str] = []
         self._boxes: list[tuple] = []  # the first ones: numbers, height, width
 
@@ -140,7 +146,7 @@ class _Seen:
         if not isinstance(content, dict):
             return
         region_id, image = content.get("id"), content.get("image")
-        if isinstance(region_id, str):
+        if isinstance(region_id, str) and (region_id.isascii() or _is_whole(region_id)):
             self.id_lines.append(line)
             self._ids.append(region_id)
             if len(self._ids) == BLOCK:
@@ -180,6 +186,13 @@ class _Seen:
                 yield f"{found[key]:,} {key}, published for {name} are {count:,} (also what was left out on purpose)"
 
 
+def _is_whole(text: str) -> bool:
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def _read(path: Path, report: Report, form: Problems) -> _Seen:
     seen = _Seen()
     for line, content in record_contents(path, form):
@@ -191,6 +204,7 @@ def _read(path: Path, report: Report, form: Problems) -> _Seen:
         if region is not None:
             report.num_without_caption += not region.captions
             seen.num_captions += len(region.captions)
+            seen.words.add(line, region)
     report.num_images = len(seen.names)
     return seen
 

@@ -21,7 +21,7 @@ def check_clips(path: str | Path) -> tuple[list[tuple[int, str]], int, int]:
     try:
         for line, text in read_lines(path):
             try:
-                clip = ClipRegion.from_dict(parse_line(text, f"{path}:{line}"))
+                clip = ClipRegion.from_dict(parse_line(text, f"{path}:{line}", unique_keys=True))
             except ValueError as error:
                 problems.append((line, str(error).removeprefix(f"{path}:{line}: ").removeprefix("record: ")))
                 continue

@@ -40,7 +40,7 @@ def record_contents(path: Path, problems: Problems) -> Iterator[tuple[int, Any]]
         for line, content in tqdm(rows, desc=path.name, unit=" records", disable=None):
             if isinstance(content, bytes):
                 try:
-                    content = parse_line(content, "")
+                    content = parse_line(content, "", unique_keys=True)
                 except ValueError as error:
                     problems.add(line, str(error).removeprefix(": "))
                     content = NOT_JSON
@@ -57,7 +57,8 @@ def record_region(content: Any) -> tuple[Region | None, str | None]:
         region = Region.from_dict(content)
     except ValueError as error:
         return None, str(error).removeprefix("record: ").removesuffix(f"; {CHECK_HINT}")
-    return region, _mask_problem(region) or _box_problem(content, region) or _caption_problem(region)
+    problem = _mask_problem(region) or _box_problem(content, region) or _thin_problem(region)
+    return region, problem or _caption_problem(region)
 
 
 def _mask_problem(region: Region) -> str | None:
@@ -95,6 +96,15 @@ def _box_problem(content: dict, region: Region) -> str | None:
         return None
     height, width = region.image_hw
     return f"region {region.id}: box {list(box)} reaches beyond its image, {width} wide and {height} high"
+
+
+def _thin_problem(region: Region) -> str | None:
+    x1, y1, x2, y2 = region.box
+    if min(x2 - x1, y2 - y1) >= 1 - 1e-6:
+        return None
+    unit = "; numbers of 0..1, which are no pixels?" if max(region.box) <= 1 and min(region.image_hw) > 1 else ""
+    size = f"{x2 - x1:.3g} wide and {y2 - y1:.3g} high"
+    return f"region {region.id}: box {list(region.box)} is thinner than a pixel, {size}{unit}"
 
 
 def _caption_problem(region: Region) -> str | None:

@@ -17,7 +17,7 @@ A line is a thing, its numbers are shares of the image's width and height:
     with kpt_shape     class, box, key points: they are left out and counted
 
 Images without a label file and with an empty one have nothing in them: counted. Scores come out as
-NAME_predictions.jsonl beside the records, which `eval.run --detected` reads. categories.txt beside the records has the
+NAME_predictions.jsonl beside the records, which `eval.run --boxes` reads. categories.txt beside the records has the
 class names in their order.
 """
 

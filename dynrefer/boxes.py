@@ -120,7 +120,7 @@ def check_image_hw(image_hw: Sequence[int]) -> tuple[int, int]:
     """(height, width) as two positive integers; ValueError otherwise."""
     values = list(image_hw) if isinstance(image_hw, (list, tuple, np.ndarray)) else []
     whole = [isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value > 0 for value in values]
-    if len(values) != 2 or not all(whole):
+    if len(values) != 2 or not all(whole) or max(values) >= 2**31:  # no file holds a longer side
         raise ValueError(f"image_hw {shown(image_hw)}: expected two positive integers, (height, width) in pixels")
     if max(values) > LONGEST_SIDE:
         raise ValueError(f"image_hw {shown(image_hw)}: a side is at most {LONGEST_SIDE} pixels; the size is damaged")

@@ -17,6 +17,7 @@ import orjson
 
 from dynrefer.packed import open_text
 
+KEY_END, QUOTED = re.compile(rb'"\s*:'), re.compile(rb'\\"\s*:')  # of a key in JSON; the same in a text
 HIDDEN = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # the hidden folders of `hidden_folder`
 REPLACED = ".replaced"  # in a hidden folder: what stood there before, between two renames
 MANY = 1000  # entries of a folder that is searched for leftovers only once
@@ -61,22 +62,55 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
         raise ValueError(f"{path}:{line + 1}: not {error.encoding} text ({error.reason}); save it as UTF-8") from error
 
 
-def parse_line(text: bytes, where: str) -> object:
-    """The value of one JSON line; ValueError begins with `where`."""
+def parse_line(text: bytes, where: str, unique_keys: bool = False) -> object:
+    """The value of one JSON line; ValueError begins with `where`. unique_keys: a key that stands twice is one."""
     try:
-        return orjson.loads(text)
+        value = orjson.loads(text)
     except orjson.JSONDecodeError:
-        pass  # json reads some more, such as NaN, whose place in the record an error can then name
+        # json reads some more, such as NaN, whose place in the record an error can then name
+        return _parse_slowly(text, where, unique_keys)
+    if unique_keys:
+        if len(KEY_END.findall(text)) - len(QUOTED.findall(text)) != _num_keys(value):
+            _parse_slowly(text, where, True)
+    return value
+
+
+def _parse_slowly(text: bytes, where: str, unique_keys: bool) -> object:
+    def checked(pairs: list[tuple[str, object]]) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise _Told(f"{where}: key {twice[:100]!r} stands in one object twice; which of its values is right?")
+        return found
+
     try:
-        return json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return json.loads(text, object_pairs_hook=checked if unique_keys else None)
+    except _Told as error:
+        raise ValueError(str(error)) from None
+    except (ValueError, RecursionError) as error:
+        if "integer string conversion" in str(error):  # Python's limit, 4300 digits
+            raise ValueError(f"{where}: a number of thousands of digits; mend it, or leave out the line") from None
         raise ValueError(f"{where}: not a JSON line ({error}); the file is damaged or cut off") from None
 
 
-def read_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, object]]:
+class _Told(Exception):
+    """What `json` shall pass through."""
+
+
+def _num_keys(value: object) -> int:
+    """Keys of all objects in a value; a list of numbers is not walked through."""
+    if isinstance(value, dict):
+        return len(value) + sum(_num_keys(inner) for inner in value.values() if isinstance(inner, dict | list))
+    if isinstance(value, list) and value and isinstance(value[0], dict | list):
+        return sum(map(_num_keys, value))
+    return 0
+
+
+def read_jsonl(path: str | os.PathLike, unique_keys: bool = False) -> Iterator[tuple[int, object]]:
     """(line number, value) of every line that is not blank, of .jsonl or .jsonl.gz; ValueError names file and line."""
     for line, text in read_lines(path):
-        yield line, parse_line(text, f"{path}:{line}")
+        yield line, parse_line(text, f"{path}:{line}", unique_keys)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from PIL import Image
 
 from data_prep import published, record_form
 from data_prep.check import check_file, main
-from dynrefer.data import Region, save_arrow
+from dynrefer.data import Region, open_records, save_arrow
 
 HW = (20, 30)
 ROOT = Path(__file__).parents[1]
@@ -295,3 +295,81 @@ def test_video_regions_are_checked_as_such(tmp_path, capsys):
     assert main([str(path)]) == 1
     assert "missing key ['num_frames'" in capsys.readouterr().out
     assert main([str(path), "--counts", "coco:val"]) == 2
+
+
+def problems(path):
+    return [(line, text) for line, text in check_file(path).problems]
+
+
+@pytest.mark.parametrize(
+    ("box", "text"),
+    [
+        ([1, 2, 1.5, 12], "box [1.0, 2.0, 1.5, 12.0] is thinner than a pixel, 0.5 wide and 10 high"),
+        ([0.141, 0.399, 0.346, 0.601], "0.205 wide and 0.202 high; numbers of 0..1, which are no pixels?"),
+    ],
+)
+def test_a_single_box_thinner_than_a_pixel_is_named(folder, box, text):
+    path = write(folder / "r.jsonl", record("1"), record("2", box=box), record("3", box=[1, 2, 3, 4]))
+    ((line, told),) = problems(path)
+    assert line == 2 and text in told
+
+
+def test_words_spelt_unlike_the_list_beside_the_records_are_named_with_their_counts(folder):
+    (folder / "categories.txt").write_text("\ufefftable\ncup\n", encoding="utf-8")
+    (folder / "attributes.json").write_text('["colour:red"]')
+    names = ["table", "Table", "table ", "Table", "cups", "cup"]
+    records = [record(str(k), category=name) for k, name in enumerate(names)]
+    path = write(folder / "r.jsonl", *records, record("9", attributes={"Colour:Red": 1, "new": 1}, tags=["anything"]))
+    assert problems(path) == [
+        (2, "category 'Table' of 2 regions: the list categories.txt beside it has 'table'"),
+        (3, "category 'table ' of 1 region: the list categories.txt beside it has 'table'"),
+        (5, "category 'cups' of 1 region: the list categories.txt beside it has no such word. Did you mean 'cup'?"),
+        (7, "attribute 'Colour:Red' of 1 region: the list attributes.json beside it has 'colour:red'"),
+    ]
+
+
+def test_words_of_two_spellings_are_named_without_a_list(folder):
+    tags = [["dining table"], ["dining-table"], ["dining table", "cup"]]
+    path = write(folder / "r.jsonl", *(record(str(k), tags=words) for k, words in enumerate(tags)))
+    assert problems(path) == [(2, "tag 'dining-table' of 1 region: other records (2) has 'dining table'")]
+
+
+@pytest.mark.parametrize("name", ["r.json", "r.txt", "r", "r.JSONL"])
+def test_a_name_that_training_refuses_is_a_problem(folder, name):
+    path = write(folder / name, record("1"))
+    ((line, text),) = problems(path)
+    assert line == 0 and text.startswith("training refuses it for its name: unknown kind; expected .jsonl")
+    with pytest.raises(ValueError, match="unknown kind"):
+        open_records(path)
+
+
+BAD_LINES = {
+    "a number of 5,000 digits": ('{"id": "2", "box": [1, 2, 3, %s]}' % ("9" * 5000), "a number of thousands of digits"),
+    "half a character": (json.dumps(record("2", captions=["a \ud83d"])), "half of a character in it"),
+    "half a character in an id": (json.dumps(record("2\udc00")), "id '2\\udc00': half of a character"),
+    "half a character in a word": (json.dumps(record("2", attributes={"\ud83d": 1})), "attribute '\\ud83d': half"),
+    "a key twice": (json.dumps(record("2"))[:-1] + ', "box": [0, 0, 5, 5]}', "key 'box' stands in one object twice"),
+    "a key twice, spaced": (json.dumps(record("2"))[:-1] + ', "id"  : "3"}', "key 'id' stands in one object twice"),
+    "a key twice within": (
+        json.dumps(record("2"))[:-1] + ', "attributes": {"a": 1, "a": -1}}',
+        "key 'a' stands in one object twice",
+    ),
+    "a side of many pixels": (json.dumps(record("2", image_hw=[2**40, 10])), "image_hw [1099511627776, 10]"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+def test_lines_that_check_and_training_refuse_with_their_place(folder, kind):
+    line, rule = BAD_LINES[kind]
+    path = write(folder / "r.jsonl", record("1"), line, record("4"))
+    ((number, text),) = problems(path)
+    assert number == 2 and rule in text
+    with pytest.raises(ValueError) as error:
+        open_records(path)
+    assert str(error.value).startswith(f"{path}:2: ") and rule in str(error.value)
+
+
+def test_texts_with_keys_in_them_are_no_keys(folder):
+    texts = ['he said "box": "box":', "a", '{"id": 1, "id": 2}', 'end"']
+    path = write(folder / "r.jsonl", record("1", captions=texts), record("2", attributes={'a": b': 1, "a": 1}))
+    assert not problems(path) and list(open_records(path)[0].captions) == texts

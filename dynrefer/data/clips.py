@@ -266,7 +266,7 @@ def open_clips(path: str | os.PathLike, split: str | None = None) -> ClipRecords
     lines, offsets, ids, splits = [], [], [], set()
     for line, offset, text in _numbered_lines(path):
         where = f"{path}:{line}"
-        d = parse_line(text, where)
+        d = parse_line(text, where, unique_keys=True)
         if not isinstance(d, dict) or not isinstance(d.get("id"), str) or not ("frames" in d or seen and "image" in d):
             raise ValueError(f"{where}: expected a record of a clip, with id and frames; {CHECK_HINT}")
         if (first := seen.setdefault(d["id"], line)) != line:

@@ -21,6 +21,9 @@ from dynrefer.data.image_groups import ImageGroups, renumbered, repeated
 from dynrefer.data.records import Region, RegionRecords, no_split
 from dynrefer.files import atomic_path, read_jsonl
 
+JSON_LINES = (".jsonl", ".jsonl.gz")
+UNKNOWN_KIND = "unknown kind; expected .jsonl, .jsonl.gz, .arrow, .parquet or an Arrow folder"
+
 
 class JoinedRecords(RegionRecords):
     """Several record files read as one, in the order given. indices: which of all their records, None = all."""
@@ -116,9 +119,9 @@ def open_records(path: str | os.PathLike | Sequence[str | os.PathLike], split: s
     if is_table(path):
         records = ArrowRecords(path, split)
         records.check_ids()
-    elif path.name.endswith((".jsonl", ".jsonl.gz")):
+    elif path.name.endswith(JSON_LINES):
         regions, lines = [], {}
-        for line, d in read_jsonl(path):
+        for line, d in read_jsonl(path, unique_keys=True):
             if not regions and split is None and isinstance(d, dict) and "video" in d:
                 return open_clips(path)  # whose lines may be long: they are read when they are asked for
             region = region_of(d, f"{path}:{line}")
@@ -132,9 +135,7 @@ def open_records(path: str | os.PathLike | Sequence[str | os.PathLike], split: s
                 raise ValueError(no_split(path, split, names))
         records = RegionRecords(path, regions)
     else:
-        raise ValueError(
-            f"record file {path}: unknown kind; expected .jsonl, .jsonl.gz, .arrow, .parquet or an Arrow folder"
-        )
+        raise ValueError(f"record file {path}: {UNKNOWN_KIND}")
     if not len(records):
         raise ValueError(f"record file {path}: no records in it")
     return records

@@ -180,6 +180,11 @@ class RegionResult:
         ValueError begins with `where`."""
         if not isinstance(d, dict) or not isinstance(d.get("id"), str):
             raise ValueError(f"{where}: expected a JSON object with a text 'id', got {str(d)[:100]}")
+        for key in ("id", "caption"):
+            try:
+                whole_text(str(d.get(key, "")), key)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
         known = [*cls.__dataclass_fields__, "scales"]
         if unknown := d.keys() - set(known):
             raise ValueError(f"{where}: unknown key {sorted(map(str, unknown))}; a prediction has {known}")
@@ -289,7 +294,18 @@ def text_of(d: dict, key: str, empty: bool = True) -> str:
         value = ""
     if not isinstance(value, str) or not (empty or (value and not value.isspace())):
         raise ValueError(f"{key} {value!r}: expected text" + ("" if empty else " that is not empty"))
-    return value
+    return whole_text(value, key)
+
+
+def whole_text(text: str, key: str) -> str:
+    """The text; ValueError where it holds half of a character, which no file in UTF-8 can."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            rule = "half of a character in it (a surrogate without its other half); was it cut there?"
+            raise ValueError(f"{key} {text!r:.200}: {rule}") from None
+    return text
 
 
 def texts_of(values: object, key: str) -> tuple[str, ...]:
@@ -298,6 +314,7 @@ def texts_of(values: object, key: str) -> tuple[str, ...]:
     for value in values:
         if not isinstance(value, str) or not value or value.isspace():
             raise ValueError(f"{key}: {value!r} among them; expected texts that are not empty")
+        whole_text(value, key)
     return tuple(values)
 
 
@@ -307,13 +324,14 @@ def _attributes(values: object) -> dict[str, int]:
     for name, value in values.items():
         if not name or name.isspace() or type(value) is not int or value not in (1, -1):
             raise ValueError(f"attribute {name!r}: {value!r}; expected a name with 1 (has it) or -1 (has it not)")
+        whole_text(name, "attribute")
     return dict(values)
 
 
 def _image_hw(value: object) -> tuple[int, int]:
     if type(value) is list and len(value) == 2:  # the common case, without a call
         height, width = value
-        if type(height) is int and type(width) is int and height > 0 and width > 0:
+        if type(height) is int and type(width) is int and 0 < height < 2**31 and 0 < width < 2**31:
             return height, width
     return check_image_hw(value)
 
