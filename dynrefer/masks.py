@@ -83,6 +83,35 @@ def rle_to_box(rle: dict) -> np.ndarray | None:
     return np.array([starts[0] // height, top, last[-1] // height + 1, bottom], dtype=np.float64)
 
 
+def mask_area(mask: dict | list) -> float:
+    """Square pixels of a record's mask as COCO's `area` counts them: those inside polygons, the pixels of run lengths.
+
+    >>> mask_area([[0, 0, 4, 0, 4, 3]]), mask_area({"size": [2, 3], "counts": [3, 1, 1, 1]})
+    (6.0, 2.0)
+    """
+    if isinstance(mask, dict):
+        return float(_run_lengths(mask, check_image_hw(mask.get("size")))[1::2].sum())
+    polygons = [mask] if isinstance(mask[0], (int, float)) else mask
+    corners = [np.asarray(polygon, np.float64).reshape(-1, 2).T for polygon in polygons]
+    return float(sum(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) for x, y in corners) / 2)
+
+
+def record_rle(mask: dict | list, image_hw: tuple[int, int]) -> dict:
+    """COCO's compressed run lengths of a record's mask, run lengths or polygons; ValueError where it is damaged, or of
+    another size than the image."""
+    from pycocotools import mask as coco
+
+    if isinstance(mask, dict):
+        counts = _run_lengths(mask, image_hw)
+        if isinstance(mask["counts"], str):
+            return mask
+        size = [int(side) for side in image_hw]
+        rle = coco.frPyObjects({"size": size, "counts": counts.tolist()}, *size)
+    else:
+        rle = coco.merge(coco.frPyObjects(_check_polygons(mask, image_hw), *image_hw))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
 def mask_to_rle(mask: np.ndarray) -> dict:
     """COCO's compressed run lengths {"size": [H, W], "counts": str} of a bool mask (H, W); fit for JSON."""
     from pycocotools import mask as coco

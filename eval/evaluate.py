@@ -154,7 +154,9 @@ def report_scores(
     found = intervals(scores)
     regions = list(records)  # records of a table are decoded on every pass
     lists = {kind: words for kind, words in task.word_lists(records.path).items() if kind in task.metrics}
-    beside = Path(annotations or task.annotations or "") if {"lvis", "choices"} & {*task.metrics} else Path()
+    beside = (
+        Path(annotations or task.annotations or "") if {"lvis", "choices", "detection"} & {*task.metrics} else Path()
+    )
     sha256 = file_sha256(records.path)
     content = {
         "task": task.name,

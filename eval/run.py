@@ -46,6 +46,7 @@ from .evaluate import (
     report_scores,
     task_options,
 )
+from .inputs.coco_json import category_names, parse_json, read_text
 from .inputs.detected import DetectedBoxes, open_boxes
 from .inputs.formats import Predictions, read_any
 from .metrics.judge import HTTPJudge
@@ -271,11 +272,12 @@ def _read(
 ) -> Predictions:
     """A predictions file; what is of the same records but beyond --limit is not looked at."""
     own = task.annotations if task.annotations and Path(task.annotations).is_file() else None
-    known = (args.annotations or own) if args.id_key is None and "choices" not in task.metrics else None
+    by_file = (args.id_key is None or task.boxes == "detected") and "choices" not in task.metrics
+    known = (args.annotations or own) if by_file else None
     detected = task.boxes == "detected" and not boxes
     if boxes:
         records, everything = boxes.records, boxes.everything
-    keys = {"id_key": args.id_key, "text_key": args.text_key}
+    keys = {"id_key": args.id_key, "text_key": args.text_key, "categories": _categories_beside(records.path)}
     found = read_any(path, everything, detected=detected, **keys, annotations=known, metrics=task.metrics)
     if found.how not in ("", "id"):
         print(f"{path}: regions by {found.how}", file=sys.stderr)
@@ -285,6 +287,15 @@ def _read(
             i: result for i, result in found.results.items() if (found.images[i] if detected else i) in wanted
         }
     return boxes.detections(found.results) if boxes else found
+
+
+def _categories_beside(path: Path) -> dict[Any, str]:
+    """id -> name of the converter's categories.json beside records, {} where there is none or it has no ids."""
+    beside = path.absolute().parent / "categories.json"
+    entries = parse_json(beside, read_text(beside)) if beside.is_file() else []
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and "id" in e for e in entries):
+        return {}
+    return category_names({"categories": entries}, beside)
 
 
 def _score(args: argparse.Namespace, path: str, task: Task, records: RegionRecords, predictions: Predictions) -> Scores:

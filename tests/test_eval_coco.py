@@ -2,11 +2,15 @@
 
 import contextlib
 import io
+import json
 
 import numpy as np
 import pytest
 
-from eval.metrics.coco import Objects, coco_map, lvis_ap, region_detections
+from dynrefer.data.records import Region, RegionResult
+from eval.benchmarks import get_task
+from eval.metrics.coco import Objects, coco_map, image_order, lvis_ap, region_detections
+from eval.scoring import score
 
 pytest.importorskip("faster_coco_eval", reason="pip install faster-coco-eval")
 
@@ -204,6 +208,74 @@ def test_lvis_ap_of_images_with_all_marks_is_that_of_a_plain_count(crowded):
         result = lvis_ap(predictions, references, FREQUENCIES)
         assert 0.05 < result["LVIS AP"] < 0.9
         assert result == pytest.approx(lvis_by_hand(predictions, references, FREQUENCIES), abs=1e-9)
+
+
+def test_equal_scores_are_ranked_in_the_order_of_the_images_ids():
+    for seed in range(3):
+        predictions, references = random_images(seed, 20)
+        for objects in predictions.values():
+            objects.scores = np.ones(len(objects.scores))
+        for objects in references.values():
+            objects.crowds = np.zeros(len(objects.categories), bool)
+        generator = np.random.default_rng(seed)
+        ids = [f"image {n}" for n in range(20)]
+        assert image_order(generator.permutation(ids)) == ids  # 10 is behind 9
+        mixed = {i: references[i] for i in generator.permutation(ids)}
+        expected = coco_map(predictions, references, NAMES)
+        assert list(expected.values()) == pytest.approx(list(pycocotools_stats(predictions, references)), abs=1e-15)
+        assert coco_map(dict(reversed(predictions.items())), mixed, NAMES) == expected
+        other = coco_map(predictions, mixed, NAMES, order=list(mixed))
+        assert other != expected
+        assert list(other.values()) == pytest.approx(list(pycocotools_stats(predictions, mixed)), abs=1e-15)
+        by_hand = lvis_by_hand(predictions, references, FREQUENCIES)
+        assert lvis_ap(predictions, mixed, FREQUENCIES) == pytest.approx(by_hand, abs=1e-15)
+        by_hand = lvis_by_hand(predictions, mixed, FREQUENCIES)
+        assert lvis_ap(predictions, references, FREQUENCIES, list(mixed)) == pytest.approx(by_hand, abs=1e-15)
+
+
+@pytest.mark.parametrize("task", ["lvis-boxes", "lvis-proposals"])
+@pytest.mark.parametrize("seed", range(3))
+def test_lvis_of_a_file_with_unordered_ids_is_that_of_a_plain_count(tmp_path, task, seed):
+    """All scores are equal to some others, an image has no object, and file names do not follow the ids."""
+    _, references = random_images(seed, 16)
+    generator = np.random.default_rng(seed)
+    ids = generator.permutation(100)[:16].tolist()
+    empty = f"image {generator.integers(16)}"
+    references[empty] = Objects([], [])
+    document = {"categories": [{"id": 9 - k, "name": n, "frequency": FREQUENCIES[n]} for k, n in enumerate(NAMES)]}
+    number = {entry["name"]: entry["id"] for entry in document["categories"]}
+    document |= {"images": [], "annotations": []}
+    regions, results, images, predictions = [], {}, {}, {}
+    for i, (image, truth) in zip(ids, references.items(), strict=True):
+        truth.crowds = None
+        truth.negative = [
+            n for n in NAMES if n not in truth.categories and (generator.random() < 0.7 or image == empty)
+        ]
+        truth.not_exhaustive = [n for n in NAMES if generator.random() < 0.3]
+        marks = {"neg_category_ids": [number[n] for n in truth.negative]}
+        marks |= {"not_exhaustive_category_ids": [number[n] for n in truth.not_exhaustive]}
+        document["images"].append({"id": i, "file_name": f"{image}.jpg", "height": 999, "width": 999} | marks)
+        found = predictions.setdefault(image, Objects([], [], []))
+        boxes = truth.boxes if image != empty else [[5.0, 5.0, 50.0, 50.0]] if task == "lvis-proposals" else []
+        for n, box in enumerate(boxes):
+            x1, y1, x2, y2 = box = [float(v) for v in box]
+            name, value = str(generator.choice(NAMES)), float(np.round(generator.random(), 1))
+            if image != empty:
+                entry = {"image_id": i, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": 1.0}
+                document["annotations"].append(entry | {"category_id": number[truth.categories[n]]})
+                name = truth.categories[n] if generator.random() < 0.6 else name
+                regions.append(Region(f"r-{i}-{n}", f"photos/{image}.jpg", (999, 999), tuple(box)))
+            results[f"r-{i}-{n}"] = RegionResult(f"r-{i}-{n}", box, category={"name": name, "score": value})
+            images[f"r-{i}-{n}"] = f"photos/{image}.jpg" if image != empty else f"{image}.jpg (image {i})"
+            for column, what in ((found.boxes, box), (found.categories, name), (found.scores, value)):
+                column.append(what)
+    (tmp_path / "lvis.json").write_text(json.dumps(document))
+    ranked = {image: references[image] for _, image in sorted(zip(ids, references, strict=True))}
+    expected = lvis_by_hand(predictions, ranked, FREQUENCIES)
+    assert 0.05 < expected["LVIS AP"] < 0.9
+    detected = {"images": images} if task == "lvis-proposals" else {}
+    scores = score(get_task(task), regions, results, annotations=str(tmp_path / "lvis.json"), **detected)
+    assert scores.corpus == pytest.approx(expected, abs=1e-15)
 
 
 @pytest.mark.parametrize(

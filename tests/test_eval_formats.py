@@ -101,8 +101,7 @@ def test_an_end_that_several_ids_share_is_ambiguous(tmp_path):
         ([{"caption": "a"}], "prediction 0: no id"),
         ([{"id": 0, "pred_bbox": [0, 0, 1, 1], "format": "xyxy"}], "no text in it, only id, pred_bbox"),
         ([{"id": 0, "caption": ["a", "b"]}], "expected one text"),
-        ([{"id": 0, "caption": None}], "no text in it"),
-        ('[{"id": 0, "caption": "a", "score": NaN}]', "the number NaN"),
+        ('[{"id": 0, "caption": "a", "score": NaN}]', "prediction 0: score nan; expected a finite number"),
         ([{"id": 0, "caption": "a", "score": "high", "x": 1}], "score 'high'"),
         ('[{"id": 0, "caption": "a", "score": 1' + "0" * 5000 + "}]", "p.json: the number 1000"),
         ('{"id": "refcocog-umd-val-e0", "captoin": "a"}', "no text in it, only id, captoin"),
@@ -131,11 +130,69 @@ def test_packed_files_are_read_and_other_encodings_named(tmp_path):
         read_any(path, ITEMS)
     path = tmp_path / "dam.json"
     path.write_text(texts, encoding="utf-16")
-    with pytest.raises(ValueError, match="dam.json: not UTF-8 text at byte 0; save it as UTF-8"):
+    assert [result.caption for result in read_any(path, ITEMS).results.values()] == TEXTS
+    path.write_bytes('{"0": "ein Löwe"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match="dam.json: not UTF-8 text at byte 12; save it as UTF-8"):
         read_any(path, ITEMS)
     path.write_text("[" * 100_000)
     with pytest.raises(ValueError, match="dam.json: nested too deeply"):
         read_any(path, ITEMS)
+
+
+OWN = [Region(f"own-{n}", f"photos/été/IMG_{n:04d}.jpg", (8, 8), (0, 0, 4, 4)) for n in (100, 101, 102)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pandas.json", [{"id": float(n), "caption": t} for n, t in ((100, "a"), (101, None), (102, "c"))]),
+        ("texts.json", [{"id": f"{n}.0", "caption": t} for n, t in ((100, "a"), (101, ""), (102, "c"))]),
+        ("columns.csv", "id,caption\n100.0,a\n101.0,\n102.0,c\n"),
+        ("semicolons.csv", "\ufeffregion_id;caption;score\r\nown-100;a;0.5\r\nown-101;;\r\nown-102;c;1\r\n"),
+        ("tabs.CSV", "id\tcaption\n100\ta\n101\t\n102\tc\n"),
+        ("missing.json", '[{"id": 100, "caption": "a"}, {"id": 101, "caption": NaN}, {"id": 102, "caption": "c"}]'),
+        (
+            "own.jsonl",
+            '{"id": "own-100", "caption": "a"}\n{"id": "own-101", "caption": null}\n{"id": "own-102", "caption": "c"}',
+        ),
+        (
+            "root.json",
+            [
+                {"image_id": f"/home/me/été/IMG_0{n}.jpg", "caption": t}
+                for n, t in zip((100, 101, 102), "a c", strict=True)
+            ],
+        ),
+        ("back.json", {f"C:\\été\\IMG_0{n}.JPEG": t for n, t in zip((100, 101, 102), "a c", strict=True)}),
+        ("image.csv", "image,caption\nother/IMG_0100.jpg,a\nother/IMG_0101.jpg,\nother/IMG_0102.jpg,c\n"),
+    ],
+)
+def test_ids_paths_and_tables_of_other_programs_are_read(tmp_path, name, content):
+    found = read_any(write(tmp_path, content, name), OWN).results
+    assert {i: result.caption.strip() for i, result in found.items()} == {"own-100": "a", "own-101": "", "own-102": "c"}
+
+
+def test_a_picture_that_several_paths_fit_is_not_guessed(tmp_path):
+    regions = [Region(str(n), f"{folder}/a.jpg", (8, 8), (0, 0, 4, 4)) for n, folder in ((7, "x"), (8, "y"))]
+    assert list(read_any(write(tmp_path, [{"image": "/root/y/a.jpg", "caption": "a"}]), regions).results) == ["8"]
+    for wrong, message in (("/root/z/a.jpg", "fits several regions"), ("/root/y/b.jpg", "theirs are like 'x/a.jpg'")):
+        with pytest.raises(ValueError, match=message):
+            read_any(write(tmp_path, [{"image": wrong, "caption": "a"}]), regions)
+    with pytest.raises(ValueError, match="the first for 99.5 .* theirs are like '7'.*--id-key"):
+        read_any(write(tmp_path, [{"id": 99.5, "caption": "a"}]), regions)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("id,caption\n1,a,b\n", "p.csv: row 2 has 3 cells for 2 columns"),
+        ('id,caption\n1,"a\n', "p.csv: not a .csv table .*write it anew"),
+        ("id,caption,score\n100,a,high\n", "p.csv: row 2: score 'high' of 100: expected a finite number"),
+        ("", "p.csv: columns \\[\\]; expected names"),
+    ],
+)
+def test_damaged_tables_are_named(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_any(write(tmp_path, content, "p.csv"), OWN)
 
 
 def test_captions_keep_tabs_quotes_and_other_alphabets(tmp_path):

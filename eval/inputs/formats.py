@@ -8,12 +8,10 @@ Ids of a benchmark are brought to ours by the ends of ours: 12345 is "refcocog-u
 regions is an error, and so are several texts of one prediction that differ: one of them may be the reference.
 """
 
-import gzip
-import json
+import math
 import os
-import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,13 @@ import numpy as np
 from dynrefer.boxes import DENSECAP_LONGER_SIDE, share_beyond
 from dynrefer.data.records import Region, RegionResult, is_number
 from dynrefer.files import parse_line
+from dynrefer.masks import record_rle, rle_to_box
 
-from .tables import TABLES, read_table
+from .coco_json import Pairing, category_names, pair_images, parse_json, read_document, read_text
+from .names import Names, Pictures, is_picture, plain
+from .tables import is_table, read_table
 
+IMAGE_KEYS = ("image_id", "image", "file_name", "image_path", "filename")
 ID_KEYS = ("region_id", "ann_id", "annotation_id", "ref_id", "question_id", "id", "image_id", "doc_id")
 TEXT_KEYS = ("pred", "prediction", "pred_caption", "response", "output", "outputs", "generated_text", "caption", "text")
 TEXT_KEYS += ("answer", "description", "filtered_resps", "object_descriptions")
@@ -33,10 +35,16 @@ VLMEVALKIT = frozenset(("index", "question", "prediction"))  # a row of its tabl
 NO_ANSWER = "Failed to obtain answer"  # what VLMEvalKit writes in the place of one
 LIST_KEYS = ("annotations", "results", "predictions")  # of an object that holds a list and not {id: text}
 QUERY = "query"  # beside the regions of {id: text}: what the model was asked
-MAX_DIGITS = 400  # no float is as large
 OWN_KEYS = frozenset(RegionResult.__dataclass_fields__)
-NAMING = frozenset(("categories", "recognition", "lvis", "similarity"))  # metrics that read a prediction's category
-RANKING = {"densecap": False, "recognition": True, "lvis": True}  # metric -> whether the category's score ranks
+NAMING = frozenset(
+    ("categories", "recognition", "detection", "lvis", "similarity")
+)  # metrics that read a prediction's category
+RANKING = {
+    "densecap": False,
+    "recognition": True,
+    "detection": True,
+    "lvis": True,
+}  # metric -> whether the category's score ranks
 
 
 @dataclass
@@ -57,17 +65,20 @@ def read_any(
     id_key: str | None = None,
     text_key: str | None = None,
     annotations: str | os.PathLike | None = None,
+    categories: Mapping[Any, str] | None = None,
     metrics: Collection[str] | None = None,
 ) -> Predictions:
     """The predictions of a file for these regions.
 
     Args:
         detected: predictions are boxes of images, [{"image_id", "bbox" (xywh) or "box" (xyxy), "score", ...}]. Those of
-            GRiT's own file, which has `object_descriptions`, are brought from DenseCap's scale to pixels.
+            GRiT's own file, which has `object_descriptions`, are brought from DenseCap's scale to pixels. Where masks
+            are scored, "segmentation" holds run lengths or polygons, and a box may be missing.
         id_key, text_key: the key that names a region, and the one that holds its text, where a file has several that
             would fit.
         annotations: the benchmark's COCO JSON: an `image_id` is the image of its one annotation there, and a
             `category_id` a category of it.
+        categories: id -> name of `category_id`s, where there are no annotations.
         metrics: what is scored (`Task.metrics`): a `category_id` is not looked at where no category is, and where
             predictions are ranked all or none of them have a score. None = a category is; scores may be missing.
 
@@ -79,15 +90,17 @@ def read_any(
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"predictions {str(path)!r}: no such file; `python -m eval.run --model M --task T` writes it")
-    document = _document(annotations) if annotations else {}
+    document = read_document(annotations) if annotations else {}
+    known = category_names(document, annotations) or categories or {}
     entries = _entries(path)
     _check_scores(path, entries, metrics or ())
-    read = _Reader(_text_keys(path, entries, text_key), _category_names(document, annotations))
+    read = _Reader(_text_keys(path, entries, text_key), {plain(number): name for number, name in known.items()})
     read.named = metrics is None or bool(NAMING & set(metrics))
     if detected:
-        return _detections(path, entries, regions, read)
+        pairing = pair_images(document, [r.image for r in regions], annotations) if document.get("images") else None
+        return _detections(entries, regions, read, pairing, masks="detection" in (metrics or ()))
     if all(_is_own(entry) for _, entry in entries):
-        results = [RegionResult.from_dict(entry, where) for where, entry in entries]
+        results = [RegionResult.from_dict(_without_null(entry), where) for where, entry in entries]
         for key, own in ((id_key, "id"), (text_key, "caption")):
             if key not in (None, own):
                 raise ValueError(f"{path}: its predictions have no {key!r}")
@@ -109,16 +122,16 @@ def _is_own(entry: Mapping[str, Any]) -> bool:
 
 def _entries(path: Path) -> list[tuple[str, dict]]:
     """(where, prediction) of a file of any form; {id: text} becomes {"id", "caption"}."""
-    if path.suffix in TABLES:
+    if is_table(path):
         return _checked(path, [(f"{path}: row {number}", row) for number, row in read_table(path)])
-    content = _read_text(path)
+    content = read_text(path)
     text = content.strip()
     if not text:
         raise ValueError(f"{path}: the file is empty")
     value = None
     if ".jsonl" not in path.suffixes and text[0] in "[{":
         try:
-            value = _parse_json(path, text)
+            value = parse_json(path, text)
         except ValueError:
             if text[0] == "[" or "\n" not in text:  # otherwise perhaps JSON lines under another name
                 raise
@@ -150,44 +163,6 @@ def _checked(path: Path, entries: list[tuple[str, Any]]) -> list[tuple[str, dict
     return entries
 
 
-def _read_text(path: str | os.PathLike) -> str:
-    """A UTF-8 file, perhaps packed by gzip, without a byte order mark."""
-    content = Path(path).read_bytes()
-    try:
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: damaged or cut off gzip ({error}); copy or download it again") from error
-
-
-def _parse_json(path: str | os.PathLike, text: str) -> Any:
-    def refuse(name: str):
-        raise ValueError(f"{path}: the number {name[:40]}; expected finite numbers")
-
-    def integer(digits: str) -> int:
-        return int(digits) if len(digits) < MAX_DIGITS else refuse(digits)
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"{path}: {twice!r} stands twice in one object; there is one prediction a region")
-        return found
-
-    try:
-        return json.loads(text, parse_constant=refuse, parse_int=integer, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: not JSON ({error}); the file is damaged or cut off, copy or write it again"
-        ) from error
-    except RecursionError as error:
-        raise ValueError(f"{path}: nested too deeply") from error
-
-
 # --- one prediction --------------------------------------------------------------------------------------------------
 
 
@@ -205,7 +180,8 @@ class _Reader:
         if category is None and (ranked := entry.get("categories")) and all(isinstance(one, dict) for one in ranked):
             category = ranked[0]
         text = self._text(entry, where)
-        if text is None and category is None and not entry.get("attributes") and not entry.get("tags"):
+        said = text is not None or any(_is_null(entry[key]) for key in self.text_keys if key in entry)
+        if not said and category is None and not entry.get("attributes") and not entry.get("tags"):
             keys = ", ".join(map(str, entry))
             raise ValueError(f"{where}: no text in it, only {keys}; expected one of {', '.join(self.text_keys)}")
         if text is None or text.startswith(NO_ANSWER):
@@ -221,7 +197,7 @@ class _Reader:
             text = entry.get(key)
             if isinstance(text, list) and len(text) == 1:
                 text = text[0]
-            if text is None:
+            if _is_null(text):
                 continue
             if not isinstance(text, str):
                 raise ValueError(f"{where}: {key} is {str(text)[:80]!r}; expected one text")
@@ -240,16 +216,27 @@ class _Reader:
             return name
         if name is None and self.named and "category_id" in entry:
             number = entry["category_id"]
-            name = self.categories.get(number) if isinstance(number, int | str) else None
+            name = self.categories.get(plain(number)) if isinstance(number, int | float | str) else None
             if name is None:
+                known = f" beside {', '.join(list(self.categories)[:10])}" if self.categories else ""
                 raise ValueError(
-                    f"{where}: category_id {number!r} has no name; name the benchmark's COCO JSON with --annotations"
+                    f"{where}: category_id {number!r} has no name{known}; name the benchmark's COCO JSON with "
+                    "--annotations"
                 )
-        if name is None:
+        if _is_null(name) or name == "":
             return None
         if not isinstance(name, str):
             raise ValueError(f"{where}: category {str(name)[:80]!r}; expected a name")
         return {"name": name, "score": _score(entry, where, 1.0)}
+
+
+def _is_null(value: Any) -> bool:
+    """What stands where a model said nothing: null, or the NaN that pandas makes of it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _without_null(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**entry, "caption": ""} if "caption" in entry and _is_null(entry["caption"]) else entry
 
 
 def _score(entry: Mapping[str, Any], where: str, otherwise: float = 0.0) -> float:
@@ -283,32 +270,7 @@ def _check_scores(path: Path, entries: list[tuple[str, dict]], metrics: Collecti
             )
 
 
-def _document(path: str | os.PathLike) -> dict:
-    document = _parse_json(path, _read_text(path))
-    if not isinstance(document, dict):
-        raise ValueError(f"{path}: a {type(document).__name__}; expected the benchmark's COCO JSON, an object")
-    return document
-
-
-def _category_names(document: dict, path: str | os.PathLike | None) -> dict[Any, str]:
-    try:
-        return {entry["id"]: entry["name"] for entry in document.get("categories") or ()}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: categories without id and name; expected the benchmark's COCO JSON") from error
-
-
 # --- whose prediction ------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Names:
-    """What ids may be called: name -> the one region (or image), or None where several are."""
-
-    known: dict[str, str | None] = field(default_factory=dict)
-
-    def add(self, name: str, target: str) -> None:
-        if self.known.setdefault(name, target) != target:
-            self.known[name] = None
 
 
 def _region_ids(
@@ -316,6 +278,8 @@ def _region_ids(
 ) -> tuple[list[str], str]:
     """The region of every prediction, and how it was found."""
     keys = [key for key in ([id_key] if id_key else ID_KEYS) if all(key in entry for _, entry in entries)]
+    if not keys and id_key is None:  # by the picture, where nothing else names a region
+        keys = [key for key in IMAGE_KEYS if all(key in entry for _, entry in entries)][:1]
     if not keys:
         lacking = next((w for w, entry in entries if not entry.keys() & {id_key or "", *ID_KEYS}), entries[0][0])
         raise ValueError(f"{lacking}: no id that all predictions have; expected {id_key or ' or '.join(ID_KEYS)}")
@@ -323,18 +287,20 @@ def _region_ids(
     if id_key is None and "region_id" in keys and all(entry["region_id"] in whole for _, entry in entries):
         keys = ["region_id"]  # our own, beside which a harness has numbers of its own
     readings: dict[str, Callable[[Any], str | None]] = {}
-    names, images = _region_names(regions), _single_regions(regions)
+    names = _region_names(regions)
+    pictures = Pictures([region.image for region in regions], [region.id for region in regions])
     for key in keys:
         if key == "image_id" and document:
             readings["image_id, by its annotation"] = _by_annotation(document, names)
             continue
-        readings[key] = lambda value: names.known.get(str(value), "")
-        if key == "image_id":
-            readings["image_id, by the one region of the image"] = lambda value: images.known.get(str(value), "")
+        paths = all(is_picture(entry[key]) for _, entry in entries)
+        by_picture = {f"{key}, by the one region of the image": pictures.find} if paths or key in IMAGE_KEYS else {}
+        readings |= by_picture | {key: names.find} if paths else {key: names.find} | by_picture
     problems, fitting = [], {}
     for how, read in readings.items():
         key = how.partition(",")[0]
-        ids, problem = _read_all(path, entries, key, read)
+        known = [region.image for region in regions] if "by the one region" in how else list(whole)
+        ids, problem = _read_all(entries, key, read, known)
         if problem:
             problems.append((len(ids), how, problem))
         else:
@@ -349,8 +315,13 @@ def _region_ids(
     return next((list(ids), how) for ids, how in fitting.items())
 
 
-def _read_all(path: Path, entries, key: str, read: Callable[[Any], str | None]) -> tuple[list[str], str]:
-    """(regions read, what is wrong with the next prediction or "")."""
+def _some(names: Sequence[str]) -> str:
+    """The first of some names, as an example."""
+    return f"like {min(names)!r}" if names else "none"
+
+
+def _read_all(entries, key: str, read: Callable[[Any], str | None], known: Sequence[str]) -> tuple[list[str], str]:
+    """(regions read, what is wrong with the next prediction or ""). known: names as the records have them."""
     places: dict[str, str] = {}
     for where, entry in entries:
         region_id = read(entry[key])
@@ -359,7 +330,8 @@ def _read_all(path: Path, entries, key: str, read: Callable[[Any], str | None]) 
         if not region_id:
             return list(places), (
                 f"{where}: predictions are for regions that the records do not have, the first for {entry[key]!r} "
-                f"({key}); score a predictions file with the data and the split it was made from"
+                f"({key}), where theirs are {_some(known)}; score a predictions file with the data and the split it "
+                "was made from, or name the key of its ids with --id-key"
             )
         if region_id in places:
             return list(places), (
@@ -370,10 +342,10 @@ def _read_all(path: Path, entries, key: str, read: Callable[[Any], str | None]) 
     return list(places), ""
 
 
-def _region_names(regions: Iterable[Region]) -> _Names:
+def _region_names(regions: Iterable[Region]) -> Names:
     """A region's id and every end of it behind a hyphen: "lvis-val-139-3", "val-139-3", "139-3", "3"."""
     ids = [region.id for region in regions]
-    names = _Names()
+    names = Names()
     for region_id in ids:
         rest = region_id
         while "-" in rest:
@@ -385,58 +357,66 @@ def _region_names(regions: Iterable[Region]) -> _Names:
     return names
 
 
-def _single_regions(regions: Iterable[Region]) -> _Names:
-    """Names of images -> their region, None where they have several."""
-    names = _Names()
-    for region in regions:
-        for name in _image_names(region.image):
-            names.add(name, region.id)
-    return names
-
-
-def _image_names(image: str) -> set[str]:
-    """What an image is called: its path, file name, stem, and the number that the stem ends with."""
-    stem = Path(image).stem
-    digits = stem[len(stem.rstrip("0123456789")) :]
-    return {image, Path(image).name, stem} | ({str(int(digits))} if digits else set())
-
-
-def _by_annotation(document: dict, names: _Names) -> Callable[[Any], str | None]:
+def _by_annotation(document: dict, names: Names) -> Callable[[Any], str | None]:
     if not isinstance(document.get("annotations"), list):
         raise ValueError("the annotations file has no list `annotations`; expected the benchmark's COCO JSON")
-    regions = _Names()
+    regions = Names()
     for annotation in document["annotations"]:
         if found := names.known.get(str(annotation["id"])):
-            regions.add(str(annotation["image_id"]), found)
-    return lambda value: regions.known.get(str(value), "")
+            regions.add(plain(annotation["image_id"]), found)
+    return regions.find
 
 
-def _detections(path: Path, entries: list[tuple[str, dict]], regions: Sequence[Region], read: _Reader) -> Predictions:
-    images, sizes = _Names(), {region.image: region.image_hw for region in regions}
-    for image in sizes:
-        for name in _image_names(image):
-            images.add(name, image)
+def _detections(
+    entries: list[tuple[str, dict]], regions: Sequence[Region], read: _Reader, pairing: Pairing | None, masks: bool
+) -> Predictions:
+    """Boxes of images. pairing: of the benchmark's file, whose ids come before the names of images; masks: whether
+    they are read, and serve where a box is missing."""
+    sizes = {region.image: region.image_hw for region in regions}
+    others = pairing.others if pairing else {}
+    pictures = Pictures([*sizes, *others.values()], [*sizes, *others])
+    sizes = (pairing.size if pairing else {}) | sizes
     results, of_image = {}, {}
     for number, (where, entry) in enumerate(entries):
-        name = entry.get("image_id", entry.get("image"))
-        image = images.known.get(str(name), "")
+        name = next((entry[key] for key in IMAGE_KEYS if key in entry), None)
+        image = (pairing and pairing.find(name)) or pictures.find(name)
         if not image:
             problem = "fits several images" if image is None else "is no image"
             raise ValueError(
                 f"{where}: image {name!r} {problem} of the records; score it with the data it is of, or, where its "
                 "predictions are of the records of a detector's boxes, name those with --boxes"
             )
-        box = _box(entry, where)
+        mask = _mask(entry, sizes.get(image), where) if masks else None
+        box = [] if mask and not entry.get("bbox", entry.get("box")) else _box(entry, where)
         if "score" not in entry:
             raise ValueError(f"{where}: no score; detections are ranked by their scores")
         result = read.result(entry, where)
-        result.id, result.box = str(number), box
+        result.id, result.box, result.mask = str(number), box, mask
         results[result.id], of_image[result.id] = result, image
     how = "image"
     if any(GRIT_TEXT in entry for _, entry in entries):
         hws = np.array([sizes[image] for image in of_image.values()])
         how = f"image; GRiT's boxes, {_to_pixels(list(results.values()), hws)}"
     return Predictions(results, of_image, how)
+
+
+def _mask(entry: Mapping[str, Any], image_hw: tuple[int, int] | None, where: str) -> dict | None:
+    """Compressed run lengths of an entry's segmentation."""
+    mask = entry.get("segmentation")
+    if not mask:
+        return None
+    try:
+        if isinstance(mask, dict):
+            mask = {key: mask.get(key) for key in ("size", "counts")}
+            rle_to_box(mask)  # a damaged one is told here
+        elif not isinstance(mask, list):
+            raise ValueError(f"a {type(mask).__name__}; expected run lengths or polygons")
+        hw = image_hw or (tuple(mask["size"]) if isinstance(mask, dict) else None)
+        if hw is None:
+            raise ValueError("polygons of an image whose size is not known; expected run lengths")
+        return record_rle(mask, hw)
+    except ValueError as error:
+        raise ValueError(f"{where}: segmentation: {error}") from error
 
 
 def _box(entry: Mapping[str, Any], where: str) -> list[float]:

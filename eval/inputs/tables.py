@@ -1,45 +1,83 @@
-"""Tables of answers, as VLMEvalKit writes them: .xlsx and .tsv -> rows, each {column: text}.
+"""Tables of answers, as VLMEvalKit, pandas and spreadsheets write them: .xlsx, .tsv and .csv -> rows, each {column:
+value}.
 
-A cell's text is taken as it stands, where a spreadsheet library would make numbers, dates or nothing ("NA") of it.
+A cell's text is taken as it stands, where a spreadsheet library would make numbers, dates or nothing ("NA") of it; only
+scores, boxes and what else is no text are read as what they are, and such a cell that is empty is none.
 """
 
+import ast
 import csv
+import io
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 from zipfile import BadZipFile, ZipFile
 
-TABLES = (".xlsx", ".tsv")
+from dynrefer.packed import open_text
+
+DELIMITERS = {".tsv": "\t", ".csv": ",;\t"}  # those of a .csv: of which the first row has most
+VALUES = ("score", "bbox", "box", "segmentation", "category_id", "categories", "tags", "attributes")
 SHEET, STRINGS = "xl/worksheets/sheet1.xml", "xl/sharedStrings.xml"
 TAG = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")  # a control character
 
 
-def read_table(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, str]]]:
-    """(row, {column: text}) of the rows below the first, which names the columns; counted from 1 as spreadsheets do.
+def is_table(path: Path) -> bool:
+    return _kind(path) in (".xlsx", *DELIMITERS)
+
+
+def _kind(path: Path) -> str:
+    """The ending, of a packed file the one before it."""
+    return Path(path.stem).suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
+
+
+def read_table(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row, {column: value}) of the rows below the first, which names the columns; counted from 1 as spreadsheets do.
 
     Raises ValueError that names the file: not a table, columns without names or of one name, a row of another length.
     """
     path = Path(path)
     try:
-        rows = iter(_xlsx_rows(path) if path.suffix == ".xlsx" else _tsv_rows(path))
+        rows = iter(_xlsx_rows(path) if _kind(path) == ".xlsx" else _text_rows(path, DELIMITERS[_kind(path)]))
         columns = next(rows, [])
         if not columns or not all(columns) or len(set(columns)) != len(columns):
             raise ValueError(f"{path}: columns {columns}; expected names in the first row, each of its own")
         for number, row in enumerate(rows, 2):
-            if len(row) > len(columns) or (len(row) < len(columns) and path.suffix == ".tsv"):
+            if len(row) > len(columns) or (len(row) < len(columns) and _kind(path) != ".xlsx"):
                 raise ValueError(f"{path}: row {number} has {len(row)} cells for {len(columns)} columns")
-            yield number, dict(zip(columns, row + [""] * (len(columns) - len(row)), strict=True))
-    except (csv.Error, BadZipFile, KeyError, IndexError, UnicodeDecodeError, ElementTree.ParseError) as error:
-        raise ValueError(f"{path}: not a {path.suffix} table ({error}), or a damaged one") from error
+            cells = dict(zip(columns, row + [""] * (len(columns) - len(row)), strict=True))
+            yield (
+                number,
+                {c: _value(cell) if c in VALUES else cell for c, cell in cells.items() if cell or c not in VALUES},
+            )
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: not {error.encoding.upper()} text at byte {error.start}; save it as UTF-8"
+        ) from error
+    except (csv.Error, BadZipFile, KeyError, IndexError, EOFError, zlib.error, ElementTree.ParseError) as error:
+        raise ValueError(f"{path}: not a {_kind(path)} table ({error}), or a damaged one; write it anew") from error
 
 
-def _tsv_rows(path: Path) -> Iterator[list[str]]:
+def _value(cell: str) -> Any:
+    """A number, a list or an object as JSON or Python writes it, or the text."""
+    try:
+        value = ast.literal_eval(cell.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return cell
+    return value if isinstance(value, int | float | list | dict) else cell
+
+
+def _text_rows(path: Path, delimiters: str) -> Iterator[list[str]]:
     csv.field_size_limit(1 << 30)  # 128 KiB otherwise
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        yield from csv.reader(file, delimiter="\t", strict=True)
+    with open_text(path) as file:
+        text = file.read().decode("utf-8")
+    first = text.partition("\n")[0]
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(delimiters, key=first.count), strict=True)
+    yield from (row for row in rows if row)
 
 
 def _xlsx_rows(path: Path) -> Iterator[list[str]]:

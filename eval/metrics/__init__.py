@@ -15,6 +15,7 @@ from .captions import METRICS as CAPTION_METRICS
 from .categories import CATEGORIES
 from .coco import COCO, LVIS, SCORE_SOURCES
 from .densecap import DENSECAP
+from .detection import DETECTION
 from .judge import JUDGE
 from .similarity import SIMILARITY
 from .tags import TAGS
@@ -25,6 +26,7 @@ METRICS: dict[str, Metric] = {
     "attributes": ATTRIBUTES,
     "categories": CATEGORIES,
     "recognition": COCO,
+    "detection": DETECTION,
     "densecap": DENSECAP,
     "lvis": LVIS,
     "similarity": SIMILARITY,

@@ -80,12 +80,14 @@ CAPTION, WORDS = frozenset(("caption",)), frozenset(("caption", "categories"))  
 class Metric:
     """A row of METRICS. asks: fields of a result, of which it needs one. add_scores: adds to `Scoring.scores`.
     versions: {start of a score's name: (task, judge) -> what computes it}; a number of our own in it grows when a score
-    may change. ranges: {start of a score's name: (least, most)}, of scores that do not go from 0 to 1."""
+    may change. ranges: {start of a score's name: (least, most)}, of scores that do not go from 0 to 1.
+    own_images: whether it reads the benchmark's own file, which may have images without a record."""
 
     asks: frozenset[str]
     add_scores: Callable[[Scoring], None]
     versions: Mapping[str, Callable[[Task, str], str]]
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    own_images: bool = False
 
 
 def of_some(resampling: Resampling, indices: np.ndarray) -> Resampling:

@@ -1,4 +1,6 @@
-"""Recognition of boxes: COCO's mean average precision and LVIS's federated one, both counted by faster-coco-eval.
+"""Average precision: COCO's of boxes and of masks, and LVIS's federated one, all counted by faster-coco-eval.
+
+Detections of the same score are ranked in the order of their images' ids, as COCO's and LVIS's evaluators do.
 
 Two average precisions can only be compared when their scores come from the same source: a classifier's raw logits, its
 probabilities, a detector's confidences, or 1 for every box of a model that answers with words. `region_detections`
@@ -6,21 +8,24 @@ makes detections of recognised ground-truth regions and takes that source by nam
 is `eval.metrics.categories.category_accuracy`.
 """
 
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from dynrefer.data.records import Region
 from dynrefer.errors import suggestion
+from dynrefer.masks import mask_area
 
+from ..inputs.coco_json import Pairing, pair_images, read_document
 from ..versions import package
 from .base import WORDS, Metric, Scoring
 from .categories import named, not_in_list
 
 SCORE_SOURCES = ("model", "one")
 FREQUENCIES = {"r": "APr", "c": "APc", "f": "APf"}  # LVIS: categories of 1-10, 11-100 and more training images
+DECIMALS = 9  # of a width that was a number of a file before it was added to x1: what it was comes back
 LVIS_MAX_DETECTIONS = 300  # of one image, all categories together; the surest count
 
 
@@ -28,19 +33,36 @@ LVIS_MAX_DETECTIONS = 300  # of one image, all categories together; the surest c
 class Objects:
     """Boxes of one image with their categories.
 
-    boxes: (N, 4) xyxy pixels; categories: N names; scores: (N,), of predictions only, higher = surer. Of ground truth:
-    areas (N,) square pixels of the masks, which sort objects into COCO's sizes (the boxes' areas if None); crowds (N,)
-    bool, groups that a detection may match without counting; negative: names checked to be absent from the image;
-    not_exhaustive: names of which not every object is marked (both LVIS).
+    boxes: (N, 4) xyxy pixels; categories: N names; scores: (N,), of predictions only, higher = surer; areas: (N,)
+    square pixels, which sort objects into COCO's sizes: of ground truth those of the masks (the boxes' areas if None);
+    masks: N compressed run lengths, where masks are matched. Of ground truth: crowds (N,) bool, groups that a detection
+    may match without counting; negative: names checked to be absent from the image; not_exhaustive: names of which not
+    every object is marked (both LVIS).
     """
 
     boxes: Sequence[Sequence[float]]
     categories: Sequence[str]
     scores: Sequence[float] | None = None
     areas: Sequence[float] | None = None
+    masks: Sequence[dict] | None = None
     crowds: Sequence[bool] | None = None
     negative: Collection[str] = ()
     not_exhaustive: Collection[str] = ()
+
+
+def image_order(images: Iterable[str | int]) -> list[str | int]:
+    """Images in the order of their ids: of the number that a name ends with, those without one by name behind them.
+
+    >>> image_order(["train2017/000000000139.jpg", "val2017/000000000042.jpg", "b.jpg", "a.jpg"])
+    ['val2017/000000000042.jpg', 'train2017/000000000139.jpg', 'a.jpg', 'b.jpg']
+    """
+
+    def place(image: str | int) -> tuple:
+        stem = Path(str(image)).stem
+        digits = stem[len(stem.rstrip("0123456789")) :]
+        return (0, int(digits), str(image)) if digits else (1, 0, str(image))
+
+    return sorted(images, key=place)
 
 
 def region_detections(
@@ -67,33 +89,44 @@ def region_detections(
 
 
 def coco_map(
-    predictions: Mapping[str, Objects], references: Mapping[str, Objects], categories: Sequence[str]
+    predictions: Mapping[str, Objects],
+    references: Mapping[str, Objects],
+    categories: Sequence[str],
+    order: Sequence[str] | None = None,
+    *,
+    name: str = "COCO mAP",
+    masks: bool = False,
 ) -> dict[str, float]:
-    """COCO's box scores: {"COCO mAP" (overlaps 0.5 to 0.95), "COCO mAP50", "COCO mAP75", of sizes "COCO mAP/small",
-    "/medium", "/large"}.
+    """COCO's scores: {"COCO mAP" (overlaps 0.5 to 0.95), "COCO mAP50", "COCO mAP75", of sizes "COCO mAP/small",
+    "/medium", "/large"}, under `name`. masks: of masks, not of boxes.
 
     predictions: image id -> detections, of which the 100 surest of each category and image count; an image without any
     is missed. references: image id -> ground truth. categories: the names; a category without an object counts
-    nowhere, nor does a size that no object has (it is left out of the result).
+    nowhere, nor does a size that no object has (it is left out of the result). order: the images in the order of their
+    ids, which ranks equal scores; `image_order` of their names if None.
 
     ValueError: a prediction for an unknown image, an unknown category, boxes, names or scores that do not fit
     together or are not finite, no ground truth.
     """
     _check(predictions, references, categories)
-    precision = _precision(predictions, references, list(categories), max_detections=100)[..., -1]  # (T, R, K, A)
+    places = _places(references, order)
+    precision = _precision(predictions, references, list(categories), 100, places, masks=masks)[..., -1]  # (T, R, K, A)
     scores = {
-        "COCO mAP": precision[..., 0],
-        "COCO mAP50": precision[0, ..., 0],
-        "COCO mAP75": precision[5, ..., 0],
-        "COCO mAP/small": precision[..., 1],
-        "COCO mAP/medium": precision[..., 2],
-        "COCO mAP/large": precision[..., 3],
+        name: precision[..., 0],
+        f"{name}50": precision[0, ..., 0],
+        f"{name}75": precision[5, ..., 0],
+        f"{name}/small": precision[..., 1],
+        f"{name}/medium": precision[..., 2],
+        f"{name}/large": precision[..., 3],
     }
     return {name: float(values[values > -1].mean()) for name, values in scores.items() if (values > -1).any()}
 
 
 def lvis_ap(
-    predictions: Mapping[str, Objects], references: Mapping[str, Objects], frequencies: Mapping[str, str]
+    predictions: Mapping[str, Objects],
+    references: Mapping[str, Objects],
+    frequencies: Mapping[str, str],
+    order: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """LVIS's box scores: {"LVIS AP", "LVIS AP50", "LVIS AP75", "LVIS APr", "LVIS APc", "LVIS APf"}.
 
@@ -114,13 +147,14 @@ def lvis_ap(
     for image_id, truth in references.items():
         for name in sorted({*truth.categories, *truth.negative}):
             judged.setdefault(name, []).append(image_id)
+    places = _places(references, order)
     found_by = _by_category(surest)
     true_by = _by_category(references)
     rows, names = [], [name for name in frequencies if name in true_by]
     for name in names:  # one at a time: all pairs of 20,000 images and 1,203 categories would not fit into memory
         truth = {i: true_by[name].get(i) or _chosen(references[i], []) for i in judged[name]}
         found = {i: found_by[name][i] for i in judged[name] if i in found_by.get(name, ())}
-        rows.append(_precision(found, truth, [name], LVIS_MAX_DETECTIONS, federated=True)[:, :, 0, 0, -1])
+        rows.append(_precision(found, truth, [name], LVIS_MAX_DETECTIONS, places, federated=True)[:, :, 0, 0, -1])
     precision = np.stack(rows, 2)  # (T, R, K)
     groups = {"LVIS AP": precision, "LVIS AP50": precision[0], "LVIS AP75": precision[5]}
     for letter, group in FREQUENCIES.items():
@@ -133,9 +167,13 @@ def _precision(
     references: Mapping[str, Objects],
     categories: Sequence[str],
     max_detections: int,
+    places: Mapping[str, int],
+    *,
     federated: bool = False,
+    masks: bool = False,
 ) -> np.ndarray:
-    """faster-coco-eval's precision (T overlaps, R recalls, K categories, A sizes, 1), -1 where there is no object."""
+    """faster-coco-eval's precision (T overlaps, R recalls, K categories, A sizes, 1), -1 where there is no object.
+    places: image -> its place among all, in the order of their ids."""
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
@@ -143,32 +181,44 @@ def _precision(
             "COCO mAP and LVIS AP need the package faster-coco-eval: `pip install faster-coco-eval`"
         ) from error
 
-    images = {image_id: n for n, image_id in enumerate(references, 1)}
     numbers = {name: k for k, name in enumerate(categories, 1)}
     truth = {"info": {}, "images": [], "annotations": []}
     truth["categories"] = [{"id": k, "name": name, "frequency": "f"} for name, k in numbers.items()]
     for image_id, objects in references.items():
         skipped = [numbers[name] for name in objects.not_exhaustive if name in numbers]
-        entry = {"id": images[image_id], "neg_category_ids": list(numbers.values()) if federated else []}
-        truth["images"].append(entry | {"not_exhaustive_category_ids": skipped, "height": 1, "width": 1})
+        entry = {"id": places[image_id], "neg_category_ids": list(numbers.values()) if federated else []}
+        height, width = objects.masks[0]["size"] if masks and objects.masks else (1, 1)
+        truth["images"].append(entry | {"not_exhaustive_category_ids": skipped, "height": height, "width": width})
         boxes = _xywh(objects)
         areas = boxes[:, 2] * boxes[:, 3] if objects.areas is None else np.asarray(objects.areas, float)
         crowds = np.zeros(len(boxes), int) if objects.crowds is None else np.asarray(objects.crowds, int)
-        for box, name, area, crowd in zip(boxes.tolist(), objects.categories, areas, crowds, strict=True):
-            annotation = {"id": len(truth["annotations"]) + 1, "image_id": images[image_id], "bbox": box}
+        for n, (box, name, area, crowd) in enumerate(
+            zip(boxes.tolist(), objects.categories, areas, crowds, strict=True)
+        ):
+            annotation = {"id": len(truth["annotations"]) + 1, "image_id": places[image_id], "bbox": box}
             annotation |= {"category_id": numbers[name], "area": float(area), "iscrowd": int(crowd)}
-            truth["annotations"].append(annotation)
-    found = [
-        {"image_id": images[image_id], "category_id": numbers[name], "bbox": box, "score": float(score)}
-        for image_id, objects in predictions.items()
-        for box, name, score in zip(_xywh(objects).tolist(), objects.categories, objects.scores, strict=True)
-    ]
+            truth["annotations"].append(annotation | ({"segmentation": objects.masks[n]} if masks else {}))
+    found, areas = [], []
+    for image_id, objects in predictions.items():
+        for n, (box, name) in enumerate(zip(_xywh(objects).tolist(), objects.categories, strict=True)):
+            detection = {"image_id": places[image_id], "category_id": numbers[name], "bbox": box}
+            detection |= {"score": float(objects.scores[n])}
+            found.append(detection | ({"segmentation": objects.masks[n]} if masks else {}))
+            areas.append(box[2] * box[3] if objects.areas is None else float(objects.areas[n]))
     truth = COCO(truth)
-    counted = COCOeval_faster(truth, truth.loadRes(found), "bbox", lvis_style=federated)
+    results = truth.loadRes(found)
+    for entry, area in zip(results.dataset["annotations"], areas, strict=True):
+        entry["area"] = area
+    counted = COCOeval_faster(truth, results, "segm" if masks else "bbox", lvis_style=federated)
     counted.params.maxDets = [max_detections]
     counted.evaluate()
     counted.accumulate()
     return np.asarray(counted.eval["precision"])
+
+
+def _places(references: Mapping[str, Objects], order: Sequence[str] | None) -> dict[str, int]:
+    order = image_order(references) if order is None else order
+    return {image_id: n for n, image_id in enumerate(order, 1)}
 
 
 def _by_category(images: Mapping[str, Objects]) -> dict[str, dict[str, Objects]]:
@@ -188,13 +238,13 @@ def _surest(objects: Objects, number: int) -> Objects:
 
 
 def _chosen(objects: Objects, places: Sequence[int]) -> Objects:
-    columns = {name: getattr(objects, name) for name in ("boxes", "categories", "scores", "areas", "crowds")}
+    columns = {name: getattr(objects, name) for name in ("boxes", "categories", "scores", "areas", "masks", "crowds")}
     return replace(objects, **{k: None if v is None else [v[i] for i in places] for k, v in columns.items()})
 
 
 def _xywh(objects: Objects) -> np.ndarray:
     boxes = np.asarray(objects.boxes, np.float64).reshape(-1, 4)
-    return np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
+    return np.hstack([boxes[:, :2], np.round(boxes[:, 2:] - boxes[:, :2], DECIMALS)])
 
 
 def _check(predictions: Mapping[str, Objects], references: Mapping[str, Objects], categories: Collection[str]) -> None:
@@ -207,7 +257,7 @@ def _check(predictions: Mapping[str, Objects], references: Mapping[str, Objects]
     for kind, images in (("prediction", predictions), ("ground truth", references)):
         for image_id, objects in images.items():
             columns = {"boxes": objects.boxes, "scores": objects.scores if kind == "prediction" else None}
-            columns |= {"areas": objects.areas, "crowds": objects.crowds}
+            columns |= {"areas": objects.areas, "masks": objects.masks, "crowds": objects.crowds}
             if kind == "prediction" and objects.scores is None:
                 raise ValueError(f"prediction of image {image_id}: no scores; average precision ranks by them")
             for column, values in columns.items():
@@ -218,7 +268,7 @@ def _check(predictions: Mapping[str, Objects], references: Mapping[str, Objects]
                         f"{kind} of image {image_id}: {len(values)} {column}, {len(objects.categories)} categories; "
                         "expected as many of each"
                     )
-                if not np.isfinite(np.asarray(values, np.float64)).all():
+                if column != "masks" and not np.isfinite(np.asarray(values, np.float64)).all():
                     raise ValueError(f"{kind} of image {image_id}: {column} that are not finite numbers")
             boxes = _xywh(objects)
             if len(boxes) != len(objects.categories) or (boxes[:, 2:] < 0).any():
@@ -235,9 +285,10 @@ def add_coco_scores(s: Scoring) -> None:
     truth: dict[str, Objects] = {}
     for region in s.regions:
         if region.category:
-            objects = truth.setdefault(region.image, Objects([], []))
+            objects = truth.setdefault(region.image, Objects([], [], areas=[]))
             objects.boxes.append(region.box)
             objects.categories.append(region.category)
+            objects.areas.append(region_area(region))
     if not truth:
         s.scores.left_out["recognition"] = "no region has a category"
         return
@@ -252,6 +303,27 @@ def add_coco_scores(s: Scoring) -> None:
     s.scores.no_interval |= dict.fromkeys(corpus, "COCO's matching would be repeated on every draw")
 
 
+def region_area(region: Region) -> float:
+    """Square pixels: the mask's, the box's where there is none."""
+    if region.mask is not None:
+        return mask_area(region.mask)
+    return box_area(region.box)
+
+
+def box_area(box: Sequence[float]) -> float:
+    x1, y1, x2, y2 = box
+    return round(x2 - x1, DECIMALS) * round(y2 - y1, DECIMALS)
+
+
+def left_out(s: Scoring, truth: Collection[str]) -> set[str]:
+    """Predictions of images that are not scored, which are counted: the benchmark's file has objects there that the
+    records do not have."""
+    outside = {i for i, image in s.images.items() if image not in truth}
+    if outside:
+        s.scores.counts["predictions are of images whose objects no record has, and are left out"] = len(outside)
+    return outside
+
+
 def add_lvis_scores(s: Scoring) -> None:
     path = Path(s.annotations or "")
     if not s.annotations or not path.is_file():
@@ -259,52 +331,59 @@ def add_lvis_scores(s: Scoring) -> None:
             f"LVIS AP needs to know which categories were looked for in an image, which records do not hold: no file "
             f"at {s.annotations!r}; name LVIS's lvis_v1_val.json with --annotations"
         )
-    pictures = {Path(image).name: image for image in s.scores.groups}
     try:
-        truth, frequencies = _lvis_objects(json.loads(path.read_bytes()), pictures)
+        document = read_document(path)
+        pairing = pair_images(document, s.scores.groups, path)
+        truth, frequencies = _lvis_objects(document, pairing)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: {error!r}; expected LVIS's lvis_v1_val.json, whole") from error
-    if missing := pictures.keys() - {Path(image).name for image in truth}:
+        what = error if isinstance(error, ValueError) else f"{path}: {error!r}"
+        raise ValueError(f"{what}; expected LVIS's lvis_v1_val.json, whole") from error
+    if missing := set(s.scores.groups) - truth.keys():
         raise ValueError(f"{path}: {len(missing)} images of the records are not in it, for instance {min(missing)}")
     if s.task.boxes == "given":
         boxes = {region.id: (region.image, region.box) for region in s.regions}
     else:
         boxes = {i: (s.images[i], result.box) for i, result in s.results.items()}
-    answers = {i: answer for i, answer in named(s, frequencies).items() if answer}
-    corpus = lvis_ap(region_detections(answers, boxes, s.task.score_source), truth, frequencies)
+    outside = left_out(s, truth)
+    answers = {i: answer for i, answer in named(s, frequencies).items() if answer and i not in outside}
+    order = [image for image in pairing.order if image in truth]
+    corpus = lvis_ap(region_detections(answers, boxes, s.task.score_source), truth, frequencies, order)
     s.scores.corpus |= corpus
     s.scores.regions["lvis"] = sum(len(objects.categories) for objects in truth.values())
     s.scores.no_interval |= dict.fromkeys(corpus, "LVIS's matching would be repeated on every draw")
 
 
-def _lvis_objects(document: Mapping, pictures: Mapping[str, str]) -> tuple[dict[str, Objects], dict[str, str]]:
-    """({image: its objects and marks}, {category: "r", "c" or "f"}) of LVIS's file. pictures: file name -> image."""
-    names = {entry["id"]: entry["name"] for entry in document["categories"]}
-    frequencies = {entry["name"]: entry["frequency"] for entry in document["categories"]}
-    truth, of_id = {}, {}
-    for entry in document["images"]:
-        name = Path(entry.get("file_name") or entry["coco_url"]).name
-        if name in pictures:
-            of_id[entry["id"]] = pictures[name]
-            truth[pictures[name]] = Objects(
-                [],
-                [],
-                areas=[],
-                negative=[names[k] for k in entry["neg_category_ids"]],
-                not_exhaustive=[names[k] for k in entry["not_exhaustive_category_ids"]],
-            )
+def _lvis_objects(document: Mapping, pairing: Pairing) -> tuple[dict[str, Objects], dict[str, str]]:
+    """({image: its objects and marks}, {category: "r", "c" or "f"}) of LVIS's file: of images that have a record, and
+    of those without an object."""
+    categories = sorted(document["categories"], key=lambda entry: entry["id"])
+    names = {entry["id"]: entry["name"] for entry in categories}
+    truth = {
+        pairing.image[entry["id"]]: Objects(
+            [],
+            [],
+            areas=[],
+            negative=[names[k] for k in entry["neg_category_ids"]],
+            not_exhaustive=[names[k] for k in entry["not_exhaustive_category_ids"]],
+        )
+        for entry in document["images"]
+    }
     for annotation in document["annotations"]:
-        if annotation["image_id"] in of_id:
-            objects, (x, y, width, height) = truth[of_id[annotation["image_id"]]], annotation["bbox"]
-            objects.boxes.append([x, y, x + width, y + height])
-            objects.categories.append(names[annotation["category_id"]])
-            objects.areas.append(annotation["area"])
-    return truth, frequencies
+        objects, (x, y, width, height) = truth[pairing.image[annotation["image_id"]]], annotation["bbox"]
+        objects.boxes.append([x, y, x + width, y + height])
+        objects.categories.append(names[annotation["category_id"]])
+        objects.areas.append(annotation["area"])
+    recorded = {pairing.image[number] for number in pairing.recorded}
+    truth = {image: objects for image, objects in truth.items() if image in recorded or not objects.categories}
+    return truth, {entry["name"]: entry["frequency"] for entry in categories}
 
 
-COCO = Metric(WORDS, add_coco_scores, {"COCO mAP": lambda task, judge: f"{package('faster-coco-eval')}; categories 2"})
+COCO = Metric(
+    WORDS, add_coco_scores, {"COCO mAP": lambda task, judge: f"{package('faster-coco-eval')}; COCO 3, categories 2"}
+)
 LVIS = Metric(
     WORDS,
     add_lvis_scores,
-    {"LVIS AP": lambda task, judge: f"{package('faster-coco-eval')}; federation 2, categories 2"},
+    {"LVIS AP": lambda task, judge: f"{package('faster-coco-eval')}; federation 3, categories 2"},
+    own_images=True,
 )

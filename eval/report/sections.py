@@ -13,7 +13,7 @@ from ..plots import averaged, bins_chart, by_size, calibration, chart
 from ..view_settings import best_settings, fixed_scale, lone_scale
 
 HEADLINES = ("CIDEr", "METEOR", "dense mAP", "LVIS AP", "semantic similarity", "word IoU", "choice score", "tag mAP")
-HEADLINES += ("attribute mAP", "category accuracy", "COCO mAP")
+HEADLINES += ("attribute mAP", "category accuracy", "COCO mAP", "COCO box AP", "COCO mask AP")
 VIEW_SCORES = ("CIDEr", "tag mAP", "attribute mAP", "category accuracy")
 
 
