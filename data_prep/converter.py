@@ -39,11 +39,15 @@ def image_key(name: str) -> int | str:
     return Path(name).name if coco_id is None else coco_id
 
 
-def arguments(name: str, description: str, shared_with: str | None = None) -> argparse.ArgumentParser:
+def arguments(
+    name: str, description: str, shared_with: str | None = None, images_required: bool = True
+) -> argparse.ArgumentParser:
     """The options that converters share. shared_with: test sets whose images occur in this dataset's training part;
     --exclude is required then."""
     parser = argparse.ArgumentParser(prog=f"python -m data_prep.{name}", description=description)
-    parser.add_argument("--images", type=Path, required=True, help="folder of the images; records point into it")
+    parser.add_argument(
+        "--images", type=Path, required=images_required, help="folder of the images; records point into it"
+    )
     parser.add_argument("--image-prefix", default="", help="what to remove where an image's name begins with it")
     parser.add_argument("--out", type=Path, required=True, help="record file: .jsonl, .jsonl.gz, or an Arrow folder")
     parser.add_argument("--subset", action="store_true", help="the files are knowingly a part: counts may differ")

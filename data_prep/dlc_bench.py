@@ -6,6 +6,9 @@ r"""DLC-Bench, detailed captions judged by questions -> records with masks, and 
 Where the files come from: huggingface.co/datasets/nvidia/DLC-Bench: annotations.json (COCO form), class_names.json and
 qa.json beside it, images/. Licence: CC BY-NC-SA 4.0; photographs (Objects365): their owners' terms (Flickr).
 
+The judge of `dlc-bench` reads texts alone: to score a predictions file, --images may be left out; the records then name
+images/ beside the annotations. A model that describes the regions needs the images, as `dlc-bench-shown` does.
+
 What must come out: 100 regions of 77 images, 392 questions about what is there and 500 about what is not. A region's id
 ends with its annotation's, by which predictions {annotation id: text} name it. Beside the records: questions.json,
 {region id: [{"text", "choices": [[text, points], ...], "kind"}]}, which evaluation asks a judge. Its first question
@@ -27,7 +30,7 @@ from data_prep.coco import Converter
 from data_prep.coco_datasets import PHOTOS, Dataset
 from data_prep.converter import arguments, write
 from data_prep.counts import check_counts, tell
-from data_prep.image_folder import ImageFolder
+from data_prep.image_folder import AbsentImages, ImageFolder
 from data_prep.json_files import read_object
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
@@ -104,7 +107,7 @@ def _question(entry: Any, where: str) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = arguments("dlc_bench", __doc__.splitlines()[0])
+    parser = arguments("dlc_bench", __doc__.splitlines()[0], images_required=False)
     parser.add_argument("--annotations", type=Path, required=True, help="annotations.json")
     parser.add_argument("--qa", type=Path, metavar="FILE", help="qa.json (default: the one beside the annotations)")
     parser.add_argument("--class-names", type=Path, metavar="FILE", help="class_names.json (default: likewise)")
@@ -117,12 +120,16 @@ def _run(args: argparse.Namespace) -> None:
     names_path = args.class_names or args.annotations.with_name("class_names.json")
     qa, class_names = read_object(qa_path), read_object(names_path)
     options = {"keep_crowd": True, "subset": args.subset, "strict": args.strict}
+    if args.images is None:
+        images: ImageFolder = AbsentImages(args.annotations.with_name("images"), args.out)
+    else:
+        images = ImageFolder(args.images, args.out, args.image_prefix)
     converter = Converter(
         "dlc-bench",
         DLC_BENCH,
         "test",
         args.annotations,
-        ImageFolder(args.images, args.out, args.image_prefix),
+        images,
         **options,
     )
     records = described(converter, class_names, names_path)
@@ -133,6 +140,9 @@ def _run(args: argparse.Namespace) -> None:
     converter.counts["records"] = write(args.out, records.values(), converter.counts)
     with atomic_path(args.out.absolute().parent / QUESTIONS) as temporary:
         temporary.write_text(json.dumps(asked, indent=1, ensure_ascii=False), encoding="utf-8")
+    converter.counts["images not looked at, since --images names no folder"] = args.images is None and len(
+        {region.image for region in records.values()}
+    )
     tell(args.out, {name: count for name, count in {**converter.counts, **counts}.items() if count})
 
 

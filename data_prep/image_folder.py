@@ -155,6 +155,22 @@ class ImageFolder:
         return f"image {name!r} is not in {self.folder}; is it the folder of these images?{close}"
 
 
+class AbsentImages(ImageFolder):
+    """Images that need not be on disk, where names and recorded sizes are all that is asked for. folder: where they
+    would lie."""
+
+    def __init__(self, folder: Path, out: Path):
+        self.folder, self.prefix, self.stored = folder, "", False
+        self._prefix = os.path.relpath(folder.absolute(), out.absolute().parent)
+
+    def find(self, *names: str) -> str | None:
+        """The first name, as a record says it."""
+        return f"{self._prefix}/{names[0]}"
+
+    def check_size(self, path: str, image_hw: tuple[int, int], where: str) -> None:
+        """The recorded size is believed."""
+
+
 def picture_hw(file: Path, stored: bool = False) -> tuple[int, int]:
     """(height, width) from a picture's header: as shown, or as stored. ValueError for what is missing or no image."""
     image_hw = read_image_hw(file)

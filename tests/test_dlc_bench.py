@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -68,7 +69,7 @@ def run(folder, *options, document=DOCUMENT, qa=QA, classes=CLASSES, images="ima
     for name, content in (("annotations", document), ("qa", qa), ("class_names", classes)):
         (folder / f"{name}.json").write_text(content if isinstance(content, str) else json.dumps(content))
     files = {"--annotations": "annotations.json", "--images": images, "--out": "out/test.jsonl"}
-    words = [word for option, file in files.items() for word in (option, str(folder / file))]
+    words = [word for option, file in files.items() if file for word in (option, str(folder / file))]
     return main([*words, *(["--subset"] if subset else []), *options])
 
 
@@ -159,11 +160,22 @@ class Server(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(
-    ("task", "name"), [("dlc-bench", "dam.json"), ("dlc-bench", "answers.jsonl"), ("dlc-bench-shown", "dam.json")]
+    ("task", "name", "images"),
+    [
+        ("dlc-bench", "dam.json", "images"),
+        ("dlc-bench", "dam.json", None),
+        ("dlc-bench", "answers.jsonl", "images"),
+        ("dlc-bench-shown", "dam.json", "images"),
+    ],
 )
-def test_released_predictions_are_judged_to_the_end(folder, task, name):
-    """DAM's {annotation id: text}, and PixelRefer's lines before they are brought to that form."""
-    assert run(folder) == 0
+def test_released_predictions_are_judged_to_the_end(folder, task, name, images, capsys):
+    """DAM's {annotation id: text}, and PixelRefer's lines before they are brought to that form; without pictures too,
+    where the judge reads texts alone."""
+    if images is None:
+        shutil.rmtree(folder / "images")
+    assert run(folder, images=images) == 0
+    assert ("2  images not looked at, since --images names no folder" in capsys.readouterr().out) == (images is None)
+    assert next(iter(open_records(folder / "out" / "test.jsonl"))).image == "../images/objects365_v2_00000900.jpg"
     captions = {"71": "a red cup", "72": "a red plate", "83": "the street lights"}
     lines = [{"id": key, "image": "x.jpg", "pred": text} for key, text in captions.items()]
     content = (
