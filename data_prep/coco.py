@@ -181,18 +181,9 @@ class Converter:
             elif found is None and self.subset:
                 self.counts["images left out, not in the folder"] += 1
             else:
-                found = found or self._find(names[0], where)
+                found = found or (self.images.path if self._own else self.images.whole)(names[0], where)
                 self.images.check_size(found, image_hw, where)
                 self._images[number] = found, image_hw
-
-    def _find(self, name: str, where: str) -> str:
-        """The image's path; when it is missing, published data stop, since they are whole or a --subset."""
-        try:
-            return self.images.path(name, where)
-        except BadEntry as error:
-            if self._own:
-                raise
-            raise Undecided(f"{error} --subset leaves out images that are not on disk") from error
 
     def _check(self, early: bool = False) -> None:
         """Published counts: of the lists first, of all at the end."""

@@ -11,8 +11,7 @@ check_counts({"images": 108077}, published={"images": 108077}, name="Visual Geno
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 EXAMPLES = 3  # of each reason that are named, the others are counted
@@ -56,21 +55,31 @@ class Tally(Counter):
         if self[name] <= EXAMPLES:
             print(f"{text}; {LEFT_OUT}", file=sys.stderr)
 
-    @contextmanager
-    def entries(self, what: str) -> Iterator[None]:
+    def entries(self, what: str) -> "Entries":
         """A ValueError within it leaves out one of `what`, except `Undecided`; when strict it is an error."""
-        try:
-            yield
-        except Undecided:
-            raise
-        except ValueError as error:
-            if self.strict:
-                raise
-            self.leave_out(what, error.why if isinstance(error, BadEntry) else FAULTY, "", str(error))
+        return Entries(self, what)
 
     def told(self) -> dict[str, int]:
         """What is worth printing: everything that occurred."""
         return {name: count for name, count in self.items() if count}
+
+
+class Entries:
+    """The context of `Tally.entries`; a class, since it is entered for each of millions of entries."""
+
+    __slots__ = ("_tally", "_what")
+
+    def __init__(self, tally: Tally, what: str):
+        self._tally, self._what = tally, what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> bool:
+        if not isinstance(error, ValueError) or isinstance(error, Undecided) or self._tally.strict:
+            return False
+        self._tally.leave_out(self._what, error.why if isinstance(error, BadEntry) else FAULTY, "", str(error))
+        return True
 
 
 def check_counts(found: Mapping[str, int], published: Mapping[str, int], name: str, subset: bool = False) -> None:

@@ -9,7 +9,7 @@ import os
 import unicodedata
 from pathlib import Path, PurePosixPath
 
-from data_prep.counts import BadEntry
+from data_prep.counts import BadEntry, Undecided
 from dynrefer.errors import suggestion
 from dynrefer.images import read_image_hw, read_orientation
 
@@ -47,6 +47,20 @@ class ImageFolder:
             raise BadEntry(f"{where}: {self._missing(name)}", NOT_THERE)
         return found
 
+    def whole(self, name: str, where: str) -> str:
+        """`path` for published data, which are whole or a part knowingly: a missing image is for the user to decide."""
+        try:
+            return self.path(name, where)
+        except BadEntry as error:
+            raise Undecided(f"{error} --subset leaves out images that are not on disk") from error
+
+    def readable_hw(self, path: str, where: str) -> tuple[int, int]:
+        """`image_hw`; BadEntry for a picture that cannot be read."""
+        try:
+            return self.image_hw(path)
+        except ValueError as error:
+            raise BadEntry(f"{where}: {error}", UNREADABLE) from error
+
     def find(self, *names: str) -> str | None:
         """The first of these names that is in the folder, as a record says it; None where none is."""
         inside = next(filter(None, map(self._exact, names)), None) or next(filter(None, map(self._like, names)), None)
@@ -67,10 +81,7 @@ class ImageFolder:
         if self._unchecked <= 0:
             return
         self._unchecked -= 1
-        try:
-            true_hw = self.image_hw(path)
-        except ValueError as error:
-            raise BadEntry(f"{where}: {error}", UNREADABLE) from error
+        true_hw = self.readable_hw(path, where)
         if true_hw != tuple(image_hw):
             self._unchecked = float("inf")
             raise BadEntry(f"{where}: image {path!r} {self.other_size(path, true_hw, image_hw)}", OTHER_SIZE)

@@ -22,12 +22,11 @@ from pathlib import Path
 
 from data_prep.box_formats import BoxReader
 from data_prep.converter import arguments, write, write_list
-from data_prep.counts import Tally, check_counts, tell
+from data_prep.counts import BadEntry, Tally, Undecided, check_counts, tell
 from data_prep.image_folder import ImageFolder
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
-from dynrefer.images import read_image_hw
 
 SOURCE = "openimages-7"
 LICENCE = "annotations: CC BY 4.0, Google LLC; photographs: listed as CC BY 2.0"
@@ -86,27 +85,38 @@ def _rows(
         counts["boxes"] += 1
         number = num_boxes[image] = num_boxes.get(image, -1) + 1
         if image != last:
-            last, path = image, images.find(f"{image}.jpg") if subset else images.path(f"{image}.jpg", where)
-            if path is not None and sizes is None:
-                image_hw = read_image_hw(images.folder / f"{image}.jpg")
-            elif path is not None:
-                if image not in sizes:
-                    raise ValueError(f"{where}: image {image} is not in --sizes; without --sizes headers are read")
-                image_hw = sizes[image]
-                images.check_size(path, image_hw, where)
+            last, path = image, None
+            with counts.entries("images"):
+                path, image_hw = _picture(image, images, sizes, subset, where)
         if label not in classes:
             raise ValueError(f"{where}: class {label!r} is not in --classes; it is the list of boxable classes")
         if path is None:
-            counts["boxes left out, their image is not in the folder"] += 1
+            counts["boxes left out, their image is not in the folder or damaged"] += 1
         elif group == "1" and not keep_groups:
             counts["boxes of groups left out"] += 1
         else:
-            try:
-                numbers = list(map(float, corners))
-            except ValueError as error:
-                raise ValueError(f"{where}: corners {corners}: {error}") from error
-            yield numbers, image_hw, where, (f"{image}-{number}", path, image_hw, classes[label])
+            with counts.entries("boxes"):
+                try:
+                    numbers = list(map(float, corners))
+                except ValueError as error:
+                    raise BadEntry(f"{where}: corners {corners}: {error}") from error
+                yield numbers, image_hw, where, (f"{image}-{number}", path, image_hw, classes[label])
     counts["images"] = len(num_boxes)
+
+
+def _picture(
+    image: str, images: ImageFolder, sizes: dict[str, tuple[int, int]] | None, subset: bool, where: str
+) -> tuple[str | None, tuple[int, int] | None]:
+    """(path, image_hw) of an image; path None for one that a part does not have."""
+    path = images.find(f"{image}.jpg") if subset else images.whole(f"{image}.jpg", where)
+    if path is None:
+        return None, None
+    if sizes is None:
+        return path, images.readable_hw(path, where)
+    if image not in sizes:
+        raise Undecided(f"{where}: image {image} is not in --sizes; without --sizes headers are read")
+    images.check_size(path, sizes[image], where)
+    return path, sizes[image]
 
 
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

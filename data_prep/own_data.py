@@ -20,7 +20,7 @@ from typing import Any
 from data_prep.box_formats import BoxReader
 from data_prep.converter import write
 from data_prep.counts import BadEntry, Tally, Undecided, tell
-from data_prep.image_folder import NUM_SIZES_CHECKED, OTHER_SIZE, STORED_PIXELS, UNREADABLE, ImageFolder
+from data_prep.image_folder import NUM_SIZES_CHECKED, OTHER_SIZE, STORED_PIXELS, ImageFolder
 from data_prep.json_files import read_items
 from data_prep.polygons import mask_box, turn
 from dynrefer.boxes import check_image_hw
@@ -126,10 +126,7 @@ class OwnImages:
             if recorded_hw is not None and self._unchecked <= 0:
                 return path, check_image_hw(recorded_hw)
             self._unchecked -= 1
-            try:
-                self._remember(self._sizes, path, self._files.image_hw(path))
-            except ValueError as error:
-                raise BadEntry(f"{where}: {error}", UNREADABLE) from error
+            self._remember(self._sizes, path, self._files.readable_hw(path, where))
         image_hw = self._sizes[path]
         if recorded_hw is not None and tuple(recorded_hw) != image_hw:
             self._unchecked = float("inf")  # from now on all are looked at

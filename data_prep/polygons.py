@@ -10,6 +10,7 @@ from dynrefer.errors import cut
 from dynrefer.images import upright
 from dynrefer.masks import check_mask_record, mask_to_rle, rle_to_box, to_mask
 
+NUMBERS = frozenset((int, float))
 FEW_CORNERS = "polygons left out: fewer than three corners"
 
 
@@ -48,17 +49,13 @@ def _run_lengths(mask: dict) -> dict:
 
 def _polygons(part: list) -> list[list]:
     """[x1, y1, x2, y2, ...] of every polygon in a list."""
-    if all(_is_number(value) for value in part):
+    if NUMBERS.issuperset(map(type, part)):
         return [part]
-    if all(isinstance(point, list) and len(point) == 2 and all(map(_is_number, point)) for point in part):
+    if all(isinstance(point, list) and len(point) == 2 and NUMBERS.issuperset(map(type, point)) for point in part):
         return [[number for point in part for number in point]]
     if not all(isinstance(inner, list) for inner in part):
         raise ValueError(f"mask {cut(repr(part), 60)}: expected polygons, [[x1, y1, x2, y2, ...], ...]")
     return [polygon for inner in part for polygon in _polygons(inner)]
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
 
 
 def turn(

@@ -189,9 +189,10 @@ def regions(
             if path is None and subset:
                 counts["regions left out: their image is not in the folder"] += 1
                 continue
-            path = path or images.path(file, where)
-            images.check_size(path, image_hw, where)
-            yield entry["bbox"], image_hw, where, (key, entry["caption"].strip(), path, image_hw)
+            path = path or images.whole(file, where)
+            with counts.entries("regions"):
+                images.check_size(path, image_hw, where)
+                yield entry["bbox"], image_hw, where, (key, entry["caption"].strip(), path, image_hw)
 
     used: set[str] = set()
     for box, (key, caption, path, image_hw) in BoxReader(name, "xywh", counts).read(found()):

@@ -310,9 +310,12 @@ def regions(
                 tally["regions left out: of images in a part that --exclude names"] += 1
                 continue
             path = _picture(images, reference)
-            if reference.image_hw is None:
-                reference = reference._replace(image_hw=images.image_hw(path))
-            yield reference.numbers, reference.image_hw, reference.where, (reference, path)
+            with tally.entries("regions"):
+                if reference.image_hw is None:
+                    reference = reference._replace(image_hw=images.readable_hw(path, reference.where))
+                else:
+                    images.check_size(path, reference.image_hw, reference.where)
+                yield reference.numbers, reference.image_hw, reference.where, (reference, path)
 
     used: set[str] = set()
     num_expressions = num_empty = num_masks = num_records = 0
@@ -355,8 +358,6 @@ def _picture(images: ImageFolder, reference: Reference) -> str:
             f"{reference.where}: image {reference.name!r} is not in {images.folder}, also not as "
             f"{base.rpartition('_')[2]!r}; name the folder of COCO's train2014 (or train2017)"
         )
-    if reference.image_hw is not None:
-        images.check_size(path, reference.image_hw, reference.where)
     return path
 
 

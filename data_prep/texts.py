@@ -26,6 +26,9 @@ class TextKeys:
 
     def __init__(self, counts: Counter, given: Sequence[str] = (), ignored: Sequence[str] = ()):
         self._counts, self._given, self._ignored = counts, tuple(given), frozenset((*ignored, *PLACES))
+        self._keys = self._given or [
+            f"{place}{name}" for name in TEXT_KEYS for place in ("", *(f"{p}." for p in PLACES))
+        ]
         self._missing, self._seen = set(given), set()
 
     def read(self, entry: dict, where: str) -> list[str]:
@@ -33,9 +36,8 @@ class TextKeys:
         values = dict(_values(entry))
         self._seen.update(values)
         self._missing -= values.keys()
-        keys = self._given or [key for name in TEXT_KEYS for key in (name, *(f"{place}.{name}" for place in PLACES))]
         used: dict[str, list[str]] = {}
-        for key in keys:
+        for key in self._keys:
             if key in values and (texts := texts_of(values[key], key, where)):
                 used[key] = texts
                 if not self._given:

@@ -14,6 +14,7 @@ from dynrefer.errors import first_line, shown
 BOX_FORMATS = tuple(f"{layout}{unit}" for unit in ("", "-unit", "-1000") for layout in ("xyxy", "xywh", "cxcywh"))
 DENSECAP_LONGER_SIDE = 720.0  # of the scaled images whose pixels DenseCap's evaluation, and so GRiT's results, count
 LONGEST_SIDE = 10**9  # of an image, in pixels
+NUMBERS = frozenset((int, float))
 NOT_NUMBERS = {"b": "booleans", "c": "complex numbers", "U": "text", "S": "text"}  # by numpy's kinds
 _FULL_SIZE = {"unit": 1.0, "1000": 1000.0}  # the number that stands for the image's whole width or height
 
@@ -133,6 +134,8 @@ def plain_array(value: Any) -> Any:
     Raises ValueError for a tensor that has no array, a sparse one for instance.
     """
     if isinstance(value, (list, tuple)):
+        if NUMBERS.issuperset(map(type, value)):  # the common case: corners of a polygon
+            return value
         tensors = any(hasattr(item, "detach") or isinstance(item, (list, tuple)) for item in value)
         return [plain_array(item) for item in value] if tensors else value
     if not hasattr(value, "detach"):
@@ -168,10 +171,12 @@ def number_array(value: Any) -> np.ndarray:
 
 def _check_entries(values: Sequence[Any]) -> None:
     """A boolean among numbers becomes one of them in an array, without a word."""
+    if NUMBERS.issuperset(map(type, values)):
+        return
     for value in values:
         if isinstance(value, (list, tuple)):
             _check_entries(value)
-        elif type(value) in (int, float):
+        elif type(value) in NUMBERS:
             continue
         elif isinstance(value, (bool, np.bool_)) or (isinstance(value, np.ndarray) and value.dtype.kind == "b"):
             raise ValueError("booleans, not numbers")

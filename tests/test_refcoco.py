@@ -221,7 +221,7 @@ def test_files_that_do_not_belong_together_are_refused(source, capsys):
 
 def test_resized_and_missing_images_are_refused(source, capsys):
     Image.new("RGB", (WIDTH // 2, HEIGHT // 2)).save(source / "train2014" / NAMES[9])
-    message = refused(source, capsys)
+    message = refused(source, capsys, "--strict")
     assert "annotation 101: image" in message and "the annotation says (48, 64)" in message
     (source / "train2014" / NAMES[9]).unlink()
     assert "also not as '000000000009.jpg'" in refused(source, capsys)
