@@ -4,6 +4,7 @@ another size or shorter than recorded. `python -m data_prep.check` says it with 
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_prep.record_form import thin_box
 from dynrefer.data.clips import CHECK_HINT, ClipRegion
 from dynrefer.data.records import record_root
 from dynrefer.files import parse_line, read_lines
@@ -28,7 +29,7 @@ def check_clips(path: str | Path) -> tuple[list[tuple[int, str]], int, int]:
             if (first := lines.setdefault(clip.id, line)) != line:
                 problems.append((line, f"id {clip.id!r} stands in line {first} already; ids are unique"))
             by_video.setdefault(clip.video, []).append((line, clip.num_frames, clip.frame_hw))
-            problems.extend((line, text) for text in _mask_problems(clip))
+            problems.extend((line, text) for text in _place_problems(clip))
     except ValueError as error:  # the file itself
         problems.append((line, str(error)))
     for video, users in by_video.items():
@@ -37,8 +38,10 @@ def check_clips(path: str | Path) -> tuple[list[tuple[int, str]], int, int]:
     return problems or ([] if lines else [(0, "no records in it")]), len(lines), len(by_video)
 
 
-def _mask_problems(clip: ClipRegion) -> Iterator[str]:
+def _place_problems(clip: ClipRegion) -> Iterator[str]:
     for index, place in clip.frames.items():
+        if place is not None and (thin := thin_box(place.box)):
+            yield f"clip {clip.id}, frame {index}: {thin}"
         try:
             if place is not None and place.mask is not None:
                 to_mask(place.mask, clip.frame_hw)

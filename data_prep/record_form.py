@@ -1,7 +1,7 @@
 """The form of one record: whether it can be read, and what is wrong with its box, mask and captions."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +99,18 @@ def _box_problem(content: dict, region: Region) -> str | None:
 
 
 def _thin_problem(region: Region) -> str | None:
-    x1, y1, x2, y2 = region.box
-    if min(x2 - x1, y2 - y1) >= 1 - 1e-6:
+    if not (thin := thin_box(region.box)):
         return None
     unit = "; numbers of 0..1, which are no pixels?" if max(region.box) <= 1 and min(region.image_hw) > 1 else ""
-    size = f"{x2 - x1:.3g} wide and {y2 - y1:.3g} high"
-    return f"region {region.id}: box {list(region.box)} is thinner than a pixel, {size}{unit}"
+    return f"region {region.id}: {thin}{unit}"
+
+
+def thin_box(box: Sequence[float]) -> str | None:
+    """What is wrong with a box of less than a pixel's width or height; None for others."""
+    x1, y1, x2, y2 = box
+    if min(x2 - x1, y2 - y1) >= 1 - 1e-6:
+        return None
+    return f"box {list(box)} is thinner than a pixel, {x2 - x1:.3g} wide and {y2 - y1:.3g} high"
 
 
 def _caption_problem(region: Region) -> str | None:

@@ -373,3 +373,14 @@ def test_texts_with_keys_in_them_are_no_keys(folder):
     texts = ['he said "box": "box":', "a", '{"id": 1, "id": 2}', 'end"']
     path = write(folder / "r.jsonl", record("1", captions=texts), record("2", attributes={'a": b': 1, "a": 1}))
     assert not problems(path) and list(open_records(path)[0].captions) == texts
+
+
+def test_a_thin_box_of_a_clip_is_named_with_its_frame(folder):
+    (folder / "video").mkdir()
+    for k in range(2):
+        Image.new("RGB", (30, 20)).save(folder / "video" / f"{k:03d}.png")
+    clip = {"id": "7", "video": "video", "num_frames": 2, "frame_hw": list(HW), "prompt_frame": 0, "captions": ["a"]}
+    path = write(folder / "c.jsonl", {**clip, "frames": {"0": {"box": [1, 2, 9, 9]}, "1": {"box": [1, 2, 9, 2.5]}}})
+    assert problems(path) == [
+        (1, "clip 7, frame 1: box [1.0, 2.0, 9.0, 2.5] is thinner than a pixel, 8 wide and 0.5 high")
+    ]

@@ -11,7 +11,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +26,7 @@ from accelerate.utils import (
 from transformers.integrations import unset_hf_deepspeed_config
 
 from dynrefer.data.loader import StandIn
+from dynrefer.files import read_text
 
 
 def start(
@@ -237,7 +237,7 @@ def _deepspeed_of_launcher() -> str | None:
 def _deepspeed_settings(path: str, precision: str, clip: float, batch_size: int, world_size: int) -> dict:
     """The JSON's settings with those that the loop decides filled in; a JSON that sets them too is an error."""
     try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+        settings = json.loads(read_text(path))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"loop.deepspeed: cannot read {path!r} as JSON: {error}") from error
     stage = settings.get("zero_optimization", {}).get("stage")
