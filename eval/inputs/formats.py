@@ -383,8 +383,9 @@ def _detections(
         if not image:
             problem = "fits several images" if image is None else "is no image"
             raise ValueError(
-                f"{where}: image {name!r} {problem} of the records; score it with the data it is of, or, where its "
-                "predictions are of the records of a detector's boxes, name those with --boxes"
+                f"{where}: image {name!r} {problem} of the records; score it with the data it is of, name the "
+                "COCO JSON whose ids these are with --annotations, or, where its predictions are of the records of a "
+                "detector's boxes, name those with --boxes"
             )
         mask = _mask(entry, sizes.get(image), where) if masks else None
         box = [] if mask and not entry.get("bbox", entry.get("box")) else _box(entry, where)
