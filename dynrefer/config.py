@@ -21,6 +21,7 @@ import ast
 import dataclasses
 import inspect
 import io
+import math
 import os
 import re
 import textwrap
@@ -33,12 +34,13 @@ from typing import Any, TypeVar
 
 import yaml
 
-from dynrefer.errors import check_keys, suggestion
+from dynrefer.errors import check_keys, cut, suggestion
 from dynrefer.files import atomic_path, read_text
 
 Config = TypeVar("Config")
 
 BASE_KEY = "base"
+MOST_VALUES = 1_000_000  # of a YAML whose aliases are written out
 
 
 class _Loader(yaml.SafeLoader):
@@ -80,11 +82,37 @@ def parse_value(text: str) -> Any:
     if text.strip() == "":
         return ""
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+        return _load_yaml(text)
+    except ValueError as error:
+        start = cut(text, 200)
         raise ValueError(
-            f"cannot read the value {text!r} as YAML: {_one_line(error)}; quote it, for instance '\"{text}\"'"
+            f"cannot read the value {start!r} as YAML: {error}; quote it, for instance '\"{start}\"'"
         ) from error
+
+
+def _load_yaml(text: str) -> Any:
+    """ValueError in a line for what is no YAML, and for what no end of writing would write out."""
+    try:
+        value = yaml.load(text, Loader=_Loader)
+        if _size(value, (), {}) > MOST_VALUES:
+            raise ValueError(f"its aliases stand for more than {MOST_VALUES:,} values")
+        return value
+    except RecursionError:
+        raise ValueError("nested too deeply, or an alias that contains itself") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: a date or a number that is none
+        raise ValueError(_one_line(error)) from error
+
+
+def _size(value: Any, above: tuple[int, ...], known: dict[int, int]) -> int:
+    """How many values it is written out; an alias counts each time. ValueError for one that contains itself."""
+    if not isinstance(value, dict | list | set | tuple):
+        return 1
+    if id(value) in above:
+        raise ValueError("an alias contains itself; write the values out")
+    if id(value) not in known:
+        children = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(child, (*above, id(value)), known) for child in children)
+    return known[id(value)]
 
 
 def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
@@ -113,9 +141,9 @@ def _read_yaml(path: Path, below: tuple[Path, ...]) -> dict:
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the config {str(path)!r}: {_one_line(error)}") from error
     try:
-        tree = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {_one_line(error)}") from error
+        tree = _load_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -191,6 +219,18 @@ def from_dict(cls: type[Config], tree: Mapping, where: str = "settings") -> Conf
 def to_dict(config: Any) -> dict:
     """A dataclass as nested dicts and lists of plain values, ready for YAML or JSON."""
     return _plain(config)
+
+
+def check_numbers(config: Any, key: str = "") -> None:
+    """ValueError that names the first NaN or infinity in a dataclass, in its sections, lists and mappings too."""
+    if dataclasses.is_dataclass(config):
+        config = {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
+    if isinstance(config, float) and not math.isfinite(config):
+        raise ValueError(f"{key} is {config}; expected a finite number")
+    if isinstance(config, list | tuple):
+        config = dict(enumerate(config))
+    for name, value in config.items() if isinstance(config, Mapping) else ():
+        check_numbers(value, f"{key}.{name}" if key else str(name))
 
 
 def save_config(config: Any, path: str | os.PathLike) -> None:

@@ -200,3 +200,30 @@ def test_the_resolved_config_reads_back_equal(tmp_path):
     assert load_config(Run, tmp_path / "new" / "config.yaml") == cfg
     assert from_dict(Run, to_dict(cfg)) == cfg
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.yaml"]
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(['*' + below] * 10)}]\n" for below, name in zip("abcdef", "bcdefg", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: &m {a: *m}", "an alias contains itself"),
+        ("model: &m [1, [*m]]", "an alias contains itself"),
+        (BOMB, "its aliases stand for more than 1,000,000 values"),
+        (f"loop: {{steps: {'9' * 5000}}}", "digits"),
+        ("model: 2020-13-45", "month"),
+    ],
+)
+def test_yaml_that_cannot_be_written_out_is_named_by_file(tmp_path, text, message):
+    path = write(tmp_path, "c.yaml", f"name: x\n{text}\n")
+    with pytest.raises(ValueError, match=f"c.yaml: not valid YAML: .*({message})") as error:
+        load_config(Run, path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_alias_that_is_used_twice_is_fine(tmp_path):
+    path = write(tmp_path, "c.yaml", "name: x\nmodel: {a: &a [1, 2], b: *a}\n")
+    assert load_config(Run, path).model == {"a": [1, 2], "b": [1, 2]}

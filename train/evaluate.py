@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ class EvalConfig:
     metric: str | None = None
     limit: int = 500  # regions of data.val, whole images evenly spread over the file; 0: all
     batch_size: int = 64  # regions at a time, over all processes
-    tokenizer: str = "lower"  # "ptb" is what papers print and needs Java; "lower" is quick and ranks checkpoints alike
+    # "ptb" is what papers print and needs Java; "lower" is quick and ranks checkpoints alike
+    tokenizer: Literal["lower", "ptb"] = "lower"
     options: dict = field(default_factory=dict)  # of the model's options other than its own, as {num_beams: 1}
     generation: dict = field(default_factory=dict)  # the same for text generation; the name of version 0.3.0
 
@@ -55,6 +56,14 @@ class EvalConfig:
                 f"choose one of {', '.join([*fitting, 'loss'])}"
             )
         return self.metric
+
+    def check_programs(self, model: Any) -> None:
+        """ValueError or RuntimeError where the scores of this model need what is not there, such as Java."""
+        decides = self.decides(model)
+        if decides == "METEOR" or (self.tokenizer == "ptb" and decides != "loss" and "caption" in model.answers):
+            from eval.java import find_java
+
+            find_java()
 
     def is_better(self, decides: str, score: float, best: float) -> bool:
         return score < best if decides == "loss" else score > best

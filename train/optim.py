@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from dynrefer.config import check_numbers
 from dynrefer.errors import suggestion
 
 
@@ -26,12 +27,15 @@ class OptimConfig:
     min_lr_scale: float = 0.0  # the cosine ends at lr * min_lr_scale
 
     def __post_init__(self):
+        check_numbers(self)
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}; it must be above 0")
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be 0 or more")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas}; both must lie in [0, 1)")
+        if self.eps < 0:
+            raise ValueError(f"eps is {self.eps}; it must be 0 or more")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be 0 or more")
         if not 0 <= self.min_lr_scale <= 1:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from dynrefer.config import load_config, save_config, settings_help, to_dict
+from dynrefer.config import check_numbers, load_config, save_config, settings_help, to_dict
 from dynrefer.data.loader import DataConfig, Loader
 from dynrefer.data.mixture import open_training, training_loader
 from dynrefer.data.record_files import open_records
@@ -36,6 +36,8 @@ from train.evaluate import EvalConfig, evaluate
 from train.lock import held
 from train.log import LogConfig, RunLog
 from train.optim import OptimConfig, WeightAverage, build_optimizer, set_lr
+
+MOST_SEEDS = 2**32  # NumPy takes no others
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class LoopConfig:
     compile: bool = False  # torch.compile
 
     def __post_init__(self):
+        check_numbers(self)
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}; set exactly one of them")
         for name in ("steps", "epochs", "minutes", "stop_at", "accumulation"):
@@ -90,6 +93,9 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self):
+        check_numbers(self)
+        if not 0 <= self.seed < MOST_SEEDS:
+            raise ValueError(f"seed is {self.seed}; it must lie in [0, {MOST_SEEDS})")
         if not self.name or self.name != Path(self.name).name or self.name.startswith("."):
             raise ValueError(f"name is {self.name!r}; it names a folder, without slashes or a leading dot")
         if not any(weight > 0 for weight in self.losses.values()):
@@ -165,7 +171,7 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
         checkpoint.note_run(model, settings, train_records)
     model.tasks = tasks = tasks_to_train(cfg.losses, model.tasks)
     if cfg.loop.eval_every:  # what would stop the first evaluation stops the start
-        cfg.eval.decides(model)
+        cfg.eval.check_programs(model)
         model.check_options(cfg.eval.options_of(model))
     if cfg.loop.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -401,7 +407,7 @@ def refresh(model) -> None:
 
 def set_seed(seed: int) -> None:
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed % MOST_SEEDS)  # that of the last process may have passed the end
     torch.manual_seed(seed)
 
 
