@@ -97,7 +97,8 @@ class RunLog:
         if self.bar is not None:
             self.bar.close()
         if self.writer is not None:
-            self.writer.close()
+            with naming(self.writer.log_dir):
+                self.writer.close()
         if self.wandb is not None:
             self.wandb.finish()
         self.main = False
@@ -110,8 +111,9 @@ class RunLog:
     def _points(self, row: dict, prefix: str) -> None:
         points = {prefix + name: value for name, value in row.items() if name != "step"}
         if self.writer is not None:
-            for name, value in points.items():
-                self.writer.add_scalar(name, value, row["step"])
+            with naming(self.writer.log_dir):
+                for name, value in points.items():
+                    self.writer.add_scalar(name, value, row["step"])
         if self.wandb is not None:
             self.wandb.log(points, step=row["step"])
 
