@@ -32,10 +32,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from dynrefer.data.example import Example
 from dynrefer.data.records import Region, RegionResult
-from dynrefer.errors import shown, suggestion
+from dynrefer.errors import first_line, shown, suggestion
 from dynrefer.models import FAMILIES
-from dynrefer.models.auto import check_dtype, first_line, model_folder, pick_device
+from dynrefer.models.auto import check_dtype, model_folder, pick_device
+from dynrefer.models.base_parts import check_source
 from dynrefer.models.family import FamilyModel, FamilyProcessor
+from dynrefer.models.folder_check import check_numbers, reading
 from dynrefer.models.language import check_generation, log_probability, most_positions
 from dynrefer.models.options import Options, TextOptions
 from dynrefer.prompts import check_text
@@ -83,10 +85,8 @@ def load(
     Raises ValueError when there is no model or processor, Transformers has no class for images and text of its type,
     the family is unknown or not of this model, or the prompt does not say where the region goes.
     """
-    try:
+    with reading(f"model {name!r}", "no model folder or hub id that can be read"):
         kind = _model_type(name, revision)
-    except OSError as error:
-        raise ValueError(f"model {name!r}: no model folder or hub id that can be read ({first_line(error)})") from error
     if kind in FAMILIES:
         raise ValueError(f"model {name!r} is one of ours; --captioner and --prompt are for models of others")
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
@@ -140,13 +140,15 @@ def _prompt(name: str, kind: str, row: Convention, task: Task, prompt: str | Non
 
 
 def _processor(name: str, kind: str, revision: str | None) -> Any:
-    place = {"revision": revision, "trust_remote_code": False}
+    place = {"revision": revision}
     try:
-        if kind in PAIRS:
-            parts = (auto.from_pretrained(model_folder(name), **place) for auto in (AutoImageProcessor, AutoTokenizer))
-            return GitProcessor(*parts)  # which is nothing but the two
-        processor = AutoProcessor.from_pretrained(model_folder(name), **place)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+        with reading("its files"):
+            if kind in PAIRS:
+                images = AutoImageProcessor.from_pretrained(model_folder(name), trust_remote_code=False, **place)
+                words = AutoTokenizer.from_pretrained(model_folder(name), trust_remote_code=False, **place)
+                return GitProcessor(images, words)  # which is nothing but the two
+            processor = AutoProcessor.from_pretrained(model_folder(name), trust_remote_code=False, **place)
+    except ValueError as error:
         raise ValueError(
             f"model {name!r}: no processor that can be read ({first_line(error)}){_elsewhere(kind)}"
         ) from error
@@ -160,11 +162,18 @@ def _processor(name: str, kind: str, revision: str | None) -> Any:
 
 def _model(name: str, kind: str, dtype: torch.dtype | str, revision: str | None) -> Any:
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            model_folder(name), revision=revision, dtype=dtype, trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        with reading("its files"):
+            model, info = AutoModelForImageTextToText.from_pretrained(
+                model_folder(name),
+                revision=revision,
+                dtype=dtype,
+                trust_remote_code=False,
+                weights_only=True,
+                output_loading_info=True,
+            )
+    except ValueError as error:
         raise ValueError(f"model {name!r} cannot be loaded ({first_line(error)}){_elsewhere(kind)}") from error
+    check_numbers(model.named_parameters(), f"model {name!r}")
     if missing := sorted(map(str, info.get("missing_keys") or ())):
         raise ValueError(
             f"model {name!r}: its file lacks {len(missing)} weights, the first {missing[0]}; they would be random"
@@ -174,6 +183,7 @@ def _model(name: str, kind: str, dtype: torch.dtype | str, revision: str | None)
 
 
 def _model_type(name: str, revision: str | None) -> str:
+    check_source(model_folder(name), revision=revision)
     config, _ = PreTrainedConfig.get_config_dict(model_folder(name), revision=revision)
     if "model_type" not in config:
         raise ValueError(f"model {name!r}: its config.json names no model_type")

@@ -182,6 +182,52 @@ def test_of_evas_forty_blocks_blip2_uses_thirty_nine(tmp_path):
         lavis.read_vision(tmp_path / "other.pth", 5)
 
 
+LAST = "Qformer.bert.encoder.layer.1."  # of the two layers
+
+
+@pytest.mark.parametrize(
+    ("start", "named"),
+    [
+        (LAST, r"qformer\.encoder\.layer\.1\.attention\.attention\.key\.bias"),
+        ("Qformer.bert.encoder.layer.0.crossattention.", r"qformer\.encoder\.layer\.0\.crossattention"),
+        ("t5_proj.bias", r"language_projection\.bias"),
+        ("ln_vision.", r"vision_model\.post_layernorm\.bias"),
+    ],
+)
+def test_trained_tensors_that_are_missing_are_named_and_filled_where_asked_for(t5, tmp_path, caplog, start, named):
+    tensors = {name: tensor for name, tensor in read_torch(t5 / "trained.pth").items() if not name.startswith(start)}
+    given = changed(tmp_path / "cut.pth", tensors), tmp_path / "out"
+    with pytest.raises(ValueError, match=f"cut.pth' lacks .* LAVIS trains, such as {named}.*--fill-missing"):
+        lavis.convert(*given, base=t5 / "hf")
+    assert not (tmp_path / "out").exists()
+    lavis.convert(*given, base=t5 / "hf", fill_missing=True)
+    assert f"not in {tmp_path / 'cut.pth'} but taken from the other files: " in caplog.text
+    before, after = weights(t5 / "hf"), weights(tmp_path / "out")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_frozen_part_is_left_out_whole_or_not_at_all(t5, tmp_path):
+    tensors = read_torch(t5 / "whole.pth")
+    cut = {name: tensor for name, tensor in tensors.items() if not name.startswith("visual_encoder.blocks.1.")}
+    for files in ({"base": t5 / "hf"}, {"vision": t5 / "vit.pth", "language": t5 / "language", **HEADS}):
+        with pytest.raises(ValueError, match=r"that LAVIS trains, such as vision_model\.encoder\.layers\.1\."):
+            lavis.convert(changed(tmp_path / "cut.pth", cut), tmp_path / "out", **files)
+
+
+def test_a_file_without_its_last_layers_is_no_whole_smaller_model():
+    from types import SimpleNamespace
+
+    from dynrefer.convert.lavis_layout import KNOWN_QFORMER, KNOWN_VISION, check_depth
+
+    config = SimpleNamespace(hidden_size=768, num_hidden_layers=11)
+    with pytest.raises(ValueError, match="qformer: 11 layers in the files, 12 expected.*--qformer-layers 11 if it is"):
+        check_depth("qformer", config, KNOWN_QFORMER, None, None)
+    check_depth("qformer", config, KNOWN_QFORMER, 11, None)
+    check_depth("qformer", SimpleNamespace(hidden_size=64, num_hidden_layers=2), KNOWN_QFORMER, None, None)
+    with pytest.raises(ValueError, match="vision: 38 layers in the files, 39 expected"):
+        check_depth("vision", SimpleNamespace(hidden_size=1408, num_hidden_layers=38), KNOWN_VISION, None, None)
+
+
 def test_a_key_bias_is_left_out_without_a_trace_in_the_output(tmp_path):
     model = blip2()
     for layer in model.vision_model.encoder.layers:
@@ -415,7 +461,10 @@ def test_the_command(t5, tmp_path, capsys):
     assert capsys.readouterr().out == f"{out}\n"
     assert weights(t5 / "hf").keys() == weights(tmp_path / "out").keys()
     assert cli.main(["convert", "lavis", "--checkpoint", "absent.pth", "--output", out]) == 2
-    assert capsys.readouterr().err == "dynrefer: error: checkpoint 'absent.pth': no such file\n"
+    assert (
+        capsys.readouterr().err
+        == "dynrefer: error: checkpoint 'absent.pth': no such file; check the path, or download it again\n"
+    )
     with pytest.raises(SystemExit):
         cli.main(["convert", "lavis", "--output", out])
     assert "needs --checkpoint FILE or --export MODEL" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dynrefer.convert.tensors import read_safetensors, rename, rename_all
-from dynrefer.errors import first_line
+from dynrefer.models.folder_check import check_folder, reading
 
 # LAVIS's name -> Transformers', which is ours too; {i} is a layer number.
 QFORMER_NAMES = {
@@ -30,6 +30,7 @@ BASE_NAMES = {
 def base_folder(base: str | Path, revision: str | None = None) -> Path:
     """The base model's folder, fetched from the hub where it is an id."""
     if (Path(base) / "config.json").is_file():
+        check_folder(base, weights=False)
         return Path(base)
     if Path(base).exists():
         raise ValueError(f"base {str(base)!r}: no config.json in it; expected a transformers folder or a hub id")
@@ -38,19 +39,19 @@ def base_folder(base: str | Path, revision: str | None = None) -> Path:
 
     try:
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
-        return Path(snapshot_download(str(base), revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(str(base), revision=revision, allow_patterns=patterns))
     except (OSError, HFValidationError) as error:
         raise ValueError(f"base {str(base)!r}: neither a folder nor a hub id that can be fetched ({error})") from error
+    check_folder(folder, weights=False)
+    return folder
 
 
 def read_base(folder: Path) -> tuple[dict[str, Tensor], object]:
     """The base's tensors under our names, its Q-Former and projection left as they are, and its config."""
     from transformers import AutoConfig
 
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"base {str(folder)!r}: its config.json cannot be read ({first_line(error)})") from error
+    with reading(f"base {str(folder)!r}", "its config.json cannot be read"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     parts = [name for name in ("vision_config", "qformer_config", "text_config") if not hasattr(config, name)]
     if parts:
         raise ValueError(
@@ -70,10 +71,8 @@ def base_tokenizer(folder: Path, vocab_size: int):
 
     if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")):
         raise ValueError(f"base {str(folder)!r}: no tokenizer in it, neither tokenizer.json nor tokenizer_config.json")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"base {str(folder)!r}: its tokenizer cannot be read ({first_line(error)})") from error
+    with reading(f"base {str(folder)!r}", "its tokenizer cannot be read"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
             f"base {str(folder)!r}: its tokenizer has {tokenizer.vocab_size} entries, its language model {vocab_size}"

@@ -14,11 +14,11 @@ classes cannot hold (they take the blocks' 1e-6).
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -26,11 +26,14 @@ from torch import Tensor
 
 from dynrefer.convert.blip2 import BASE_NAMES, base_folder
 from dynrefer.convert.lavis_layout import (
+    KNOWN_QFORMER,
     KNOWN_VISION,
     LANGUAGE_PREFIXES,
     LAVIS_SETTINGS,
+    check_depth,
     check_model,
     check_settings,
+    copies,
     join_biases,
     lavis_names,
     sized_config,
@@ -48,9 +51,12 @@ from dynrefer.convert.tensors import (
     save_torch,
     seems,
 )
-from dynrefer.errors import first_line
 from dynrefer.models import FAMILIES
 from dynrefer.models.auto import model_folder
+from dynrefer.models.base_parts import check_source
+from dynrefer.models.folder_check import read_object, reading
+
+logger = logging.getLogger(__name__)
 
 T5_WORDS, T5_OUTPUT = "language_model.shared.weight", "language_model.lm_head.weight"
 NO_PLACE = re.compile(r"Qformer\.cls\.|temp$")  # the first stage's caption head and temperature
@@ -67,7 +73,9 @@ def convert(
     vision_heads: int | None = None,
     vision_layers: int | None = None,
     qformer_heads: int | None = None,
+    qformer_layers: int | None = None,
     revision: str | None = None,
+    fill_missing: bool = False,
 ) -> list[str]:
     """A LAVIS checkpoint -> a Transformers BLIP-2 folder, in float16 where it was. Returns the names left out.
 
@@ -75,7 +83,9 @@ def convert(
     language: hub id or folder of the language model, such as google/flan-t5-xl; base: instead of these two, a
     Transformers BLIP-2 folder or hub id whose tensors stand in for those that the checkpoint has not; vision_heads,
     vision_layers (blocks that are used of the vision file), qformer_heads: where no tensor shows them and neither the
-    base nor BLIP-2's published sizes (width 1408: 16 heads, 39 blocks; width 768: 12 heads) say so.
+    base nor BLIP-2's published sizes (width 1408: 16 heads, 39 blocks; width 768: 12 heads, 12 layers) say so;
+    qformer_layers: where a Q-Former of a published width has another number of them; fill_missing: tensors that LAVIS
+    trains and the checkpoint lacks come from the other files too.
 
     Raises ValueError for unknown, missing, wrongly shaped or differing tensors.
     """
@@ -89,13 +99,14 @@ def convert(
         raise ValueError(f"{checkpoint} is a first-stage checkpoint, which has no language model: leave language out")
     left_out = [name for name in found if kind == "retrieval" and NO_PLACE.match(name)]
     tensors = {name: tensor for name, tensor in found.items() if name not in left_out and not derived(name, tensor)}
+    names = lavis_names(kind, prefix)
+    own = rename_all(join_biases(tensors), lambda name: rename(name, names), str(checkpoint)).keys()
     if vision is not None:
         kept, dropped = read_vision(vision, vision_layers)
         tensors, left_out = kept | tensors, left_out + dropped
     whole = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
     if whole:
         raise ValueError(f"{checkpoint}: {whole[0]} is {tensors[whole[0]].dtype}; expected a floating-point type")
-    names = lavis_names(kind, prefix)
     tensors = rename_all(join_biases(tensors), lambda name: rename(name, names), str(checkpoint))
 
     folder = base_config = text_config = None
@@ -111,6 +122,16 @@ def convert(
         text_config = check_language(text_config, prefix, str(checkpoint))
         tensors = without_copies(tensors, text_config)
     config = sized_config(kind, tensors, text_config, base_config, vision_heads, qformer_heads)
+    if missing := trained_elsewhere(own, tensors.keys(), text_config):
+        said = f"{len(missing)} tensors that LAVIS trains, such as {', '.join(missing[:3])}"
+        if not fill_missing:
+            raise ValueError(
+                f"checkpoint {str(checkpoint)!r} lacks {said}: it is cut, or of another model. --fill-missing takes "
+                "them from the other files"
+            )
+        logger.warning(f"not in {checkpoint} but taken from the other files: {said}")
+    check_depth("vision", config.vision_config, KNOWN_VISION, vision_layers, base_config)
+    check_depth("qformer", config.qformer_config, KNOWN_QFORMER, qformer_layers, base_config)
     check_model(kind, config, tensors)
     with new_folder(output) as written:
         if folder is not None:
@@ -120,6 +141,17 @@ def convert(
         config.save_pretrained(written)
         save_torch_state_dict(apart(tensors), written)
     return left_out
+
+
+def trained_elsewhere(own: Collection[str], names: Collection[str], text_config) -> list[str]:
+    """Names that are not the checkpoint's own and should be: all but those of a frozen part that it leaves out whole.
+    Names are Transformers'; own: those of the checkpoint; text_config: of the language model, None where there is none.
+    """
+    frozen = (("vision_model.embeddings.", "vision_model.encoder."), ("language_model.",))
+    left_out = sum((part for part in frozen if not any(name.startswith(part) for name in own)), ())
+    repeated = {} if text_config is None else copies(text_config)
+    repeated = repeated.keys() | repeated.values()
+    return sorted(name for name in set(names) - set(own) - repeated if not name.startswith(left_out))
 
 
 def kind_of(tensors: Mapping[str, Tensor], source: str) -> tuple[str, str | None]:
@@ -191,19 +223,18 @@ def read_language(name: str | Path, revision: str | None):
     """A language model's tensors as language_model.*, and its config."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
+    check_source(name, revision=revision)
+    with reading(f"language model {str(name)!r}", "neither a folder nor a hub id that can be read"):
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         if config.model_type not in LANGUAGE_PREFIXES:
             known = ", ".join(LANGUAGE_PREFIXES)
             raise ValueError(
                 f"language model {str(name)!r} is of type {config.model_type!r}; LAVIS's BLIP-2 has {known}"
             )
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model, info = auto.from_pretrained(name, revision=revision, dtype="auto", output_loading_info=True)
-    except OSError as error:
-        raise ValueError(
-            f"language model {str(name)!r}: neither a folder nor a hub id that can be read ({first_line(error)})"
-        ) from error
+        model, info = auto.from_pretrained(
+            name, revision=revision, dtype="auto", output_loading_info=True, trust_remote_code=False, weights_only=True
+        )
     if info["missing_keys"]:
         raise ValueError(f"language model {str(name)!r}: no {', '.join(sorted(info['missing_keys'])[:5])} in its files")
     return {f"language_model.{key}": tensor for key, tensor in model.state_dict().items()}, model.config
@@ -227,7 +258,8 @@ def read_folder(folder: Path):
     """A Transformers BLIP-2 folder's tensors and config."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder)
+    with reading(f"base {str(folder)!r}", "its config.json cannot be read"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type not in ("blip-2", "instructblip"):
         raise ValueError(f"{str(folder)!r} is of type {config.model_type!r}; expected blip-2, instructblip or dynrefer")
     files = sorted(folder.glob("*.safetensors"))
@@ -266,11 +298,8 @@ def save_processor(language: str | Path, revision: str | None, output: Path, con
     from transformers import AutoTokenizer, Blip2Processor, BlipImageProcessor
     from transformers.utils.hub import cached_file
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(language, revision=revision)
-    except (OSError, ValueError) as error:
-        message = f"language model {str(language)!r}: no tokenizer that can be read ({first_line(error)})"
-        raise ValueError(message) from error
+    with reading(f"language model {str(language)!r}", "no tokenizer that can be read"):
+        tokenizer = AutoTokenizer.from_pretrained(language, revision=revision, trust_remote_code=False)
     files = ("tokenizer.json", *tokenizer.vocab_files_names.values())  # without any transformers makes an empty one
     place = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     if not any(cached_file(language, file, **place) for file in files):
@@ -331,7 +360,7 @@ def read_model(model: str | Path, revision: str | None):
     """(key of KINDS, tensors under Transformers' names, the parts' configs, names that BLIP-2 has no place for)."""
     keys = ("vision_config", "qformer_config", "text_config")
     folder = base_folder(model_folder(model), revision)
-    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") in FAMILIES:
+    if read_object(folder / "config.json").get("model_type") in FAMILIES:
         return "blip2", *read_ours(folder)
     tensors, config = read_folder(folder)
     kind = "instructblip" if config.model_type == "instructblip" else "blip2"
@@ -387,6 +416,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--vision-heads", type=int, help="16 for width 1408")
     parser.add_argument("--vision-layers", type=int, help="blocks used of the vision file; 39 for width 1408")
     parser.add_argument("--qformer-heads", type=int, help="12 for width 768")
+    parser.add_argument("--qformer-layers", type=int, help="12 for width 768")
+    parser.add_argument(
+        "--fill-missing",
+        action="store_true",
+        help="take trained tensors that the checkpoint lacks from the other files, and say so",
+    )
     parser.add_argument("--output", required=True, help="folder, or with --export a file")
     given = vars(parser.parse_args(argv))
     model, leave_out, checkpoint = given.pop("export"), given.pop("leave_out"), given["checkpoint"]

@@ -55,7 +55,7 @@ LAVIS_SETTINGS = {
     "text_config": {"dense_act_fn": "gelu"},  # T5 only: exact GELU whatever flan-t5's own config says
 }
 KNOWN_VISION = {1408: (16, 39)}  # width -> heads and blocks: EVA-CLIP ViT-g, of whose 40 blocks BLIP-2 uses 39
-KNOWN_QFORMER = {768: 12}  # width -> heads: BERT-base
+KNOWN_QFORMER = {768: (12, 12)}  # width -> heads and layers: BERT-base
 
 
 def lavis_names(kind: str, language: str | None) -> dict[str, str]:
@@ -186,7 +186,9 @@ def qformer_sizes(tensors: Mapping[str, Tensor], base, heads: int | None) -> dic
     sizes = {
         "hidden_size": width,
         "num_hidden_layers": len(layers),
-        "num_attention_heads": head_count("qformer", width, heads, base, KNOWN_QFORMER),
+        "num_attention_heads": head_count(
+            "qformer", width, heads, base, {w: known[0] for w, known in KNOWN_QFORMER.items()}
+        ),
         "intermediate_size": size_of(tensors, f"{first}.intermediate_query.dense.weight"),
         "encoder_hidden_size": size_of(tensors, f"{first}.crossattention.attention.key.weight", 1),
         **LAVIS_SETTINGS["qformer_config"],
@@ -219,6 +221,19 @@ def head_count(part: str, width: int, given: int | None, base, known: Mapping[in
     if width % heads:
         raise ValueError(f"{part} heads {heads} do not divide the width {width}")
     return heads
+
+
+def check_depth(part: str, config, known: Mapping[int, tuple[int, int]], given: int | None, base) -> None:
+    """ValueError where there are other layers than were given, or else than the base or the published size has: a file
+    without its last layer shows a whole, smaller model."""
+    expected = given or (known[config.hidden_size][1] if config.hidden_size in known else None)
+    if given is None and base is not None:
+        expected = getattr(base, f"{part}_config").num_hidden_layers
+    if expected not in (None, config.num_hidden_layers):
+        raise ValueError(
+            f"{part}: {config.num_hidden_layers} layers in the files, {expected} expected; a file is cut, or of "
+            f"another model: --{part}-layers {config.num_hidden_layers} if it is meant"
+        )
 
 
 def check_model(kind: str, config, tensors: Mapping[str, Tensor]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dynrefer.errors import first_line
 from dynrefer.files import atomic_path
+from dynrefer.models.folder_check import check_file, check_numbers, read_state, reading
 
 # What a file is -> how names of its tensors begin.
 KINDS = {
@@ -34,22 +32,9 @@ def seems(names: Iterable[str]) -> str:
 def read_torch(path: str | Path) -> dict[str, Tensor]:
     """A .pth, .pt or .safetensors file's tensors by name, without running code; {"model": {...}} is unpacked."""
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"checkpoint {str(path)!r}: no such file")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    try:
-        # memory-mapped where the format allows it: a training checkpoint holds the optimizer's numbers, too
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"checkpoint {str(path)!r}: damaged, or it holds more than tensors, such as code, which is never run "
-            f"({first_line(error)})"
-        ) from error
-    except Exception as error:  # torch raises many kinds for a broken file
-        raise ValueError(
-            f"checkpoint {str(path)!r}: truncated, damaged or not PyTorch's ({first_line(error)})"
-        ) from error
+    content = read_state(path, "checkpoint")
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -58,17 +43,18 @@ def read_torch(path: str | Path) -> dict[str, Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"checkpoint {str(path)!r}: {name!r} is a {type(value).__name__}; expected tensors only")
+    check_numbers(content.items(), f"checkpoint {str(path)!r}")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{str(path)!r}: truncated, damaged or not safetensors ({first_line(error)})") from error
+    check_file(path, "checkpoint")
+    with reading(f"checkpoint {str(path)!r}", "truncated, damaged or not safetensors"):
+        tensors = load_file(path)
+    check_numbers(tensors.items(), f"checkpoint {str(path)!r}")
+    return tensors
 
 
 def rename(name: str, table: Mapping[str, str]) -> str | None:

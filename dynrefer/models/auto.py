@@ -11,7 +11,8 @@ from transformers.utils.hub import resolve_revision
 from dynrefer.errors import first_line, shown
 
 from . import FAMILIES, FamilyModule, register_families
-from .base_parts import HUB_OPTIONS, LOOKUP_OPTIONS
+from .base_parts import HUB_OPTIONS, LOOKUP_OPTIONS, check_source
+from .folder_check import check_numbers, reading
 
 BEST = "best"  # the folder of a run's best checkpoint
 
@@ -30,8 +31,9 @@ def load(
     commit of a hub id; options: of transformers' from_pretrained, such as device_map (then `device` stays "auto"),
     quantization_config (of the language model), token or cache_dir.
 
-    Raises ValueError when there is no model, it is of no known family, its file lacks tensors or has others, or a part
-    that it left out cannot be fetched or has changed.
+    Raises ValueError when there is no model, it is of no known family, a file of it is damaged or no such file (see
+    folder_check.py), its weights lack tensors, have others or are no numbers, or a part that it left out cannot be
+    fetched or has changed. Code that comes with a model is never run.
     """
     place_on = pick_device(device)
     source = model_folder(name)
@@ -44,17 +46,14 @@ def load(
         revision = resolve_revision(source, revision, **{k: v for k, v in hub.items() if k in LOOKUP_OPTIONS})
     place = {"revision": revision, **hub, **({"subfolder": s} if (s := options.get("subfolder")) else {})}
     row = family_of(name, **place)
-    config = row.load("config").from_pretrained(source, **place)
+    with reading(f"model {str(name)!r}", "its config.json cannot be read"):
+        config = row.load("config").from_pretrained(source, **place)
     if options.get("quantization_config") or getattr(config, "quantization_config", None):
         options.setdefault("device_map", {"": place_on})  # a quantized model is not moved
-    try:
+    with reading(f"model {str(name)!r}", "its weights do not fit its config.json"):
         model, info = row.load("model").from_pretrained(
             source, config=config, revision=revision, dtype=dtype, output_loading_info=True, **options
         )
-    except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"model {str(name)!r}: its weights do not fit its config.json ({first_line(error)})"
-        ) from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
             names = sorted(str(key) for key in info[kind])
@@ -62,13 +61,16 @@ def load(
                 f"model {str(name)!r}: {kind.replace('_', ' ')} in its weights: {', '.join(names[:5])}"
                 f"{' ...' if len(names) > 5 else ''} ({len(names)}); the file belongs to another config.json"
             )
-    model.processor = row.load("processor").from_pretrained(source, config=model.config, **place)
+    check_numbers(model.named_parameters(), f"model {str(name)!r}")
+    with reading(f"model {str(name)!r}", "its processor cannot be read"):
+        model.processor = row.load("processor").from_pretrained(source, config=model.config, **place)
     model.after_load()
     return model.eval() if options.get("device_map") is not None else model.to(place_on).eval()
 
 
 def family_of(name: str | Path, revision: str | None = None, **hub) -> FamilyModule:
     """The family of a model, told by its config.json; ValueError where there is none or of no known family."""
+    check_source(model_folder(name), weights=False, revision=revision, **hub)
     try:
         config, _ = PreTrainedConfig.get_config_dict(model_folder(name), revision=revision, **hub)
         if not config:

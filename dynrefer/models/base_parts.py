@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -21,6 +20,8 @@ from torch import Tensor
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files, resolve_revision
 
 from dynrefer.convert.clip_text import read_text_encoder, text_tensors
+
+from .folder_check import check_file, check_folder, check_numbers, read_object, reading
 
 FILE = "base_parts.json"
 LOOKUP_OPTIONS = ("token", "cache_dir", "local_files_only")
@@ -98,6 +99,26 @@ def plain(name: str) -> str:
 # ------------------------------------------------------------------------------------------------ files
 
 
+def local_folder(name: str | Path, subfolder: str | None = None, **hub) -> Path | None:
+    """A folder, or what the cache holds of a hub id; None where nothing is there yet."""
+    place = Path(name, subfolder or "")
+    if Path(name).exists():
+        return place if place.is_dir() else None
+    hub = {key: hub[key] for key in ("cache_dir", "revision") if hub.get(key)}
+    try:
+        path = cached_file(name, "config.json", subfolder=subfolder or "", local_files_only=True, **hub)
+    except OSError:
+        return None
+    return None if path is None else Path(path).parent
+
+
+def check_source(name: str | Path, weights: bool = True, pickled: bool = True, **hub) -> None:
+    """`folder_check.check_folder` of a folder, or of what the cache holds of a hub id. hub: as for `cached_file`."""
+    folder = local_folder(name, **hub)
+    if folder is not None:
+        check_folder(folder, whole=Path(name).exists(), weights=weights, pickled=pickled)
+
+
 def weight_files(name: str | Path, **hub) -> list[str]:
     """The safetensors files of a saved model, fetched where it is a hub id; [] where it has none."""
     for file in ("model.safetensors", "model.safetensors.index.json"):
@@ -113,7 +134,8 @@ def read_tensors(files: Iterable[str]) -> dict[str, Tensor]:
 
     tensors: dict[str, Tensor] = {}
     for path in files:
-        with safe_open(path, "pt") as file:
+        check_file(path, "model file")
+        with reading(f"model file {str(path)!r}"), safe_open(path, "pt") as file:
             tensors |= {name: file.get_tensor(name) for name in file.keys()}
     return tensors
 
@@ -126,18 +148,22 @@ Reader = Callable[[object, str, Origin, Mapping], dict[str, Tensor]]
 def read_pretrained(model, part: str, source: Origin, hub: Mapping) -> dict[str, Tensor]:
     """The part in a model of transformers: as its own checkpoint, or inside one made of several, such as BLIP-2."""
     module, names = model.get_submodule(model.BASE_PARTS[part]), part_names(model, part)
+    check_source(source.name, revision=source.revision, **hub)
     tensors = read_tensors(weight_files(source.name, revision=source.revision, **hub))
     if (prefix := prefix_of(names, tensors)) is not None:
         return {name: tensors[prefix + name] for name in names}
     types = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    loaded, info = type(module).from_pretrained(  # knows older names and other file formats
-        source.name,
-        revision=source.revision,
-        config=copy.deepcopy(module.config),
-        dtype=types.pop() if len(types) == 1 else torch.float32,  # as it is there: nothing is rounded
-        output_loading_info=True,
-        **hub,
-    )
+    with reading(f"{part}: its tensors come from {source}, which cannot be read"):
+        loaded, info = type(module).from_pretrained(  # knows older names and other file formats
+            source.name,
+            revision=source.revision,
+            config=copy.deepcopy(module.config),
+            dtype=types.pop() if len(types) == 1 else torch.float32,  # as it is there: nothing is rounded
+            output_loading_info=True,
+            trust_remote_code=False,
+            weights_only=True,
+            **hub,
+        )
     state = loaded.state_dict()
     return {name: state[name] for name in names if name not in info["missing_keys"]}
 
@@ -156,12 +182,15 @@ def prefix_of(names: Collection[str], found: Collection[str]) -> str | None:
 def read_saved(model, part: str, source: Origin, hub: Mapping) -> dict[str, Tensor]:
     """The part in a saved model of ours."""
     names = part_names(model, part)
+    check_source(source.name, revision=source.revision, **hub)
     tensors = read_tensors(weight_files(source.name, revision=source.revision, **hub))
     prefix = f"{model.BASE_PARTS[part]}."
     found = {plain(name.removeprefix(prefix)): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if names.keys() <= found.keys() or read_records(source.name, revision=source.revision, **hub):
         return found
-    whole = type(model).from_pretrained(source.name, revision=source.revision, **hub)  # knows a file's older names
+    whole = type(model).from_pretrained(  # knows a file's older names
+        source.name, revision=source.revision, trust_remote_code=False, **hub
+    )
     state = whole.state_dict()
     return {name: state[ours] for name, ours in part_names(whole, part).items()}
 
@@ -202,6 +231,7 @@ def read_part(model, part: str, source: Origin, **hub) -> tuple[dict[str, Tensor
             raise ValueError(
                 f"{source}: {name} of the {part} part is {tuple(tensors[name].shape)}, the config wants {tuple(shape)}"
             )
+    check_numbers(tensors.items(), f"{part}: {source}")
     digest = content_hash(tensors)
     if source.sha256 not in (None, digest):
         raise ValueError(
@@ -311,9 +341,10 @@ def read_records(name: str | Path, **hub) -> dict[str, dict]:
     if path is None:
         return {}
     try:
-        records = json.loads(Path(path).read_text(encoding="utf-8"))
+        records = read_object(path, "model file")
         for row in records.values():
-            Origin.of(row)
+            if ".." in Path(Origin.of(row).name).parts:
+                raise ValueError(f"{row['name']!r} is neither a hub id nor a whole path")
             if not isinstance(row["sha256"], str) or not all(hasattr(torch, d) for d in row["tensors"].values()):
                 raise ValueError("no hash or no number types")
     except (ValueError, TypeError, KeyError, AttributeError) as error:

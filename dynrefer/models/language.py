@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from dynrefer.errors import first_line, shown, suggestion
 
+from .folder_check import never_run
+
 MODES = ("frozen", "lora", "full")
 
 
@@ -76,7 +78,9 @@ class LanguageModel(nn.Module):
     def __init__(self, config: PreTrainedConfig, region_width: int, mode: str = "frozen", lora: dict | None = None):
         super().__init__()
         untied = config.model_type == "t5" and not config.tie_word_embeddings
-        self.model = UntiedT5._from_config(config) if untied else self.auto_class.from_config(config)
+        self.model = (
+            UntiedT5._from_config(config) if untied else self.auto_class.from_config(config, trust_remote_code=False)
+        )
         width = self.model.get_input_embeddings().embedding_dim
         self.projection = nn.Linear(region_width, width)
         self.control_memory = nn.Parameter(torch.zeros(width))
@@ -147,9 +151,12 @@ class LanguageModel(nn.Module):
         Returns token ids (R, T) and the sum of log probabilities of each (R,).
         """
         embeds, mask = self.arrange(*self.prompt(region_embeds, prompt_ids, prompt_mask))
-        output = self.model.generate(
-            inputs_embeds=embeds, attention_mask=mask, return_dict_in_generate=True, output_scores=True, **settings
-        )
+        try:
+            output = self.model.generate(
+                inputs_embeds=embeds, attention_mask=mask, return_dict_in_generate=True, output_scores=True, **settings
+            )
+        except ValueError as error:
+            raise never_run(error, f"generation {settings}") from error
         ends = self.end_ids(settings)
         return output.sequences, log_probability(
             self.model, output, ends, settings.get("num_beams", 1), settings.get("length_penalty", 1.0)

@@ -28,6 +28,7 @@ from . import base_parts
 from .base_parts import HUB_OPTIONS, LOOKUP_OPTIONS, LORA, locate, plain, read_tensors, weight_files
 from .card import CARD, About, is_somebodys, public_name, write_card
 from .family import FamilyModel
+from .folder_check import check_types
 
 ADAPTER = "adapter"
 ADAPTER_FILE = f"{ADAPTER}/adapter_model.safetensors"
@@ -112,8 +113,14 @@ class RegionModel(FamilyModel, PreTrainedModel):
         - Parts that were left out are fetched from their sources and checked (base_parts.py), adapters read.
         - `quantization_config` quantizes the language model only, unless it names modules to skip itself.
         - Frozen parts are frozen again, which loading forgets.
+        - Code that comes with the model is never run: weights are safetensors, `trust_remote_code` must not be set.
         """
         name = pretrained_model_name_or_path
+        if kwargs.pop("trust_remote_code", None):
+            raise ValueError(
+                f"model {str(name)!r}: trust_remote_code is set, and code of a model is never run; leave it out"
+            )
+        kwargs |= {"trust_remote_code": False, "weights_only": True, "use_safetensors": True}
         if name is None or kwargs.get("state_dict") is not None:
             return super().from_pretrained(name, *args, **kwargs)
         hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
@@ -122,6 +129,8 @@ class RegionModel(FamilyModel, PreTrainedModel):
             lookup = {key: value for key, value in hub.items() if key in LOOKUP_OPTIONS}
             place["revision"] = resolve_revision(name, place.get("revision"), **lookup)
         kwargs |= place
+        other_kind = kwargs.get("variant") or kwargs.get("gguf_file")
+        base_parts.check_source(name, weights=not other_kind, pickled=False, **hub, **place)
         own = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype", "quantization_config") if key in kwargs}
         wants_info = kwargs.pop("output_loading_info", False)
         config = kwargs.pop("config", None)
@@ -135,7 +144,6 @@ class RegionModel(FamilyModel, PreTrainedModel):
         skeleton = cls.skeleton(config) if records or adapter or own.get("quantization_config") else None
         if own.get("quantization_config") is not None:
             own["quantization_config"] = language_only(own["quantization_config"], skeleton)
-        other_kind = kwargs.get("variant") or kwargs.get("gguf_file")
         tensors = {} if other_kind else read_tensors(weight_files(name, **hub, **place))
         if adapter:
             tensors |= skeleton.read_adapter(adapter)
@@ -153,6 +161,8 @@ class RegionModel(FamilyModel, PreTrainedModel):
             source = {"pretrained_model_name_or_path": name}
         model, info = super().from_pretrained(*args, **source, config=config, output_loading_info=True, **own, **kwargs)
         model.config.name_or_path = str(name)
+        if own.get("quantization_config") is None and getattr(config, "quantization_config", None) is None:
+            check_types({key: t.dtype for key, t in tensors.items()}, model.state_dict(), f"model {str(name)!r}")
         if records:
             sources = {part: asdict(base_parts.Origin.of(row)) for part, row in records.items()}
             model.config.base_parts = {**(model.config.base_parts or {}), **sources}

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoConfig, AutoModel, Blip2VisionModel, CLIPVisionModel, PreTrainedConfig, SiglipVisionModel
 
+from dynrefer.errors import suggestion
+
 # Towers whose AutoModel is the whole two-tower model, or none.
 VISION_CLASSES = {
     "blip_2_vision_model": Blip2VisionModel,
@@ -49,6 +51,11 @@ class OpenClipVision(nn.Module):
 
             settings = dict(config.model_cfg)
             self.tower = _build_vision_tower(settings.pop("embed_dim", 512), CLIPVisionCfg(**settings))
+        elif config.architecture not in open_clip.list_models():  # hub ids and folders too, which it would read
+            raise ValueError(
+                f"vision encoder {config.architecture!r}: not one of open_clip.list_models()."
+                f"{suggestion(config.architecture, open_clip.list_models())}"
+            )
         else:
             self.tower = open_clip.create_model(config.architecture, force_image_size=config.image_size).visual
 
@@ -82,7 +89,7 @@ class VisionEncoder(nn.Module):
         elif config.model_type in VISION_CLASSES:
             self.model = VISION_CLASSES[config.model_type](config)
         else:
-            self.model = AutoModel.from_config(config)
+            self.model = AutoModel.from_config(config, trust_remote_code=False)
         if config.model_type == "blip_2_vision_model":
             self.model.post_layernorm.eps = 1e-5  # BLIP-2's ln_vision; transformers gives it the blocks' 1e-6
         self.config, self.image_size, self.norm = config, image_size, norm

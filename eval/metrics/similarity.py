@@ -128,8 +128,15 @@ class SentenceEncoder:
             from transformers import AutoModel, AutoTokenizer
             from transformers.utils import cached_file
 
-            self.tokenizer = AutoTokenizer.from_pretrained(self.name)
-            self.model = AutoModel.from_pretrained(self.name).to(self.device).eval()
+            from dynrefer.models.base_parts import check_source
+            from dynrefer.models.folder_check import check_numbers, reading
+
+            check_source(self.name)
+            with reading(f"sentence encoder {self.name!r}", "neither a folder nor a hub id that can be read"):
+                self.tokenizer = AutoTokenizer.from_pretrained(self.name, trust_remote_code=False)
+                self.model = AutoModel.from_pretrained(self.name, trust_remote_code=False, weights_only=True)
+            check_numbers(self.model.named_parameters(), f"sentence encoder {self.name!r}")
+            self.model.to(self.device).eval()
             self.max_length = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
             try:  # sentence-transformers' own limit, 256 tokens of the protocol's model
                 with open(cached_file(self.name, "sentence_bert_config.json"), encoding="utf-8") as file:

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from dynrefer.errors import check_keys
 from dynrefer.vocabulary import read_attributes, read_words, words_of_records
 
-from ..base_parts import Origin, fill_part, locate
+from ..base_parts import Origin, check_source, fill_part, locate
+from ..folder_check import reading
 from ..language import MODES
 from ..tokenizer import train_tokenizer
 from ..vision import NORMS
@@ -148,11 +149,7 @@ BASE_FIELDS = {field.name for field in fields(PreTrainedConfig)} | {"training", 
 
 def tokenizers(section: Mapping, parts: Mapping[str, Mapping], records: Sequence):
     """The language model's and the text encoder's; trained on the captions where no name is given."""
-    found = {
-        name: AutoTokenizer.from_pretrained(parts[name]["name"], revision=parts[name].get("revision"))
-        for name in ("language", "text")
-        if parts[name].get("name")
-    }
+    found = {name: part_tokenizer(parts[name], name) for name in ("language", "text") if parts[name].get("name")}
     if len(found) < 2:
         settings = dict(section.get("tokenizer") or {})
         check_keys(settings, ("vocab_size",), "model.tokenizer")
@@ -165,10 +162,21 @@ def tokenizers(section: Mapping, parts: Mapping[str, Mapping], records: Sequence
     return found["language"], found["text"]
 
 
+def part_tokenizer(part: Mapping, name: str):
+    """Of a part's folder or hub id; ValueError where there is none that can be read."""
+    place = {"revision": part.get("revision")}
+    check_source(part["name"], weights=False, **place)
+    with reading(f"model.{name}.name {part['name']!r}", "no tokenizer that can be read"):
+        return AutoTokenizer.from_pretrained(part["name"], trust_remote_code=False, **place)
+
+
 def part_config(part: Mapping, name: str, tokenizer=None) -> dict:
     """The part's own config as a dict; vocabulary size and special ids follow the tokenizer where it was trained."""
     if part.get("name"):
-        config = AutoConfig.from_pretrained(part["name"], revision=part.get("revision"))
+        place = {"revision": part.get("revision")}
+        check_source(part["name"], weights=False, **place)
+        with reading(f"model.{name}.name {part['name']!r}", "no config.json that can be read"):
+            config = AutoConfig.from_pretrained(part["name"], trust_remote_code=False, **place)
         for inner in (f"{name}_config", "text_config"):  # a two-tower model, or one with a language model inside
             if name != "language" or not hasattr(config, "vocab_size"):
                 config = getattr(config, inner, config)

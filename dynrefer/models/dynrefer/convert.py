@@ -310,6 +310,11 @@ def released_sizes(trained: Mapping[str, Tensor], base: Mapping[str, Tensor], ba
         )
     decoder_width, _ = shape("tag_decoder.vision_proj.weight")
     qformer = base_config.qformer_config
+    if len(depth) != qformer.num_hidden_layers:  # without its last layer it looks like a whole, smaller one
+        raise ValueError(
+            f"the checkpoint's Q-Former has {len(depth)} layers and the base's {qformer.num_hidden_layers}: the file "
+            "is cut, or they belong to different base models"
+        )
     return {
         "vision_config": vision,
         "vision_shape": [width, side // base_config.vision_config.patch_size],

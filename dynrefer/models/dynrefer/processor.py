@@ -30,6 +30,7 @@ from dynrefer.resize import FASTEST, shared
 from dynrefer.views import HASH_STRATEGIES, choose_scales, crop_views, crop_views_torch, place_views, reduction
 from dynrefer.vocabulary import Vocabulary, attribute_texts, category_texts, read_attributes
 
+from ..base_parts import check_source
 from ..family import FamilyProcessor
 from ..language import language_kind
 from .batch import RegionBatch
@@ -327,10 +328,11 @@ class DynReferProcessor(FamilyProcessor, PushToHubMixin):
         config = kwargs.pop("config", None)
         hub = {k: v for k, v in kwargs.items() if k in ("token", "cache_dir", "local_files_only", "subfolder")}
         if not isinstance(config, DynReferConfig):
-            config = AutoConfig.from_pretrained(name, revision=revision, **hub)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, **hub)
+            check_source(name, weights=False, revision=revision, **hub)
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **hub)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **hub)
         hub["subfolder"] = f"{hub['subfolder']}/{TEXT_TOKENIZER}" if hub.get("subfolder") else TEXT_TOKENIZER
-        text_tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, **hub)
+        text_tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **hub)
         return cls(config, tokenizer, text_tokenizer)
 
 

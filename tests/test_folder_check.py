@@ -1,0 +1,194 @@
+"""Files of a model that are not what they should be: one line with the file, what it is and what to do."""
+
+import json
+import logging
+import shutil
+
+import pytest
+import tiny_dynrefer as small
+import torch
+from safetensors.torch import load_file, save_file
+
+import dynrefer
+from dynrefer.models import folder_check
+from dynrefer.models.folder_check import check_folder, read_object, read_state
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"
+PAGE = b"<!DOCTYPE html>\n<html><head><title>Access denied</title></head></html>\n"
+
+
+def cut(content):
+    return content[: len(content) // 2]
+
+
+DAMAGES = {
+    "pointer": (
+        lambda content: POINTER,
+        "a pointer of Git LFS (12[0-9] bytes), not the file itself; fetch it with `git",
+    ),
+    "annex": (lambda content: b"/annex/objects/SHA256E-s123--0.bin\n", "a pointer of git-annex"),
+    "empty": (lambda content: b"", "empty; copy or download it again"),
+    "page": (lambda content: PAGE, "a web page (HTML), not the file; download the file itself"),
+    "page after blanks": (lambda content: b"\xef\xbb\xbf\n <html lang=en>" + PAGE, "a web page (HTML)"),
+    "cut": (cut, "cut off"),
+    "zeros": (lambda content: bytes(len(content)), "nothing but zeros"),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A small model's folder."""
+    folder = tmp_path_factory.mktemp("saved")
+    model, _ = small.model()
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def in_one_line(error):
+    text = str(error.value)
+    assert "\n" not in text and len(text) < 500 and "weights_only" not in text and "trust_remote_code" not in text
+    return text
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "text_tokenizer/tokenizer.json"],
+)
+def test_a_damaged_file_is_named_with_what_it_is(folder, name, damage):
+    change, said = DAMAGES[damage]
+    path = folder / name
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError) as error:
+        dynrefer.load(folder, device="cpu")
+    text = in_one_line(error)
+    assert f"model file {str(path)!r}: " in text and said.split(" (12")[0] in text
+
+
+@pytest.mark.parametrize("damage", ["pointer", "empty", "page", "cut"])
+def test_a_damaged_shard_or_index_is_named(saved, tmp_path, damage):
+    folder = tmp_path / "sharded"
+    dynrefer.load(saved, device="cpu").save_pretrained(folder, max_shard_size="100KB")
+    shard = sorted(folder.glob("model-*.safetensors"))[-1]
+    for path in (shard, folder / "model.safetensors.index.json"):
+        whole = path.read_bytes()
+        path.write_bytes(DAMAGES[damage][0](whole))
+        with pytest.raises(ValueError, match=path.name) as error:
+            dynrefer.load(folder, device="cpu")
+        assert DAMAGES[damage][1].split(" (12")[0] in in_one_line(error)
+        path.write_bytes(whole)
+    shard.unlink()
+    with pytest.raises(ValueError, match=f"{shard.name}.*: no such file; check the path, or download it again"):
+        dynrefer.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("value", ["[]", '"text"', "17", "null"])
+def test_a_config_that_is_no_object_is_named(folder, value):
+    (folder / "config.json").write_text(value)
+    with pytest.raises(ValueError, match="config.json': holds .* where names and values are expected"):
+        dynrefer.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/etc/hostname", "..\\outside.safetensors", "C:\\w.safetensors"]
+)
+def test_an_index_stays_in_its_folder(folder, tmp_path, name):
+    shutil.move(folder / "model.safetensors", tmp_path / "outside.safetensors")
+    index = {"metadata": {}, "weight_map": {"query_tokens": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="weight_map names .* which is not in the model's folder; nothing is read"):
+        dynrefer.load(folder, device="cpu")
+
+
+def test_a_config_stays_in_its_folder_and_fetches_no_kernels(folder):
+    whole = json.loads((folder / "config.json").read_text())
+    for key, value, said in (
+        ("transformers_weights", "../../other.safetensors", "transformers_weights names '../../other.safetensors'"),
+        (
+            "attn_implementation",
+            "somebody/kernels",
+            "attn_implementation is 'somebody/kernels', which is code",
+        ),
+    ):
+        for changed in ({**whole, key: value}, {**whole, "language_config": {**whole["language_config"], key: value}}):
+            (folder / "config.json").write_text(json.dumps(changed))
+            with pytest.raises(ValueError, match=said):
+                dynrefer.load(folder, device="cpu")
+
+
+def test_weights_in_a_pickle_are_not_read_as_a_model_of_ours(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="pytorch_model.bin': weights in a pickle, which may hold code") as error:
+        dynrefer.load(folder, device="cpu")
+    in_one_line(error)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(folder, number):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["language.control_memory"][0] = number
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="1 weights hold NaN or infinite numbers, such as language.control_memory"):
+        dynrefer.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_weights_that_hold_no_fractions_are_named(folder, dtype):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["query_tokens"] = tensors["query_tokens"].to(dtype)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=rf"1 weights .* holds no fractions, such as query_tokens \({name}\)"):
+        dynrefer.load(folder, device="cpu")
+
+
+def test_files_that_loading_does_not_read_may_be_anything(folder):
+    for name in ("pytorch_model.bin", "tf_model.h5", "scores.json", "consolidated.safetensors", "README.md"):
+        (folder / name).write_bytes(POINTER)
+    dynrefer.load(folder, device="cpu")
+
+
+def test_code_in_a_folder_is_told_of_once_and_loading_goes_on(folder, caplog, monkeypatch):
+    monkeypatch.setattr(folder_check, "_told", set())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "trap.Model"}}))
+    (folder / "trap.py").write_text("raise SystemExit")
+    with caplog.at_level(logging.WARNING):
+        dynrefer.load(folder, device="cpu")
+    said = [record.getMessage() for record in caplog.records if "never run" in record.getMessage()]
+    assert said == [f"{folder}: brings code (auto_map in config.json, trap.py), which is never run"]
+
+
+def test_nobody_can_ask_for_code(folder):
+    with pytest.raises(ValueError, match="trust_remote_code is set, and code of a model is never run; leave it out"):
+        dynrefer.load(folder, device="cpu", trust_remote_code=True)
+
+
+def test_a_saved_state_is_tensors_and_plain_values_only(tmp_path):
+    torch.save({"step": 3, "tensor": torch.ones(2)}, tmp_path / "state.pt")
+    assert read_state(tmp_path / "state.pt")["step"] == 3
+    whole = (tmp_path / "state.pt").read_bytes()
+    for change, said in DAMAGES.values():
+        (tmp_path / "state.pt").write_bytes(change(whole))
+        with pytest.raises(ValueError, match="state.pt") as error:
+            read_state(tmp_path / "state.pt")
+        assert said.split(" (12")[0] in in_one_line(error)
+    torch.save({"path": tmp_path}, tmp_path / "state.pt")  # any class
+    with pytest.raises(ValueError, match=r"such as code, which is never run \(it names pathlib") as error:
+        read_state(tmp_path / "state.pt", "checkpoint file")
+    assert in_one_line(error).startswith("checkpoint file ")
+
+
+def test_an_object_is_read_or_named(tmp_path):
+    (tmp_path / "loop.json").write_text('{"step": 3}')
+    assert read_object(tmp_path / "loop.json") == {"step": 3}
+    (tmp_path / "loop.json").write_text('{"step": 3')
+    with pytest.raises(ValueError, match=r"loop.json': damaged or cut off, no JSON \(.*\); copy or download it again"):
+        read_object(tmp_path / "loop.json")
+    check_folder(tmp_path / "absent")  # nothing to say of
