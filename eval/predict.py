@@ -187,9 +187,11 @@ def _resume(out_path: Path, settings: dict, records: RegionRecords) -> dict[str,
     meta_path = out_path.with_name(out_path.name + ".meta.json")
     parts = _parts(out_path)
     if any(path.exists() and path.stat().st_size for path in [out_path, *parts]):
+        from dynrefer.models.folder_check import read_object
+
         if not meta_path.exists():
             raise ValueError(f"{out_path} has no {meta_path.name} beside it: remove it, or score it with --predictions")
-        before = json.loads(meta_path.read_text(encoding="utf-8"))
+        before = read_object(meta_path)
         older = "batch_size" not in before  # of a version that named less
         for name, value in json.loads(json.dumps(settings)).items():
             if before.get(name) != value and not (older and name not in before):

@@ -17,7 +17,6 @@ benchmarks are in `eval/benchmarks`.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -330,7 +329,11 @@ def _all_different(paths: Sequence[str]) -> None:
 def _settings_of(path: str) -> dict[str, Any]:
     """What a predictions file of `predict` was made with, from the file beside it; {} for others."""
     beside = Path(f"{path}.meta.json")
-    return json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    if not beside.is_file():
+        return {}
+    from dynrefer.models.folder_check import read_object
+
+    return read_object(beside)
 
 
 def _train_records(task: Task, records: RegionRecords, paths: Sequence[str] | None) -> Sequence[Region] | None:

@@ -192,3 +192,21 @@ def test_an_object_is_read_or_named(tmp_path):
     with pytest.raises(ValueError, match=r"loop.json': damaged or cut off, no JSON \(.*\); copy or download it again"):
         read_object(tmp_path / "loop.json")
     check_folder(tmp_path / "absent")  # nothing to say of
+
+
+def test_files_beside_predictions_are_named_too(tmp_path):
+    from eval.report import report_run
+    from eval.run import _settings_of
+
+    for content, said in (
+        (POINTER, "a pointer of Git LFS"),
+        (b"", "empty"),
+        (PAGE, "a web page"),
+        (b'{"a"', "no JSON"),
+    ):
+        (tmp_path / "p.jsonl.meta.json").write_bytes(content)
+        (tmp_path / "scores.json").write_bytes(content)
+        with pytest.raises(ValueError, match=f"p.jsonl.meta.json': .*{said}"):
+            _settings_of(str(tmp_path / "p.jsonl"))
+        with pytest.raises(ValueError, match=f"scores.json': .*{said}"):
+            report_run(tmp_path, "world", predictions=tmp_path)

@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from dynrefer.data.content import content_of
 from dynrefer.data.records import RegionRecords
 from dynrefer.files import naming, write_json
+from dynrefer.models.folder_check import read_state
 from train import lock
 from train.launch import zero_stage
 from train.optim import WeightAverage
@@ -265,13 +266,12 @@ def load_checkpoint(
         path, _ = model.load_checkpoint(str(checkpoint / "state"), tag="engine", load_module_strict=False)
         assert path is not None, f"DeepSpeed read nothing from {checkpoint / 'state'}"
     else:
-        state = torch.load(checkpoint / "state" / "optimizer.pt", map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict(read_state(checkpoint / "state" / "optimizer.pt"))
     if average is not None:
-        average.load_state_dict(torch.load(checkpoint / "state" / "average.pt", map_location="cpu", weights_only=True))
+        average.load_state_dict(read_state(checkpoint / "state" / "average.pt"))
     if saved["processes"] == accelerator.num_processes:
         path = checkpoint / "state" / f"random-{accelerator.process_index}.pt"
-        all_back = set_random_state(torch.load(path, map_location="cpu", weights_only=True))
+        all_back = set_random_state(read_state(path))
         why = "" if all_back else "other GPUs than this machine's"
     else:
         why = f"{saved['processes']} process{'es' if saved['processes'] > 1 else ''}, now {accelerator.num_processes}"

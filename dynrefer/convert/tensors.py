@@ -34,7 +34,8 @@ def read_torch(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    content = read_state(path, "checkpoint")
+    # a training checkpoint holds the optimizer's numbers, too, which are never looked at
+    content = read_state(path, "checkpoint", mapped=True)
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

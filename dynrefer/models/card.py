@@ -7,6 +7,7 @@ weights that are saved.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from dynrefer.files import atomic_path
 
 from .base_parts import ON_HUB, Origin
 from .fingerprint import model_fingerprint
+from .folder_check import read_object
+
+logger = logging.getLogger(__name__)
 
 # A card without this line is somebody's own and stays as it is.
 MARK = "<!-- Written by dynrefer. Without this line the card is yours and is not written again. -->"
@@ -267,6 +271,9 @@ def found_scores(model) -> list[dict]:
     scores = []
     for path in files:
         made_with = path.with_name("predictions.jsonl.meta.json")
-        if made_with.is_file() and json.loads(made_with.read_text(encoding="utf-8")).get("model") == own:
-            scores.append(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            if made_with.is_file() and read_object(made_with).get("model") == own:
+                scores.append(read_object(path))
+        except ValueError as error:  # a model is saved whatever became of its scores
+            logger.warning(f"{error}. The model card is written without these scores")
     return scores

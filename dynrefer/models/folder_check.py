@@ -6,6 +6,7 @@ or bring code. Each is told in one line with the file, what it is and what to do
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import re
@@ -133,30 +134,37 @@ def safetensors_fault(path: Path, size: int) -> str | None:
 
 def _json_fault(path: Path) -> str | None:
     try:
-        orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
+        _parsed(path)
+    except (ValueError, RecursionError) as error:
         return f"damaged or cut off, no JSON ({error}); {AGAIN}"
     return None
+
+
+def _parsed(path: Path) -> Any:
+    content = path.read_bytes()
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return json.loads(content)  # which reads NaN, too
 
 
 def read_object(path: str | Path, kind: str = "file") -> dict[str, Any]:
     """A JSON object; ValueError in one line for a file that is missing, damaged, or something else."""
     check_file(path, kind)
-    content = orjson.loads(Path(path).read_bytes())
+    content = _parsed(Path(path))
     if not isinstance(content, dict):
         found = cut(repr(content), 40)
         raise ValueError(f"{kind} {str(path)!r}: holds {found} where names and values are expected; {AGAIN}")
     return content
 
 
-def read_state(path: str | Path, kind: str = "file") -> Any:
-    """What torch.save wrote, of tensors and plain values only, on the CPU; code in it is never run. ValueError in one
-    line for anything else."""
+def read_state(path: str | Path, kind: str = "file", mapped: bool = False) -> Any:
+    """What torch.save wrote, of tensors and plain values only, on the CPU; code in it is never run. mapped: tensors
+    stay in the file until they are looked at, where the format allows it. ValueError in one line for anything else."""
     path = Path(path)
     check_file(path, kind)
     with reading(f"{kind} {str(path)!r}", "truncated, damaged or not PyTorch's"):
-        # memory-mapped where the format allows it: a training checkpoint holds the optimizer's numbers, too
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
 
 
 @contextmanager

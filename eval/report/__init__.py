@@ -134,15 +134,18 @@ def report_run(
     data: the records, where scores.json names them if not given; predictions: the folder with scores.json, views: the
     folder with views.json, where `eval.run` and `eval.sweep` put them if not given. ValueError names what is missing.
     """
+    from dynrefer.models.folder_check import read_object
+
     run = Path(run)
     folder = Path(predictions or default_out(str(run), task, None, None))
     if not (folder / SCORES).is_file():
         raise ValueError(
             f"no {folder / SCORES}; `python -m eval.run --model {run} --task {task} --baselines` writes it"
         )
-    scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+
+    scores = read_object(folder / SCORES)
     results = read_predictions(folder / PREDICTIONS)
-    items = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
+    items = read_object(folder / ITEMS)
     everything = open_records(data or scores["data"])
     records = everything.subset([n for n, region in enumerate(everything) if region.id in items])
     if len(records) != len(items):
@@ -176,6 +179,8 @@ def report_of(
     if views is None and model:
         views = default_out(model, f"{scores['task']}-views", None, None)
     sweep, log = views and Path(views) / "views.json", model and Path(model) / "log.jsonl"
+    from dynrefer.models.folder_check import read_object
+
     return report(
         path,
         title=title or f"{Path(scores['model']).name}: {scores['task']}",
@@ -184,7 +189,7 @@ def report_of(
         results=results,
         items=items,
         log=read_log(log) if log and log.is_file() else (),
-        views=json.loads(sweep.read_text(encoding="utf-8")) if sweep and sweep.is_file() else None,
+        views=read_object(sweep) if sweep and sweep.is_file() else None,
         notes=notes,
     )
 
