@@ -2,11 +2,9 @@
 or scaled anew."""
 
 import hashlib
-import multiprocessing
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 
 from dynrefer.images import open_image
 from dynrefer.phash import grey, low_frequencies
+from dynrefer.processes import interrupts_held, worker_pool
 
 IMAGES_AT_ONCE = 32  # handed to a worker
 # The same picture: of the 63 lowest frequencies but the mean, so many may lie on the other side of their median, and
@@ -98,10 +97,11 @@ def look_at(paths: Iterable[Path], compare: bool, workers: int = 0) -> Iterator[
         yield from (look(path, compare) for path in paths)
         return
     try:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        with worker_pool(workers, "spawn") as pool:
             waiting: deque = deque()
             while part := list(islice(paths, IMAGES_AT_ONCE)):
-                waiting.append(pool.submit(_look_at_part, part, compare))
+                with interrupts_held():
+                    waiting.append(pool.submit(_look_at_part, part, compare))
                 if len(waiting) > 3 * workers:
                     yield from waiting.popleft().result()
             while waiting:

@@ -156,7 +156,14 @@ def _forget_output() -> None:
 def _leave_at_once_when_interrupted_again() -> None:
     """A second Ctrl-C, while this process ends, must not print a traceback."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+        signal.signal(signal.SIGINT, _leave)
+
+
+def _leave(number: int, frame: Any) -> None:
+    if "multiprocessing" in sys.modules:  # workers would wait for this process for ever
+        for child in sys.modules["multiprocessing"].active_children():
+            child.terminate()
+    os._exit(INTERRUPTED)
 
 
 def quiet_interrupts() -> None:

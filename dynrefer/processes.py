@@ -4,10 +4,13 @@ torch is imported where there is something to say: commands that need no model s
 """
 
 import datetime
+import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +50,36 @@ def launched() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def worker_pool(workers: int, start: str | None = None) -> Iterator[ProcessPoolExecutor]:
+    """Processes that do this one's work. Ctrl-C, which reaches all of them, ends the waiting work and is told by this
+    process alone. Work is submitted within `interrupts_held`. start: "spawn", "fork"; the system's own when None."""
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start), initializer=_ignore_interrupts)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Within it Ctrl-C waits: processes that start here begin without it, and ignore it when they come to work."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Processes:

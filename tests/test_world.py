@@ -1,7 +1,13 @@
 """The embedded world: deterministic, exact boxes, true captions, splits that share nothing."""
 
+import contextlib
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -272,3 +278,42 @@ def test_bad_settings_are_named(tmp_path):
         world.write(tmp_path, 0, "train")
     with pytest.raises(ValueError, match="workers 0"):
         world.write(tmp_path, 1, "train", workers=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_ends_the_workers_too_with_one_line(times, tmp_path):
+    command = (
+        "import signal, sys; signal.signal(2, signal.default_int_handler); from data_prep.world import __main__ as w; "
+    )
+    command += "sys.exit(w.main(['--out', sys.argv[1], '--train', '5000', '--test', '0', '--workers', '2']))"
+    python = [sys.executable, "-c", command, str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(python, **pipes) as process:
+        try:
+            while not list(tmp_path.glob("images/*.png")):
+                assert process.poll() is None
+                time.sleep(0.1)
+            for _ in range(times):
+                os.killpg(process.pid, signal.SIGINT)
+                time.sleep(0.3)
+            out, err = process.communicate(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, err) == (130, "data_prep.world: stopped\n")
+    assert not (tmp_path / "train.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        (["--train", "-5"], "--train -5: expected a number of scenes"),
+        (["--train", "3", "--val", "-1"], "--val -1: expected a number of scenes"),
+        (["--train", "0", "--test", "0"], "nothing to draw"),
+    ],
+)
+def test_numbers_of_scenes_that_are_none_are_refused_before_anything_is_written(numbers, said, tmp_path, capsys):
+    assert prepare.main(["--out", str(tmp_path / "w"), *numbers]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not (tmp_path / "w").exists()

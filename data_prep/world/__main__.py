@@ -28,6 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     numbers = {"train": args.train, "val": args.val, "test": args.test}
+    for split, number in numbers.items():
+        if number < 0:
+            raise ValueError(f"--{split} {number}: expected a number of scenes, 0 for none")
+    if not any(numbers.values()):
+        raise ValueError("--train, --val and --test are all 0: nothing to draw; give one of them a number of scenes")
     start = time.perf_counter()
     for split, number in numbers.items():
         if number:

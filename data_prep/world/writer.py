@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from data_prep.world.scenes import IMAGE_HW, scene
 from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region
 from dynrefer.files import atomic_path
+from dynrefer.processes import interrupts_held, worker_pool
 
 SCENES_PER_SEED = 1_000_000
 
@@ -36,8 +36,10 @@ def _records(folder: Path, numbers: range, split: str, image_hw: tuple[int, int]
         for number in numbers:
             yield from one(number)
         return
-    with ProcessPoolExecutor(workers) as pool:
-        for regions in pool.map(one, numbers, chunksize=16):
+    with worker_pool(workers) as pool:
+        with interrupts_held():
+            drawn = pool.map(one, numbers, chunksize=16)
+        for regions in drawn:
             yield from regions
 
 
