@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoConfig
 
+from dynrefer.data.dataset import ExampleDataset
+from dynrefer.data.packing import Piece
+from dynrefer.data.record_files import open_records, write_records
+from dynrefer.models import build
+from dynrefer.models.dynrefer.options import Options
 from dynrefer.models.vision import VisionEncoder
 from tests import tiny_dynrefer as small
 
@@ -100,3 +106,31 @@ def test_every_language_model_trains_and_speaks(model_type):
     for beams in (1, 2):
         results = small.predict(model, inference, control="", generation={"num_beams": beams, "max_new_tokens": 4})
         assert len(results) == 4 and all(0 <= result.score <= 1 for result in results)
+
+
+def test_frozen_norms_of_a_new_encoder_have_the_statistics_of_training_views(tmp_path):
+    regions = [region for number in range(3) for region in small.regions(f"{number}.png", 4 * number)]
+    for number in range(3):
+        Image.fromarray(small.picture(number)).save(tmp_path / f"{number}.png")
+    write_records(tmp_path / "r.jsonl", regions)
+    config = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [16], "depths": [1], "layer_type": "basic"}
+    section = {**small.SECTION, "vision": {"config": config, "norm": "frozen", "trainable": True}}
+    model, processor = build(section, open_records(tmp_path / "r.jsonl"))
+    again, _ = build(section, open_records(tmp_path / "r.jsonl"))
+    norms = [module for module in model.vision.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms and not any(module.training for module in model.train().vision.modules() if module in norms)
+    seen = []
+    norms[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model.patches(torch.stack(views_of(processor, tmp_path)))
+    mean, std = seen[0].mean((0, 2, 3)), seen[0].std((0, 2, 3))
+    assert mean.abs().max() < 0.5 and (std - 1).abs().max() < 0.5, "about 0 and 1 on views of the same pictures"
+    assert norms[0].running_mean.abs().max() > 0.1 and set(norms[0].running_var.tolist()) != {1.0}
+    with pytest.raises(ValueError, match="norm is 'frozen' and the vision encoder is new.*the training data is list"):
+        build(section, regions)
+    assert again.vision.state_dict().keys() == model.vision.state_dict().keys()
+
+
+def views_of(processor, folder):
+    dataset = ExampleDataset(open_records(folder / "r.jsonl"), processor, Options(), train=True, seed=1)
+    examples = [dataset.example(Piece(number, np.arange(4))) for number in range(3)]
+    return [torch.as_tensor(sample["views"]) for example in examples for sample in dataset.samples(example, 0)]

@@ -117,6 +117,19 @@ class VisionEncoder(nn.Module):
                 module.eval()
         return self
 
+    @torch.no_grad()
+    def measure_norms(self, views: Tensor) -> None:
+        """The statistics of normalized views (N, 3, S, S), layer by layer, for the batch normalizations of a new
+        encoder: what they normalize with while they are frozen."""
+        for _, module in batch_norms(self.model):
+            module.reset_running_stats()
+            module.momentum = None  # the mean of all that is seen, here of one batch
+            module.train()
+        self(views)
+        for _, module in batch_norms(self.model):
+            module.momentum = 0.1
+        self.train(self.training)
+
     def _measure(self) -> tuple[int, int]:
         """Width and grid: from the config where it says them, otherwise from one blank view."""
         patch = getattr(self.config, "patch_size", None)

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
+import numpy as np
+import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
+from dynrefer.data.dataset import ExampleDataset
+from dynrefer.data.mixture import Mixture
+from dynrefer.data.packing import Piece
+from dynrefer.data.records import RegionRecords
 from dynrefer.errors import check_keys
 from dynrefer.vocabulary import read_attributes, read_words, words_of_records
 
@@ -17,8 +23,10 @@ from ..tokenizer import train_tokenizer
 from ..vision import NORMS
 from .configuration import DynReferConfig
 from .modeling import DynReferModel
+from .options import Options
 from .processor import DynReferProcessor
 
+NUM_MEASURED = 64  # pictures
 PARTS = ("vision", "language", "text")
 PART_KEYS = ("name", "revision", "config", "trainable", "mode", "lora")
 VISION_KEYS = (*PART_KEYS, "norm")
@@ -69,8 +77,28 @@ def build(section: Mapping, records: Sequence) -> tuple[DynReferModel, DynReferP
             parameter.data = parameter.data.float()
     processor = DynReferProcessor(config, tokenizer, text_tokenizer)
     model.processor = processor
+    if config.vision_norm == "frozen" and not parts["vision"].get("name"):
+        measure_norms(model, records)
     model.before_eval()
     return model, processor
+
+
+def measure_norms(model: DynReferModel, records: Sequence) -> None:
+    """What a new vision encoder with `norm: frozen` normalizes with: the statistics of the views of NUM_MEASURED
+    pictures, spread over the training records. They are the same for any number of processes."""
+    records = records.parts[0] if isinstance(records, Mixture) else records
+    if not isinstance(records, RegionRecords):
+        raise ValueError(
+            "model.vision.norm is 'frozen' and the vision encoder is new: its statistics are measured on pictures of a "
+            f"record file, and the training data is {type(records).__name__}; use norm: group, or start from a saved "
+            "model with init"
+        )
+    dataset = ExampleDataset(records, model.processor, Options(), train=True, seed=0)
+    numbers = np.linspace(0, len(dataset.counts) - 1, min(NUM_MEASURED, len(dataset.counts))).astype(int)
+    pieces = [Piece(int(number), np.arange(dataset.counts[number])) for number in numbers]
+    samples = [sample for piece in pieces for sample in dataset.samples(dataset.example(piece), epoch=0)]
+    views = torch.stack([torch.as_tensor(sample["views"]) for sample in samples])  # (R, V, 3, S, S)
+    model.vision.measure_norms(model.normalize(views).flatten(0, 1))
 
 
 # What may change when training goes on from a saved model: nothing that shapes a tensor or a text.
