@@ -618,7 +618,7 @@ def test_pictures_of_any_kind_are_described(model, size):
     height, width = size
     grey = Image.fromarray(np.random.default_rng(0).integers(0, 255, size, dtype=np.uint8))
     predictor = dynrefer.RegionPredictor(model)
-    boxes = [[0, 0, width, height], [width - 1, height - 1, width, height], [0, 0, 0.5, 0.5]]
+    boxes = [[0, 0, width, height], [width - 1, height - 1, width, height], [width - 0.5, 0, width, 0.5]]
     for photo in (grey, grey.convert("RGB"), grey.convert("P"), np.zeros((height, width, 3), np.uint8)):
         assert all(np.isfinite(result.score) for result in predictor(photo, boxes))
     many = predictor(grey, np.tile(np.array(boxes), (30, 1)))
