@@ -29,7 +29,7 @@ README = REPOSITORY / "README.md"
 PAGES = {path.relative_to(REPOSITORY).as_posix(): path for path in (README, *sorted(REPOSITORY.glob("docs/*.md")))}
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items() if path.exists()}
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
-COSTLY = re.compile(r"\b(hours|gigabytes|real weights)\b")
+COSTLY = re.compile(r"\b(hours|gigabytes|real weights|your own data)\b")
 # what keeps a command of a page small; later arguments and settings win over earlier ones
 SMALLER = {
     "data_prep.world": ["--train", "12", "--val", "4", "--test", "4"],
