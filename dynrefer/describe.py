@@ -109,8 +109,9 @@ def result_text(index: int, result: Any) -> str:
     """A result in lines for people: what it has an answer for."""
     box = ", ".join(f"{number:.6g}" for number in result.box)
     name = result.category["name"] if result.category else "unknown"
-    sure = f"score {result.score:.3f}, " if result.caption else ""
-    lines = [f"{index}: {result.caption or name}  ({sure}box {box})"]
+    said = result.caption or result.score > 0  # a caption may be empty, with the probability of that
+    sure = f"score {result.score:.3f}, " if said else ""
+    lines = [f"{index}: {result.caption if said else name}  ({sure}box {box})"]
     likely = [one for n, one in enumerate(result.categories) if n == 0 or one["score"] >= LIKELY]
     named = [("tags", result.tags), ("attributes", result.attributes[:5])]
     named.append(("category" if len(likely) == 1 else "categories", likely))
