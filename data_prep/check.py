@@ -58,6 +58,8 @@ class Report:
     num_images: int = 0
     num_without_caption: int = 0
     pictures: str = "images"
+    num_clips: int = 0  # records of clips among those of pictures
+    num_videos: int = 0
 
     def lines(self) -> list[str]:
         """One text a fix, one a problem, "FILE:LINE: what", and one that sums up."""
@@ -69,7 +71,9 @@ class Report:
         found = "no problems" if not count else "1 problem" if count == 1 else f"{count} problems"
         found = f"{len(self.fixes)} fixed, {found} left" if self.fixes else found
         silent = f", {self.num_without_caption} of them without a caption" if self.num_without_caption else ""
-        return [*texts, f"{self.path}: {found}; {self.num_records} records{silent}, {self.num_images} {self.pictures}"]
+        clips = f", {self.num_videos} videos" if self.num_clips else ""
+        counts = f"{self.num_records} records{silent}, {self.num_images} {self.pictures}{clips}"
+        return [*texts, f"{self.path}: {found}; {counts}"]
 
 
 def check_file(
@@ -81,7 +85,7 @@ def check_file(
     counts: str | None = None,
     fix: str | Path | None = None,
 ) -> Report:
-    """Every problem of a record file (JSONL, Arrow, Parquet).
+    """Every problem of a record file (JSONL, Arrow, Parquet), which may have clips among its pictures.
 
     against: files that must not share an image with it. images: open them (needed for `against`). workers: processes
     that do, 0 = this one. counts: NAME:SPLIT of `published_counts`. fix: where to write the mended copy, a .jsonl or
@@ -104,6 +108,13 @@ def check_file(
     if path.exists() and not is_table(path) and not path.name.endswith(JSON_LINES):
         report.problems.add(0, f"training refuses it for its name: {UNKNOWN_KIND}; rename it")
     seen = _read(path, report, form)
+    if report.num_clips:
+        if fix is not None:
+            raise ValueError(
+                f"{path}: {report.num_clips} records of clips among those of pictures; --fix mends pictures"
+            )
+        clip_problems, _, report.num_videos = check_clips(path, mixed=True)
+        report.problems.extend(clip_problems)
     convention = seen.convention_problem()
     if convention:
         report.problems.add(0, f"{convention}; records have xyxy pixels: convert again with the right --box-format")
@@ -198,6 +209,10 @@ def _read(path: Path, report: Report, form: Problems) -> _Seen:
     for line, content in record_contents(path, form):
         report.num_records += 1
         seen.add(line, content)
+        if isinstance(content, dict) and "video" in content and "image" not in content:
+            report.num_clips += 1  # see check_clips
+            report.num_without_caption += not content.get("captions")
+            continue
         region, problem = record_region(content)
         if problem:
             form.add(line, problem)
@@ -287,7 +302,9 @@ def _holds_clips(path: Path) -> bool:
         return False
     first = next(until_damaged(read_lines(path)), (0, b""))[1]
     content = parsed(first)
-    return isinstance(content, dict) and "video" in content and "image" not in content
+    if not (isinstance(content, dict) and "video" in content and "image" not in content):
+        return False
+    return all(b'"video"' in text for _, text in until_damaged(read_lines(path)))  # else pictures are among them
 
 
 def _check_clips(path: Path) -> Report:

@@ -12,8 +12,9 @@ from dynrefer.masks import to_mask
 from dynrefer.videos import VideoFolder, open_video
 
 
-def check_clips(path: str | Path) -> tuple[list[tuple[int, str]], int, int]:
-    """(problems as (line, text), number of records, number of videos) of a clip file."""
+def check_clips(path: str | Path, mixed: bool = False) -> tuple[list[tuple[int, str]], int, int]:
+    """(problems as (line, text), number of records, number of videos) of a clip file. mixed: of the clips in a file
+    that has pictures too; ids are compared where those are read."""
     path = Path(path)
     problems: list[tuple[int, str]] = []
     lines: dict[str, int] = {}
@@ -21,12 +22,14 @@ def check_clips(path: str | Path) -> tuple[list[tuple[int, str]], int, int]:
     line = 0
     try:
         for line, text in read_lines(path):
+            if mixed and b'"video"' not in text:
+                continue
             try:
                 clip = ClipRegion.from_dict(parse_line(text, f"{path}:{line}", unique_keys=True))
             except ValueError as error:
                 problems.append((line, str(error).removeprefix(f"{path}:{line}: ").removeprefix("record: ")))
                 continue
-            if (first := lines.setdefault(clip.id, line)) != line:
+            if (first := lines.setdefault(clip.id, line)) != line and not mixed:
                 problems.append((line, f"id {clip.id!r} stands in line {first} already; ids are unique"))
             by_video.setdefault(clip.video, []).append((line, clip.num_frames, clip.frame_hw))
             problems.extend((line, text) for text in _place_problems(clip))
@@ -35,7 +38,8 @@ def check_clips(path: str | Path) -> tuple[list[tuple[int, str]], int, int]:
     for video, users in by_video.items():
         problems.extend(video_problems(record_root(path) / video, users))
     problems = [(line, text.removesuffix(f"; {CHECK_HINT}")) for line, text in sorted(problems)]
-    return problems or ([] if lines else [(0, "no records in it")]), len(lines), len(by_video)
+    nothing = [] if lines or mixed else [(0, "no records in it")]
+    return problems or nothing, len(lines), len(by_video)
 
 
 def _place_problems(clip: ClipRegion) -> Iterator[str]:

@@ -384,3 +384,26 @@ def test_a_thin_box_of_a_clip_is_named_with_its_frame(folder):
     assert problems(path) == [
         (1, "clip 7, frame 1: box [1.0, 2.0, 9.0, 2.5] is thinner than a pixel, 8 wide and 0.5 high")
     ]
+
+
+@pytest.mark.parametrize("clip_first", [False, True])
+def test_clips_among_pictures_are_checked_as_clips(tmp_path, clip_first):
+    (tmp_path / "clip").mkdir()
+    for number in range(3):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"clip/{number}.png")
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    picture = {"id": "p", "image": "a.png", "image_hw": [30, 40], "box": [1, 2, 20, 20], "captions": ["x"]}
+    clip = {"id": "c", "video": "clip", "num_frames": 3, "frame_hw": [30, 40], "prompt_frame": 0}
+    clip |= {"frames": {"0": {"box": [1, 1, 9, 9]}}, "captions": ["y"]}
+    path = tmp_path / "mixed.jsonl"
+
+    def lines_of(*records):
+        path.write_text("".join(json.dumps(record) + "\n" for record in (records[::-1] if clip_first else records)))
+        return check_file(path).lines()
+
+    assert lines_of(picture, clip) == [f"{path}: no problems; 2 records, 1 images, 1 videos"]
+    (problem, _) = lines_of(picture, clip | {"num_frames": 5})
+    assert "num_frames 5, but" in problem and f"mixed.jsonl:{1 if clip_first else 2}: " in problem
+    assert "id 'p' stands in line 1 already" in lines_of(picture, clip | {"id": "p"})[0]
+    with pytest.raises(ValueError, match="1 records of clips among those of pictures; --fix mends pictures"):
+        check_file(path, fix=tmp_path / "fixed.jsonl")
