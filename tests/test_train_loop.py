@@ -18,7 +18,8 @@ from tests.tiny_squares import TinyModel, TinyProcessor, load_tiny, tiny_family,
 from train import checkpoint
 from train.evaluate import EvalConfig, part_of
 from train.log import LogConfig, drop_lines_after
-from train.run import LoopConfig, NonFiniteLoss, RunConfig, command, main, tasks_to_train
+from train.run import NonFiniteLoss, RunConfig, command, main, tasks_to_train
+from train.settings import LoopConfig
 from train.whole import NEEDED, write_loop
 
 COMMON = [
