@@ -3,13 +3,14 @@
 import errno
 import fcntl
 import gzip
+import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -209,6 +210,30 @@ def write_json(path: str | os.PathLike, content: object) -> None:
     """The file appears whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_lines(path: str | os.PathLike, lines: Iterable[bytes], *, packed: bool = False) -> int:
+    """Writes lines, each with its line break, and returns how many. The file, gzip where `packed`, appears whole or not
+    at all, and only when the disk has it."""
+    count = 0
+    with atomic_path(path) as temporary, gzip.open(temporary, "wb") if packed else open(temporary, "wb") as file:
+        for line in lines:
+            file.write(line)
+            count += 1
+        file.flush()
+        os.fsync(file.fileno())
+    return count
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """Of a file's bytes, or of those of all files of a folder in the order of their names; in hexadecimal."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    for part in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        with open(part, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -22,12 +22,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from dynrefer.errors import run_command
-from dynrefer.files import atomic_path
+from dynrefer.files import atomic_path, file_sha256
 
 from .benchmarks import TASKS
 from .harness.exported import SHOW, Exported, check_exportable
 from .options import open_task
-from .predict import file_sha256
 
 LMMS_EVAL_FILES = Path(__file__).parent / "harness" / "lmms_eval_tasks"
 TEMPLATE = "_default_template_yaml"

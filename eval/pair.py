@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dynrefer.data.records import RegionRecords
-from dynrefer.files import write_json
+from dynrefer.files import file_sha256, write_json
 
 from . import statistics
 from .compare import read_scores
 from .evaluate import scores_beside
 from .metrics import score_range
 from .metrics.base import Scores
-from .predict import file_sha256
 from .statistics import difference, samples
 from .task import Task
 

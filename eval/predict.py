@@ -1,7 +1,6 @@
 """Records + model -> predictions JSONL, one region a line, by one process or several. A killed run goes on."""
 
 import glob
-import hashlib
 import json
 import os
 import secrets
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dynrefer.data.records import RegionRecords, RegionResult
-from dynrefer.files import atomic_path, naming, read_jsonl
+from dynrefer.files import atomic_path, file_sha256, naming, read_jsonl, write_lines
 from dynrefer.models.fingerprint import model_fingerprint
 from dynrefer.models.options import Options
 from dynrefer.processes import Processes
@@ -124,14 +123,17 @@ def predict_in_memory(
 
 
 def example_loader(
-    model: Any, records: RegionRecords, options: Options, *, batch_size: int, num_workers: int, seed: int
+    model: Any, records: RegionRecords, options: Options, *, batch_size: int, num_workers: int, seed: int, **places: Any
 ) -> Any:
-    """The steps in which records are predicted, in their order and the same for every process."""
+    """The steps in which records are predicted, in their order and the same for every process.
+
+    places: `rank`, `world_size` and `stand_in` of the loader, where each process takes its share of every step.
+    """
     from dynrefer.data.dataset import ExampleDataset
     from dynrefer.data.loader import ExampleLoader
 
     dataset = ExampleDataset(records, model.processor, options, train=False, seed=seed)
-    places = {"shuffle": False, "seed": seed, "num_workers": num_workers, "joint": model.joint}
+    places |= {"shuffle": False, "seed": seed, "num_workers": num_workers, "joint": model.joint}
     return ExampleLoader(dataset, batch_size, **places)
 
 
@@ -169,17 +171,6 @@ def read_predictions(path: str | os.PathLike) -> dict[str, RegionResult]:
             raise ValueError(f"{path}:{line}: a second prediction for region {result.id!r}; there is one a region")
         results[result.id] = result
     return results
-
-
-def file_sha256(path: str | os.PathLike) -> str:
-    """sha256 of a file, or of all files of a folder in the order of their names."""
-    path = Path(path)
-    digest = hashlib.sha256()
-    for part in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        with open(part, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _resume(out_path: Path, settings: dict, records: RegionRecords) -> dict[str, RegionResult]:
@@ -220,10 +211,8 @@ def _collect(out_path: Path, records: RegionRecords, parts: Sequence[Path]) -> d
             found = read_predictions(path) | found
     if parts:
         order = {region.id: place for place, region in enumerate(records)}
-        with atomic_path(out_path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(map(_line, sorted(found.values(), key=lambda result: order.get(result.id, len(order)))))
-            file.flush()
-            os.fsync(file.fileno())
+        results = sorted(found.values(), key=lambda result: order.get(result.id, len(order)))
+        write_lines(out_path, (_line(result).encode() for result in results))
         for path in parts:
             path.unlink(missing_ok=True)
     return found

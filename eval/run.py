@@ -26,7 +26,7 @@ from typing import Any
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import Region, RegionRecords
 from dynrefer.errors import run_command
-from dynrefer.files import write_json
+from dynrefer.files import file_sha256, write_json
 from dynrefer.models.fingerprint import model_fingerprint
 from dynrefer.processes import is_main, launched
 
@@ -50,7 +50,6 @@ from .inputs.detected import DetectedBoxes, open_boxes
 from .inputs.formats import Predictions, read_any
 from .metrics.judge import HTTPJudge
 from .options import STOPPED, add_options_help, arguments, given_options, load_model, open_task
-from .predict import file_sha256
 from .report import report_of
 from .scoring import Scores, score
 from .task import Task

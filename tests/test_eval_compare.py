@@ -6,11 +6,11 @@ import pytest
 
 import eval.run as run
 from dynrefer.data.record_files import open_records
+from dynrefer.files import file_sha256
 from eval import compare, java
 from eval.benchmarks import TASKS, get_task
 from eval.metrics import METRICS, metric_versions
 from eval.metrics.captions import METEOR_JAR, PTB_JAR, jar_path
-from eval.predict import file_sha256
 from tests.cups import predictions_of
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from dynrefer.data.dataset import ExampleDataset
-from dynrefer.data.loader import DataConfig, ExampleLoader
+from dynrefer.data.loader import DataConfig
 from dynrefer.data.records import RegionRecords
 from dynrefer.errors import suggestion
 from dynrefer.models.options import Options, make_options
@@ -82,19 +81,21 @@ def evaluate(
 
     model: unwrapped. Every process calls it and gets the same scores; each takes its share of the regions.
     """
+    from eval.predict import example_loader
+
     records, decides = part_of(records, cfg.limit), cfg.decides(model)
-    own, options = (accelerator.process_index, accelerator.num_processes), cfg.options_of(model)
+    options = cfg.options_of(model)
     model.eval()
     tasks = [task for task, weight in losses.items() if weight > 0]
-    loader = ExampleLoader(
-        ExampleDataset(records, model.processor, options, train=False, seed=0),
-        cfg.batch_size,
-        shuffle=False,
-        seed=0,
+    loader = example_loader(
+        model,
+        records,
+        options,
+        batch_size=cfg.batch_size,
         num_workers=min(data.num_workers, 1),
-        rank=own[0],
-        world_size=own[1],
-        joint=model.joint,
+        seed=0,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
         stand_in=launch.zero_stage(accelerator) == 3,
     )
     sums, counts = np.zeros(len(tasks)), np.zeros(len(tasks))

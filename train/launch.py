@@ -27,6 +27,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from dynrefer.data.loader import StandIn
 from dynrefer.files import read_text
+from dynrefer.models.family import lay_row_by_row
 
 
 def start(
@@ -150,11 +151,11 @@ def prepare_for_deepspeed(model: torch.nn.Module, precision: str) -> None:
             f"loop.precision bf16 under DeepSpeed: {normalized} is a batch normalization, which DeepSpeed cannot run "
             "in bf16; set loop.precision=fp32, or train without DeepSpeed"
         )
+    lay_row_by_row(model)
     for parameter in model.parameters():
         if parameter.ndim == 0:
             parameter.was_scalar = True
-        # not contiguous(), which leaves a 1 x 1 convolution as it is
-        parameter.data = parameter.data.reshape(-1).view(parameter.shape or (1,))
+            parameter.data = parameter.data.view(1)
 
 
 def zero_stage(accelerator: Accelerator) -> int:

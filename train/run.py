@@ -154,7 +154,14 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
     def save() -> None:
         refresh(plain_model)
         checkpoint.save_checkpoint(
-            *(folder, accelerator, model, processor, optimizer, average, progress, settings),
+            folder,
+            accelerator,
+            model,
+            processor,
+            optimizer,
+            average,
+            progress,
+            settings,
             keep=cfg.loop.keep_last,
             trainable_only=trainable_only,
             records=content,

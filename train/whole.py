@@ -6,7 +6,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dynrefer.files import write_json
+from dynrefer.files import file_sha256, write_json
 
 LOOP_FILE = "loop.json"
 NEEDED = ("step", "epoch", "seconds", "best", "best_step", "processes", "zero_stage", "settings")
@@ -16,7 +16,7 @@ def write_loop(checkpoint: Path, loop: dict) -> None:
     """Writes loop.json, the checkpoint's last file, with the hashes of all others and of its own content."""
     paths = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     with ThreadPoolExecutor() as pool:
-        found = zip(paths, pool.map(_hash, paths), strict=True)
+        found = zip(paths, pool.map(file_sha256, paths), strict=True)
         hashes = {path.relative_to(checkpoint).as_posix(): value for path, value in found}
     loop = json.loads(json.dumps(loop | {"files": hashes}))
     write_json(checkpoint / LOOP_FILE, loop | {"hash": _hash_of(loop)})
@@ -63,7 +63,7 @@ def _fault(path: Path, expected: str) -> str | None:
             return "missing"
         if not path.stat().st_size:
             return "empty" if expected != hashlib.sha256(b"").hexdigest() else None
-        return None if _hash(path) == expected else "not what was saved (its hash differs)"
+        return None if file_sha256(path) == expected else "not what was saved (its hash differs)"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
@@ -75,11 +75,6 @@ def _whole_archive(path: Path) -> bool:
             return archive.testzip() is None
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError):
         return False
-
-
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash_of(content: dict) -> str:

@@ -19,7 +19,7 @@ import orjson
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.image_groups import list_hashes
 from dynrefer.data.records import Region, RegionRecords, box_of, mask_box, text_of, texts_of
-from dynrefer.files import atomic_path, parse_line
+from dynrefer.files import parse_line, write_lines
 from dynrefer.masks import check_mask_record, rle_to_box, to_mask
 from dynrefer.videos import VideoFolder, open_video
 
@@ -284,14 +284,7 @@ def open_clips(path: str | os.PathLike, split: str | None = None) -> ClipRecords
 
 def write_clips(path: str | os.PathLike, clips: Iterable[ClipRegion]) -> int:
     """Writes a clip file (.jsonl), one record a line, and returns how many. It appears whole or not at all."""
-    count = 0
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        for clip in clips:
-            file.write(_json_line(clip))
-            count += 1
-        file.flush()
-        os.fsync(file.fileno())
-    return count
+    return write_lines(path, map(_json_line, clips))
 
 
 def _json_line(clip: ClipRegion) -> bytes:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dynrefer.data.shards import REMOTE, Shards
+from dynrefer.files import file_sha256
 
 WHOLE = 1 << 30  # bytes of a file up to which all of it counts
 BLOCK, BLOCKS = 1 << 16, 1024  # of a larger one: so many blocks, evenly spread, and its size
@@ -57,14 +58,14 @@ def path_hash(path: Path) -> str:
 
 def file_hash(path: Path) -> str:
     size = os.path.getsize(path)
+    if size <= WHOLE:
+        return file_sha256(path)
+    digest = hashlib.sha256(f"{size}\n".encode())
     with open(path, "rb") as file:
-        if size <= WHOLE:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = hashlib.sha256(f"{size}\n".encode())
         for number in range(BLOCKS):
             file.seek(number * (size - BLOCK) // (BLOCKS - 1))
             digest.update(file.read(BLOCK))
-        return digest.hexdigest()
+    return digest.hexdigest()
 
 
 def _shards_hash(shards: Shards) -> str:

@@ -3,7 +3,6 @@
 JSON lines are for people and for some hundred thousand regions: they are read as a whole. Arrow is for any number.
 """
 
-import gzip
 import json
 import os
 from collections import Counter
@@ -19,7 +18,7 @@ from dynrefer.data.arrow import ArrowRecords, is_table
 from dynrefer.data.clips import ClipRecords, ClipRegion, open_clips, region_of
 from dynrefer.data.image_groups import ImageGroups, renumbered, repeated
 from dynrefer.data.records import Region, RegionRecords, no_split
-from dynrefer.files import atomic_path, read_jsonl
+from dynrefer.files import read_jsonl, write_lines
 
 JSON_LINES = (".jsonl", ".jsonl.gz")
 UNKNOWN_KIND = "unknown kind; expected .jsonl, .jsonl.gz, .arrow, .parquet or an Arrow folder"
@@ -143,16 +142,7 @@ def open_records(path: str | os.PathLike | Sequence[str | os.PathLike], split: s
 
 def write_records(path: str | os.PathLike, regions: Iterable[Region]) -> int:
     """Writes .jsonl (or .jsonl.gz), one region a line, and returns how many. The file appears whole or not at all."""
-    path = Path(path)
-    count = 0
-    with atomic_path(path) as temporary:
-        with gzip.open(temporary, "wb") if path.suffix == ".gz" else open(temporary, "wb") as file:
-            for region in regions:
-                file.write(_json_line(region))
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-    return count
+    return write_lines(path, map(_json_line, regions), packed=Path(path).suffix == ".gz")
 
 
 def detector_file(path: str | os.PathLike) -> Path:

@@ -136,9 +136,7 @@ class FamilyModel:
         A gradient's last digits depend on how weights lie, and a loaded model's may lie otherwise than a new one's.
         After this they lie alike, whatever made or loaded them.
         """
-        for parameter in self.parameters():
-            # row by row; not contiguous(), which leaves a 1 x 1 convolution as it is
-            parameter.data = parameter.data.reshape(-1).view(parameter.shape)
+        lay_row_by_row(self)
         for module in self.modules():
             if module is not self and hasattr(module, "lay_out"):
                 module.lay_out()
@@ -161,3 +159,9 @@ class FamilyModel:
         touched = [parameter.sum() * 0 for parameter in self.parameters() if parameter.requires_grad]
         zero = sum(part.float() for part in touched)
         return {task: zero for task in self.tasks}
+
+
+def lay_row_by_row(model: torch.nn.Module) -> None:
+    """Every weight row by row in memory; contiguous() would leave a 1 x 1 convolution as it is."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.reshape(-1).view(parameter.shape)

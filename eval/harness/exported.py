@@ -16,11 +16,11 @@ import numpy as np
 
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import Region, RegionRecords, RegionResult
+from dynrefer.files import file_sha256
 from dynrefer.images import open_image
 
 from ..benchmarks import get_task
 from ..overlay import overlay
-from ..predict import file_sha256
 from ..scoring import score
 from ..task import Task
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from dynrefer.data.record_files import detector_file, open_records
 from dynrefer.data.records import RegionRecords, RegionResult, is_number
-from dynrefer.files import read_jsonl
+from dynrefer.files import file_sha256, read_jsonl
 
-from ..predict import file_sha256
 from ..task import Task
 from .formats import Predictions
 
