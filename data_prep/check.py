@@ -300,11 +300,13 @@ def _add_pictures(path: Path, pictures: Pictures, workers: int, problems: Proble
 def _holds_clips(path: Path) -> bool:
     if not path.is_file() or is_table(path):
         return False
-    first = next(until_damaged(read_lines(path)), (0, b""))[1]
-    content = parsed(first)
-    if not (isinstance(content, dict) and "video" in content and "image" not in content):
-        return False
-    return all(b'"video"' in text for _, text in until_damaged(read_lines(path)))  # else pictures are among them
+    lines = (text for _, text in until_damaged(read_lines(path)))
+    return _is_clip(next(lines, b"")) and not any(b'"image"' in text and not _is_clip(text) for text in lines)
+
+
+def _is_clip(text: bytes) -> bool:
+    content = parsed(text)
+    return isinstance(content, dict) and "video" in content and "image" not in content
 
 
 def _check_clips(path: Path) -> Report:
