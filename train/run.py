@@ -26,7 +26,7 @@ from accelerate import Accelerator
 
 from dynrefer.config import load_config, save_config, settings_help, to_dict
 from dynrefer.data.loader import Loader
-from dynrefer.data.mixture import open_training, training_loader
+from dynrefer.data.mixture import data_features, open_training, training_loader
 from dynrefer.data.record_files import open_records
 from dynrefer.errors import run_command, suggestion
 from dynrefer.models import FAMILIES, adapt
@@ -105,11 +105,15 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
         model.check_options(cfg.eval.options_of(model))
     if cfg.loop.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    features = data_features(train_records)
+    for store in filter(None, features):
+        store.check_made_with(model)
     loader = training_loader(
         train_records,
         processor,
         model.Options(),
         cfg.data,
+        features=features,
         seed=cfg.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,

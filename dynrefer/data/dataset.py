@@ -11,6 +11,7 @@ import numpy as np
 
 from dynrefer.data.clips import ClipRegion, read_clip
 from dynrefer.data.example import Example, still
+from dynrefer.data.features import FeatureStore
 from dynrefer.data.image_groups import ImageGroups
 from dynrefer.data.packing import Piece
 from dynrefer.data.records import RegionRecords
@@ -26,7 +27,8 @@ class ExampleDataset:
     to the processor (augmentation, random views). seed: a non-negative integer. cache_bytes: room for decoded pictures
     kept from call to call, in each worker. draft: in training, decode a JPEG at a fraction of its size where all
     regions of the picture allow it, whichever of them are wanted: the sample of a region does not depend on the others
-    in its batch.
+    in its batch. features: what frozen parts have made of the examples; pictures are not opened then. vocabulary,
+    negatives: see `Example`.
     """
 
     def __init__(
@@ -39,11 +41,16 @@ class ExampleDataset:
         seed: int,
         cache_bytes: int = 0,
         draft: bool = False,
+        features: FeatureStore | None = None,
+        vocabulary: Sequence[str] | None = None,
+        negatives: int | None = None,
     ):
         if seed < 0 or cache_bytes < 0:
             raise ValueError(f"seed {seed} and cache_bytes {cache_bytes}: expected numbers that are not negative")
         self.records, self.processor, self.options = records, processor, options
         self.train, self.seed, self.cache_bytes, self.draft = train, seed, cache_bytes, draft and train
+        self.features, self.negatives = features, negatives
+        self.vocabulary = None if vocabulary is None else tuple(vocabulary)
         self._cache: dict[str, np.ndarray] = {}
         self._cached_bytes = 0
         self._last: np.ndarray | None = None
@@ -70,7 +77,12 @@ class ExampleDataset:
         members = self._groups.members(piece.number)
         paths, regions = zip(*self.records.fetch(members), strict=True)
         reader = partial(self._clip if isinstance(regions[0], ClipRegion) else self._picture, paths[0], regions)
-        return Example(str(paths[0]), regions, reader, members, reduce=self._reduction(regions))
+        return self.told(Example(str(paths[0]), regions, reader, members, reduce=self._reduction(regions)))
+
+    def told(self, example: Example) -> Example:
+        """The example with what its data set knows: features, vocabulary, negatives."""
+        example.vocabulary, example.negatives = self.vocabulary, self.negatives
+        return example if self.features is None else self.features.of(example)
 
     def samples(self, example: Example, epoch: int) -> list[dict]:
         """Those of an example, or of a part of one."""

@@ -34,6 +34,10 @@ class Example:
     numbers: Sequence[int] | None = None
     turns: Sequence[Any] = ()
     reduce: int = 1
+    stored: Callable[..., dict[str, Any]] | None = None
+    variants: tuple[str, ...] = ("plain",)
+    vocabulary: tuple[str, ...] | None = None
+    negatives: int | None = None
     _frames: dict[tuple[int, ...] | None, np.ndarray] = field(default_factory=dict, repr=False)
 
     @classmethod

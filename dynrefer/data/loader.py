@@ -20,17 +20,25 @@ from dynrefer.models.family import ANNOTATIONS
 
 @dataclass(frozen=True)
 class DataSource:
-    """One data set of several that are mixed."""
+    """One data set, of several that are mixed or alone."""
 
     path: str | list[str]  # record file, record files read as one, or shards
     weight: float = 1.0  # its share of the regions seen, beside the weights of the others
     tasks: list[str] | None = None  # of its annotations, those to train on: captions, tags, ...; null: all
+    features: str = ""  # folder of frozen features that `train.extract` makes; empty: pictures are read
+    # names that it tells apart, a file with one a line; empty: categories.txt beside the records, where there is one
+    vocabulary: str = ""
+    # of a data set labelled in part: names that an example is trained against, drawn anew for each, beside its own;
+    # null: all of the vocabulary
+    negatives: int | None = None
 
     def __post_init__(self):
         if not self.path:
             raise ValueError("path is empty; name a record file or shards")
         if not 0 < self.weight < float("inf"):
             raise ValueError(f"weight {self.weight} of {self.path}: expected a number above 0")
+        if self.negatives is not None and self.negatives < 1:
+            raise ValueError(f"negatives {self.negatives} of {self.path}: expected at least 1, or null for all names")
         if unknown := [task for task in self.tasks or ANNOTATIONS if task not in ANNOTATIONS]:
             raise ValueError(f"task {unknown[0]!r} of {self.path}: expected some of {', '.join(ANNOTATIONS)}")
 
@@ -39,7 +47,8 @@ class DataSource:
 class DataConfig:
     """Which records are read and how they are batched."""
 
-    # record file, record files read as one, shards (their folder, index or pattern), or {path, weight, tasks} to mix
+    # record file, record files read as one, shards (their folder, index or pattern), or {path, weight, ...} to mix, see
+    # DataSource
     train: str | list[str | DataSource] = ""
     val: str = ""  # record file for periodic evaluation; empty = none
     batch_size: int = 64  # regions an optimizer step holds at most, over all processes and accumulated batches

@@ -16,16 +16,19 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import count, islice, zip_longest
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 from dynrefer.data.dataset import ExampleDataset
+from dynrefer.data.features import FeatureStore
 from dynrefer.data.loader import DataConfig, DataSource, ExampleLoader, Key, Loader
 from dynrefer.data.record_files import open_records
-from dynrefer.data.records import Region, RegionRecords
+from dynrefer.data.records import Region, RegionRecords, record_root
 from dynrefer.data.shards import Shards, is_shards, open_shards
 from dynrefer.data.stream import ShardDataset, ShardLoader
 from dynrefer.models.family import ANNOTATIONS, Processor
 from dynrefer.models.options import Options
+from dynrefer.vocabulary import read_words
 
 
 class Mixture:
@@ -69,16 +72,21 @@ def training_loader(
     data: DataConfig,
     *,
     seed: int,
+    features: Sequence[FeatureStore | None] | None = None,
     **places,
 ) -> Loader:
-    """Steps of what `open_training` gave, for training. places: rank, world_size, accumulation, joint, stand_in, as
-    `Loader` has them."""
+    """Steps of what `open_training` gave, for training. features: what `data_features` gave, opened here where None.
+    places: rank, world_size, accumulation, joint, stand_in, as `Loader` has them."""
     parts = records.parts if isinstance(records, Mixture) else [records]
+    sources = records.sources if isinstance(records, Mixture) else [DataSource(data.train)]
+    features = data_features(records) if features is None else features
     datasets = []
-    for part in parts:
+    for part, source, store in zip(parts, sources, features, strict=True):
         kind = ShardDataset if isinstance(part, Shards) else ExampleDataset
+        known = {"features": store, "vocabulary": vocabulary_of(source), "negatives": source.negatives}
         room = (data.cache_mb << 20) // len(parts)
-        datasets.append(kind(part, processor, options, train=True, seed=seed, cache_bytes=room, draft=data.draft))
+        ways = {"train": True, "seed": seed, "cache_bytes": room, "draft": data.draft}
+        datasets.append(kind(part, processor, options, **ways, **known))
     choices = {
         "shuffle": data.shuffle,
         "seed": seed,
@@ -113,6 +121,20 @@ def training_loader(
         num_workers=data.num_workers,
         **places,
     )
+
+
+def data_features(records: RegionRecords | Shards | Mixture) -> list[FeatureStore | None]:
+    """The frozen features of every data set, None where its pictures are read."""
+    sources = records.sources if isinstance(records, Mixture) else [None]
+    return [FeatureStore(source.features) if source and source.features else None for source in sources]
+
+
+def vocabulary_of(source: DataSource) -> list[str] | None:
+    """The names that a data set tells apart, each once: its own file's, else those of categories.txt beside it."""
+    paths = [source.path] if isinstance(source.path, str | os.PathLike) else source.path
+    beside = [record_root(Path(path)) / "categories.txt" for path in paths if not is_shards(path)]
+    found = [source.vocabulary] if source.vocabulary else [path for path in beside if path.is_file()]
+    return list(dict.fromkeys(word for path in found for word in read_words(path))) or None
 
 
 class MixLoader(Loader):

@@ -49,7 +49,8 @@ class ShardDataset(ExampleDataset):
         rows = enumerate(encoded.regions(count))
         regions = [Region.from_dict(row, f"{encoded.name}.json:{number}") for number, row in rows]
         reader = partial(self._picture, encoded.image, regions, name=encoded.name)
-        return Example(encoded.name, regions, reader, range(first, first + count), reduce=self._reduction(regions))
+        numbers = range(first, first + count)
+        return self.told(Example(encoded.name, regions, reader, numbers, reduce=self._reduction(regions)))
 
 
 @dataclass

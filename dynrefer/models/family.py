@@ -127,6 +127,18 @@ class FamilyModel:
         """One result an id of the batch, in order. ValueError for options that do not fit the model."""
         raise NotImplementedError
 
+    def frozen_features(self, batch: Any) -> list[dict[str, Tensor]]:
+        """What frozen parts make of each example of a batch, by name, each (rows, ...) with as many rows as it has.
+
+        `train.extract` keeps them, and the processor finds them in `example.stored(variant)`. ValueError where the
+        family has none to keep.
+        """
+        raise ValueError(f"{type(self).__name__}: no features to keep, its views are drawn anew at every step")
+
+    def frozen_key(self) -> str:
+        """A short name of the frozen parts and of the settings that their features depend on."""
+        raise ValueError(f"{type(self).__name__}: no features to keep; leave out `features`")
+
     def after_load(self) -> None:
         """Checks what a saved model brought along, when its processor is set. ValueError where it does not fit."""
 
