@@ -25,6 +25,7 @@ def score(
     judge: Callable[..., str] | None = None,
     encode: Callable | None = None,
     answers: Collection[str] | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> Scores:
     """All metrics of a task. A region without a prediction is wrong in each; a region without the annotation of a
     metric is left out of that one; a metric that no region is annotated for is left out and named.
@@ -34,7 +35,8 @@ def score(
     images: prediction id -> image, where the predictions bring their own boxes (task.boxes "detected").
     annotations: path of the benchmark's own file, over the task's. judge: answers the questions of `choices`. encode:
     texts -> embeddings of `similarity`, its own where not given. answers: fields of a result that the model gives; a
-    metric of others is left out. None = any.
+    metric of others is left out. None = any. weights: prediction id -> a detector's score of its box, which its
+    categories' scores are multiplied by in average precision.
     Raises ValueError for predictions of unknown regions or images and for scores that are not finite.
     """
     check_task(task)
@@ -63,7 +65,16 @@ def score(
                 raise ValueError(f"prediction for {region_id!r}: {what} is {value}; expected a finite number")
     scores = Scores(items={region.id: {} for region in regions}, groups=[region.image for region in regions])
     scoring = Scoring(
-        task, regions, results, names or {}, images or {}, annotations or task.annotations, judge, encode, scores
+        task,
+        regions,
+        results,
+        names or {},
+        images or {},
+        annotations or task.annotations,
+        judge,
+        encode,
+        scores,
+        weights or {},
     )
     for metric in task.metrics:
         asked = METRICS[metric].asks

@@ -13,10 +13,11 @@ from .base import Metric
 from .captions import CAPTIONS, CLEANING, TOKENIZERS
 from .captions import METRICS as CAPTION_METRICS
 from .categories import CATEGORIES
-from .coco import COCO, LVIS, SCORE_SOURCES
+from .coco import COCO, SCORE_SOURCES
 from .densecap import DENSECAP
 from .detection import DETECTION
 from .judge import JUDGE
+from .lvis import LVIS
 from .similarity import SIMILARITY
 from .tags import TAGS
 

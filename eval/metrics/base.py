@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -38,7 +39,8 @@ class Scoring:
 
     results: region id -> prediction; where a task's boxes are detected, prediction id -> prediction, and images:
     prediction id -> image of the records. names: word lists. annotations: the benchmark's own file. judge: of
-    `choices`; encode: of `similarity`.
+    `choices`; encode: of `similarity`. weights: prediction id -> a detector's score of its box, which those of its
+    categories are multiplied by (1 where there is none).
     """
 
     task: Task
@@ -50,6 +52,19 @@ class Scoring:
     judge: Callable[..., str] | None
     encode: Callable | None
     scores: Scores
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def _of_id(self) -> dict[str, Region]:
+        return {region.id: region for region in self.regions}
+
+    def image_of(self, i: str) -> str:
+        """The image of a prediction."""
+        return self._of_id[i].image if self.task.boxes == "given" else self.images[i]
+
+    def box_of(self, i: str) -> Sequence[float]:
+        """The box of a prediction: the record's, or its own where a task's are detected, which may be missing."""
+        return self._of_id[i].box if self.task.boxes == "given" else self.results[i].box
 
     def indices(self, regions: Iterable[Region]) -> np.ndarray:
         """(M,) indices of regions among all."""

@@ -1,7 +1,7 @@
 """Categories (one name a region): accuracy."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from .. import statistics
 from .base import WORDS, Metric, Scoring
@@ -9,6 +9,7 @@ from .captions import lower_tokens
 from .similarity import plain_name
 
 SHOWN = 10  # names that a note lists
+OUTSIDE = "predictions name no category of the list and count as wrong"
 
 
 def category_accuracy(predicted: Mapping[str, str | None], true: Mapping[str, str | None]) -> float:
@@ -76,15 +77,26 @@ def named(s: Scoring, names: Collection[str] = ()) -> dict[str, tuple[str, float
     """prediction id -> (category, score), None where it names none of the list: its category or, of one that has none,
     its caption, a score of 1. names: the list, the task's if empty."""
     names = names or s.names.get("categories") or sorted({region.category for region in s.regions if region.category})
-    known = {plain_answer(name): name for name in names} | {name: name for name in names}
-    answers = {}
+    find, answers = category_finder(names), {}
     for i, result in s.results.items():
         said, score = (result.category["name"], result.category["score"]) if result.category else (result.caption, 1)
-        name = known.get(said) or known.get(plain_answer(said))
+        name = find(said)
         answers[i] = name and (name, float(score))
     if outside := sum(answer is None for answer in answers.values()):
-        s.scores.counts["predictions name no category of the list and count as wrong"] = outside
+        s.scores.counts[OUTSIDE] = outside
     return answers
+
+
+def category_finder(names: Collection[str]) -> Callable[[str], str | None]:
+    """What is said -> the name of the list that it is, letter by letter or else in words (`plain_answer`), or None."""
+    known = {plain_answer(name): name for name in names} | {name: name for name in names}
+
+    def find(said: str) -> str | None:
+        if said not in known:  # as often as a model says it
+            known[said] = known.get(plain_answer(said))
+        return known[said]
+
+    return find
 
 
 def plain_answer(text: str) -> str:

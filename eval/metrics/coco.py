@@ -1,4 +1,4 @@
-"""Average precision: COCO's of boxes and of masks, and LVIS's federated one, all counted by faster-coco-eval.
+"""COCO's average precision of boxes and of masks, counted by faster-coco-eval; LVIS's is in `lvis.py`.
 
 Detections of the same score are ranked in the order of their images' ids, as COCO's and LVIS's evaluators do.
 
@@ -18,15 +18,12 @@ from dynrefer.data.records import Region
 from dynrefer.errors import suggestion
 from dynrefer.masks import mask_area
 
-from ..inputs.coco_json import Pairing, pair_images, read_document
 from ..versions import package
 from .base import WORDS, Metric, Scoring
 from .categories import named, not_in_list
 
 SCORE_SOURCES = ("model", "one")
-FREQUENCIES = {"r": "APr", "c": "APc", "f": "APf"}  # LVIS: categories of 1-10, 11-100 and more training images
 DECIMALS = 9  # of a width that was a number of a file before it was added to x1: what it was comes back
-LVIS_MAX_DETECTIONS = 300  # of one image, all categories together; the surest count
 
 
 @dataclass
@@ -108,9 +105,10 @@ def coco_map(
     ValueError: a prediction for an unknown image, an unknown category, boxes, names or scores that do not fit
     together or are not finite, no ground truth.
     """
-    _check(predictions, references, categories)
-    places = _places(references, order)
-    precision = _precision(predictions, references, list(categories), 100, places, masks=masks)[..., -1]  # (T, R, K, A)
+    check_objects(predictions, references, categories)
+    places = places_of(references, order)
+    precision = precision_of(predictions, references, list(categories), 100, places, masks=masks)
+    precision = precision[..., -1]  # (T, R, K, A)
     scores = {
         name: precision[..., 0],
         f"{name}50": precision[0, ..., 0],
@@ -122,47 +120,7 @@ def coco_map(
     return {name: float(values[values > -1].mean()) for name, values in scores.items() if (values > -1).any()}
 
 
-def lvis_ap(
-    predictions: Mapping[str, Objects],
-    references: Mapping[str, Objects],
-    frequencies: Mapping[str, str],
-    order: Sequence[str] | None = None,
-) -> dict[str, float]:
-    """LVIS's box scores: {"LVIS AP", "LVIS AP50", "LVIS AP75", "LVIS APr", "LVIS APc", "LVIS APf"}.
-
-    LVIS marks only some categories of an image, so a detection counts where its category is in the image's ground truth
-    or its `negative` names and is dropped elsewhere; one that matches nothing is no mistake where its category is
-    `not_exhaustive`. Of an image the LVIS_MAX_DETECTIONS surest detections count.
-
-    frequencies: every category's name -> "r", "c" or "f". A category without an object in these images counts nowhere,
-    and a group without one is left out of the result. Other arguments and errors as for `coco_map`.
-    """
-    wrong = {name: value for name, value in frequencies.items() if value not in FREQUENCIES}
-    if wrong:
-        name, value = next(iter(wrong.items()))
-        raise ValueError(f"category {name!r}: frequency {value!r}; expected one of {', '.join(FREQUENCIES)}")
-    _check(predictions, references, frequencies)
-    surest = {image_id: _surest(found, LVIS_MAX_DETECTIONS) for image_id, found in predictions.items()}
-    judged: dict[str, list[str]] = {}  # category -> images that are marked for it
-    for image_id, truth in references.items():
-        for name in sorted({*truth.categories, *truth.negative}):
-            judged.setdefault(name, []).append(image_id)
-    places = _places(references, order)
-    found_by = _by_category(surest)
-    true_by = _by_category(references)
-    rows, names = [], [name for name in frequencies if name in true_by]
-    for name in names:  # one at a time: all pairs of 20,000 images and 1,203 categories would not fit into memory
-        truth = {i: true_by[name].get(i) or _chosen(references[i], []) for i in judged[name]}
-        found = {i: found_by[name][i] for i in judged[name] if i in found_by.get(name, ())}
-        rows.append(_precision(found, truth, [name], LVIS_MAX_DETECTIONS, places, federated=True)[:, :, 0, 0, -1])
-    precision = np.stack(rows, 2)  # (T, R, K)
-    groups = {"LVIS AP": precision, "LVIS AP50": precision[0], "LVIS AP75": precision[5]}
-    for letter, group in FREQUENCIES.items():
-        groups[f"LVIS {group}"] = precision[:, :, [frequencies[name] == letter for name in names]]
-    return {name: float(values[values > -1].mean()) for name, values in groups.items() if (values > -1).any()}
-
-
-def _precision(
+def precision_of(
     predictions: Mapping[str, Objects],
     references: Mapping[str, Objects],
     categories: Sequence[str],
@@ -178,7 +136,7 @@ def _precision(
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
         raise RuntimeError(
-            "COCO mAP and LVIS AP need the package faster-coco-eval: `pip install faster-coco-eval`"
+            "COCO's and LVIS's AP need the package faster-coco-eval: `pip install faster-coco-eval`"
         ) from error
 
     numbers = {name: k for k, name in enumerate(categories, 1)}
@@ -216,28 +174,14 @@ def _precision(
     return np.asarray(counted.eval["precision"])
 
 
-def _places(references: Mapping[str, Objects], order: Sequence[str] | None) -> dict[str, int]:
+def places_of(references: Mapping[str, Objects], order: Sequence[str] | None) -> dict[str, int]:
+    """image -> its place among all, by which equal scores are ranked."""
     order = image_order(references) if order is None else order
     return {image_id: n for n, image_id in enumerate(order, 1)}
 
 
-def _by_category(images: Mapping[str, Objects]) -> dict[str, dict[str, Objects]]:
-    """category -> image id -> its objects of that category."""
-    result: dict[str, dict[str, Objects]] = {}
-    for image_id, objects in images.items():
-        places: dict[str, list[int]] = {}
-        for place, name in enumerate(objects.categories):
-            places.setdefault(name, []).append(place)
-        for name, chosen in places.items():
-            result.setdefault(name, {})[image_id] = _chosen(objects, chosen)
-    return result
-
-
-def _surest(objects: Objects, number: int) -> Objects:
-    return _chosen(objects, sorted(np.argsort(-np.asarray(objects.scores), kind="stable")[:number]))
-
-
-def _chosen(objects: Objects, places: Sequence[int]) -> Objects:
+def chosen(objects: Objects, places: Sequence[int]) -> Objects:
+    """Some of an image's objects; its marks stay."""
     columns = {name: getattr(objects, name) for name in ("boxes", "categories", "scores", "areas", "masks", "crowds")}
     return replace(objects, **{k: None if v is None else [v[i] for i in places] for k, v in columns.items()})
 
@@ -247,7 +191,9 @@ def _xywh(objects: Objects) -> np.ndarray:
     return np.hstack([boxes[:, :2], np.round(boxes[:, 2:] - boxes[:, :2], DECIMALS)])
 
 
-def _check(predictions: Mapping[str, Objects], references: Mapping[str, Objects], categories: Collection[str]) -> None:
+def check_objects(
+    predictions: Mapping[str, Objects], references: Mapping[str, Objects], categories: Collection[str]
+) -> None:
     unknown = [image_id for image_id in predictions if image_id not in references]
     if unknown:
         raise ValueError(f"{len(unknown)} images with predictions have no ground truth, the first is {unknown[0]!r}")
@@ -324,66 +270,6 @@ def left_out(s: Scoring, truth: Collection[str]) -> set[str]:
     return outside
 
 
-def add_lvis_scores(s: Scoring) -> None:
-    path = Path(s.annotations or "")
-    if not s.annotations or not path.is_file():
-        raise ValueError(
-            f"LVIS AP needs to know which categories were looked for in an image, which records do not hold: no file "
-            f"at {s.annotations!r}; name LVIS's lvis_v1_val.json with --annotations"
-        )
-    try:
-        document = read_document(path)
-        pairing = pair_images(document, s.scores.groups, path)
-        truth, frequencies = _lvis_objects(document, pairing)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        what = error if isinstance(error, ValueError) else f"{path}: {error!r}"
-        raise ValueError(f"{what}; expected LVIS's lvis_v1_val.json, whole") from error
-    if missing := set(s.scores.groups) - truth.keys():
-        raise ValueError(f"{path}: {len(missing)} images of the records are not in it, for instance {min(missing)}")
-    if s.task.boxes == "given":
-        boxes = {region.id: (region.image, region.box) for region in s.regions}
-    else:
-        boxes = {i: (s.images[i], result.box) for i, result in s.results.items()}
-    outside = left_out(s, truth)
-    answers = {i: answer for i, answer in named(s, frequencies).items() if answer and i not in outside}
-    order = [image for image in pairing.order if image in truth]
-    corpus = lvis_ap(region_detections(answers, boxes, s.task.score_source), truth, frequencies, order)
-    s.scores.corpus |= corpus
-    s.scores.regions["lvis"] = sum(len(objects.categories) for objects in truth.values())
-    s.scores.no_interval |= dict.fromkeys(corpus, "LVIS's matching would be repeated on every draw")
-
-
-def _lvis_objects(document: Mapping, pairing: Pairing) -> tuple[dict[str, Objects], dict[str, str]]:
-    """({image: its objects and marks}, {category: "r", "c" or "f"}) of LVIS's file: of images that have a record, and
-    of those without an object."""
-    categories = sorted(document["categories"], key=lambda entry: entry["id"])
-    names = {entry["id"]: entry["name"] for entry in categories}
-    truth = {
-        pairing.image[entry["id"]]: Objects(
-            [],
-            [],
-            areas=[],
-            negative=[names[k] for k in entry["neg_category_ids"]],
-            not_exhaustive=[names[k] for k in entry["not_exhaustive_category_ids"]],
-        )
-        for entry in document["images"]
-    }
-    for annotation in document["annotations"]:
-        objects, (x, y, width, height) = truth[pairing.image[annotation["image_id"]]], annotation["bbox"]
-        objects.boxes.append([x, y, x + width, y + height])
-        objects.categories.append(names[annotation["category_id"]])
-        objects.areas.append(annotation["area"])
-    recorded = {pairing.image[number] for number in pairing.recorded}
-    truth = {image: objects for image, objects in truth.items() if image in recorded or not objects.categories}
-    return truth, {entry["name"]: entry["frequency"] for entry in categories}
-
-
 COCO = Metric(
     WORDS, add_coco_scores, {"COCO mAP": lambda task, judge: f"{package('faster-coco-eval')}; COCO 3, categories 2"}
-)
-LVIS = Metric(
-    WORDS,
-    add_lvis_scores,
-    {"LVIS AP": lambda task, judge: f"{package('faster-coco-eval')}; federation 3, categories 2"},
-    own_images=True,
 )

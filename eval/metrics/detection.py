@@ -1,10 +1,12 @@
-"""COCO's average precision of boxes and masks that predictions bring along, against the benchmark's own file.
+"""COCO's average precision of boxes and masks, against the benchmark's own file.
+
+Predictions bring their boxes along, or name the records'. One with several ranked categories is as many detections.
 
 The file says what records do not: which regions are crowds, the ids by which equal scores are ranked, images without an
 object, where every detection is wrong. Without it the records are the ground truth, and a note says what is missing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from dynrefer.masks import check_mask_record, mask_area, record_rle, rle_to_box
@@ -12,7 +14,7 @@ from dynrefer.masks import check_mask_record, mask_area, record_rle, rle_to_box
 from ..inputs.coco_json import category_names, pair_images, read_document
 from ..versions import package
 from .base import WORDS, Metric, Scoring
-from .categories import named, not_in_list
+from .categories import OUTSIDE, category_finder, not_in_list
 from .coco import Objects, box_area, coco_map, left_out, region_area
 
 BOX, MASK = "COCO box AP", "COCO mask AP"
@@ -36,8 +38,8 @@ def add_scores(s: Scoring) -> None:
         s.scores.left_out["detection"] = "no region has a category"
         return
     outside = left_out(s, truth)
-    answers = {i: answer for i, answer in named(s, names).items() if answer and i not in outside}
-    corpus = coco_map(_detections(s, answers), truth, names, order, name=BOX)
+    labels = {i: said for i, said in named_labels(s, names).items() if i not in outside}
+    corpus = coco_map(detections(s, labels), truth, names, order, name=BOX)
     lacking = sum(mask is None for objects in truth.values() for mask in objects.masks or ())
     if not with_mask:
         s.scores.left_out["mask AP"] = "no prediction has a mask (`segmentation`)"
@@ -46,34 +48,58 @@ def add_scores(s: Scoring) -> None:
     else:
         if with_mask < len(s.results):
             s.scores.counts[NO_MASK] = len(s.results) - with_mask
-        corpus |= coco_map(_detections(s, answers, sizes), truth, names, order, name=MASK, masks=True)
+        corpus |= coco_map(detections(s, labels, sizes), truth, names, order, name=MASK, masks=True)
     s.scores.corpus |= corpus
     s.scores.regions["detection"] = sum(len(objects.categories) for objects in truth.values())
     s.scores.no_interval |= dict.fromkeys(corpus, "COCO's matching would be repeated on every draw")
 
 
-def _detections(
-    s: Scoring, answers: Mapping[str, tuple[str, float]], sizes: Mapping[str, tuple[int, int]] | None = None
+def named_labels(s: Scoring, names: Collection[str]) -> dict[str, list[tuple[str, float]]]:
+    """prediction id -> [(category, score)], one detection each: all its ranked categories that the list has or, of one
+    that has none, its caption with a score of 1. A score of several factors is their product (`Scoring.weights`)."""
+    find = category_finder(names)
+    labels, outside = {}, 0
+    for i, result in s.results.items():
+        said = [(each["name"], each["score"]) for each in result.categories] or [(result.caption, 1.0)]
+        weight = s.weights.get(i, 1.0)
+        labels[i] = [(name, float(score) * weight) for text, score in said if (name := find(text))]
+        outside += not labels[i]
+    if outside:
+        s.scores.counts[OUTSIDE] = outside
+    return labels
+
+
+def detections(
+    s: Scoring,
+    labels: Mapping[str, list[tuple[str, float]]],
+    sizes: Mapping[str, tuple[int, int]] | None = None,
+    *,
+    by_mask: bool = False,
 ) -> dict[str, Objects]:
-    """image -> its detections, in the order of the file. sizes: of images, where masks are matched."""
+    """image -> its detections, in the order of the predictions. sizes: of images, where masks are matched. by_mask: a
+    detection's size is its mask's; else, as COCO's evaluator has it of an entry with both, its box's."""
     found: dict[str, Objects] = {}
-    for i, (name, score) in answers.items():
-        result, image = s.results[i], s.images[i]
+    for i, said in labels.items():
+        result, image = s.results[i], s.image_of(i)
         objects = found.setdefault(image, Objects([], [], [], areas=[], masks=None if sizes is None else []))
-        box = result.box or _tight_box(result.mask)
-        objects.boxes.append(box)
-        objects.categories.append(name)
-        objects.scores.append(1.0 if s.task.score_source == "one" else score)
-        # As COCO's evaluator has it: of an entry with both it is the box that sorts it into a size.
-        objects.areas.append(box_area(box) if result.box else mask_area(result.mask))
+        box, mask = s.box_of(i) or tight_box(result.mask), None
+        area = box_area(box) if s.box_of(i) else mask_area(result.mask)
         if sizes is not None:
             x1, y1, x2, y2 = box
             corners = [[x1, y1, x1, y2, x2, y2, x2, y1]]
-            objects.masks.append(result.mask or record_rle(corners, sizes[image]))
+            mask = result.mask or record_rle(corners, sizes[image])
+            area = mask_area(mask) if by_mask else area
+        for name, score in said:  # what is not a number is shared among them
+            objects.boxes.append(box)
+            objects.categories.append(name)
+            objects.scores.append(1.0 if s.task.score_source == "one" else score)
+            objects.areas.append(area)
+            if mask is not None:
+                objects.masks.append(mask)
     return found
 
 
-def _tight_box(mask: dict) -> list[float]:
+def tight_box(mask: dict) -> list[float]:
     box = rle_to_box(mask)
     return [0.0] * 4 if box is None else box.tolist()
 
@@ -145,7 +171,7 @@ def _add(objects: Objects, annotation: Mapping, name: str, image_hw: Sequence[in
         x, y, width, height = map(float, box)
         box = [x, y, x + width, y + height]
     else:
-        box = _tight_box(rle)
+        box = tight_box(rle)
     area = annotation.get("area")
     objects.boxes.append(box)
     objects.categories.append(name)
@@ -157,7 +183,7 @@ def _add(objects: Objects, annotation: Mapping, name: str, image_hw: Sequence[in
 DETECTION = Metric(
     WORDS,
     add_scores,
-    {"COCO box AP": lambda task, judge: f"{package('faster-coco-eval')}; detection 1, categories 2"}
-    | {"COCO mask AP": lambda task, judge: f"{package('faster-coco-eval')}; detection 1, categories 2"},
+    {"COCO box AP": lambda task, judge: f"{package('faster-coco-eval')}; detection 2, categories 2"}
+    | {"COCO mask AP": lambda task, judge: f"{package('faster-coco-eval')}; detection 2, categories 2"},
     own_images=True,
 )
