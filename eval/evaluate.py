@@ -16,6 +16,7 @@ import dynrefer
 from dynrefer.data.records import Region, RegionRecords, RegionResult
 from dynrefer.files import file_sha256
 from dynrefer.models.options import Options, make_options
+from dynrefer.predictions import predict
 from dynrefer.processes import is_main
 
 from . import statistics
@@ -25,7 +26,6 @@ from .inputs.formats import Predictions
 from .java import java_in_use
 from .metrics.captions import CLEANING, caption_scores
 from .options import FLAGS
-from .predict import predict
 from .scoring import Scores, intervals, score, without_interval
 from .task import Task
 from .versions import package_version

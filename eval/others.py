@@ -1,6 +1,6 @@
 """Models of others in our harness: Florence-2, Qwen-VL, InternVL, Kosmos-2, and any other that reads images and writes.
 
-`load` gives what `eval.predict` wants of a model. How each is told which region is meant is a row of
+`load` gives what `dynrefer.predictions` wants of a model. How each is told which region is meant is a row of
 `region_prompts.CAPTIONERS`; models that take no boxes are shown a line around the region (`overlay`) or the region
 alone (`crop`).
 """

@@ -12,7 +12,7 @@ from data_prep import grit_boxes
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region, RegionResult
 from dynrefer.models.family import FamilyModel, FamilyProcessor
-from eval.predict import read_predictions
+from dynrefer.predictions import read_predictions
 
 TRUE = {100: [(10, 10, 70, 60), (100, 10, 160, 60)], 101: [(20, 20, 90, 80), (110, 30, 190, 90)]}
 SIZE = (100, 200)

@@ -13,10 +13,10 @@ from dynrefer.data.example import Example
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region
 from dynrefer.models.options import TextOptions, make_options
+from dynrefer.predictions import predict
 from eval.benchmarks import TASKS, get_task
 from eval.others import NewTokens, Prompts, clean, load
 from eval.overlay import RED, overlay
-from eval.predict import predict
 from eval.region_prompts import CAPTIONERS
 from eval.task import Task
 from tests import others

@@ -12,12 +12,12 @@ import eval.run as run
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region, RegionResult
 from dynrefer.files import file_sha256
+from dynrefer.predictions import predict, predict_in_memory, read_predictions
 from eval import compare, java
 from eval.baselines import commonest_captions, constant_caption, one_human, true_type_template
 from eval.benchmarks import TASKS, get_task
 from eval.evaluate import score_some
 from eval.metrics.captions import PTB
-from eval.predict import predict, predict_in_memory, read_predictions
 from eval.scoring import score
 from eval.sweep import sweep
 from eval.task import Task

@@ -81,7 +81,7 @@ def evaluate(
 
     model: unwrapped. Every process calls it and gets the same scores; each takes its share of the regions.
     """
-    from eval.predict import example_loader
+    from dynrefer.predictions import example_loader
 
     records, decides = part_of(records, cfg.limit), cfg.decides(model)
     options = cfg.options_of(model)
@@ -120,8 +120,8 @@ def answer_scores(
     model, records: RegionRecords, cfg: EvalConfig, decides: str, options: Options, data: DataConfig, accelerator
 ) -> dict[str, float]:
     """Scores of what the model answers, by the metrics that serve its answers."""
+    from dynrefer.predictions import predict_in_memory
     from eval.evaluate import score_some
-    from eval.predict import predict_in_memory
 
     def call(batch, options):
         with accelerator.autocast():

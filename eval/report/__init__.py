@@ -20,9 +20,9 @@ from dynrefer.data.records import RegionRecords, RegionResult
 from dynrefer.errors import run_command
 from dynrefer.files import atomic_path, read_text
 from dynrefer.pages import render
+from dynrefer.predictions import read_predictions
 
 from ..evaluate import ITEMS, PREDICTIONS, SCORES, default_out
-from ..predict import read_predictions
 from . import sections
 from .cards import Cards, different
 

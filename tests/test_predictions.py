@@ -13,7 +13,7 @@ from PIL import Image
 
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import RegionResult
-from eval.predict import _collect, predict, read_predictions
+from dynrefer.predictions import _collect, predict, read_predictions
 from tests import tiny_dynrefer as small
 from tests.cups import Model
 
@@ -40,7 +40,7 @@ import os, sys, time
 import dynrefer
 from dynrefer.data.record_files import open_records
 from dynrefer.processes import launched
-from eval.predict import predict
+from dynrefer.predictions import predict
 
 folder, out, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 model = dynrefer.load(f"{folder}/model", device="cpu")
