@@ -25,6 +25,7 @@ from dynrefer.errors import run_command
 from dynrefer.files import atomic_path
 from dynrefer.images import open_image
 from dynrefer.pages import inset, picture_uri, render
+from dynrefer.paint import outline
 from dynrefer.views import crop_views
 
 PAGE = Path(__file__).with_name("show_page") / "page.html"
@@ -175,12 +176,7 @@ def _mask_uri(mask: np.ndarray) -> str:
     picture = Image.fromarray(mask.astype(np.uint8) * 255)
     picture.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS), Image.Resampling.BOX)
     inside = np.asarray(picture) > 127
-    padded = np.pad(inside, 2)
-    core = inside.copy()
-    rows, columns = inside.shape
-    for down, right in ((0, 2), (4, 2), (2, 0), (2, 4), (1, 1), (1, 3), (3, 1), (3, 3)):
-        core &= padded[down : down + rows, right : right + columns]
-    levels = np.where(core, 1, np.where(inside, 2, 0)).astype(np.uint8)
+    levels = inside.astype(np.uint8) + outline(inside, 2, inside=True)  # 1 inside, 2 on the line
     result = Image.fromarray(levels).convert("P")
     result.putpalette([0, 0, 0, *MASK_COLOUR, *MASK_COLOUR])
     return picture_uri(result, "png", transparency=bytes([0, 84, 255]))

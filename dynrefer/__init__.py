@@ -17,6 +17,7 @@ __version__ = "0.3.0"
 _PUBLIC = {
     "load": "dynrefer.models.auto",
     "RegionPredictor": "dynrefer.predictor",
+    "draw_results": "dynrefer.draw",
     "Region": "dynrefer.data.records",
     "RegionResult": "dynrefer.data.records",
     "open_records": "dynrefer.data.record_files",

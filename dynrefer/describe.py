@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 EPILOG = (
@@ -47,6 +48,7 @@ def add_parser(commands: Any, model_options: Callable, load: Callable) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"as {name}=VALUE")
     parser.add_argument("--generation", nargs="*", metavar="KEY=VALUE", help="before key=value, which it does not need")
     parser.add_argument("--json", action="store_true", help="one JSON object a region and line")
+    parser.add_argument("--draw", metavar="DIR", help="also draw the results on the picture, into this folder (PNG)")
     parser.set_defaults(run=partial(run, load=load), show_help=parser.print_help)
 
 
@@ -58,7 +60,8 @@ def take_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     (['a.jpg', '--model', 'm', '--box', '1', '2', '3', '4', '--control', 'x=y', 'b/c=d'], ['num_beams=5'])
     """
     valued = {
-        f"--{name.replace('_', '-')}" for name in (*ALIASES, "model", "device", "dtype", "revision", "box_format")
+        f"--{name.replace('_', '-')}"
+        for name in (*ALIASES, "model", "device", "dtype", "revision", "box_format", "draw")
     }
     others, pairs = [], []
     for before, argument in zip(["", *arguments], arguments, strict=False):
@@ -96,12 +99,20 @@ def run(args: argparse.Namespace, load: Callable) -> int:
     regions = regions_of(image.shape[:2], args.box, args.box_format, args.mask)
     kind = family_of(args.model, args.revision).options
     options = make_options(kind, parse_options(kind, [*pairs, *args.options]))
+    if args.draw:
+        Path(args.draw).mkdir(parents=True, exist_ok=True)
     model = load(args)
     model.check_options(options)
     (results,) = RegionPredictor(model).describe([(Example.of_picture(image, regions, photos[0]), options)])
     for index, result in enumerate(results):
         print(json.dumps(result.to_dict(), ensure_ascii=False) if args.json else result_text(index, result))
     sys.stdout.flush()
+    if args.draw:
+        from dynrefer.draw import draw_results, save_picture
+
+        for region, result in zip(regions, results, strict=True):  # a mask that was given is drawn, too
+            result.mask = region.mask if result.mask is None else result.mask
+        print(f"drawn: {save_picture(args.draw, Path(photos[0]).stem, draw_results(image, results))}", file=sys.stderr)
     return 0
 
 

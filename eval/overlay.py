@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from dynrefer.data.records import Region
+from dynrefer.paint import outline, paint_box
 
 RED = (255, 0, 0)
 WIDTH_SHARE = 1 / 200  # of the image's longer side: 3 pixels of 640, which outlast the resizing to 224 pixels
@@ -48,28 +48,8 @@ def overlay(
     if prompt == "mask" and mask is None:
         raise ValueError(f"region {region.id} has no mask to draw; prompt 'box' draws its box")
     drawn = image.copy()
-    drawn[_box_line(region.box, image.shape[:2], width) if mask is None else _mask_line(mask, width)] = colour
+    if mask is None:
+        paint_box(drawn, region.box, width, colour)
+    else:
+        drawn[outline(mask, width)] = colour
     return drawn
-
-
-def _box_line(box: Sequence[float], image_hw: tuple[int, int], width: int) -> np.ndarray:
-    """bool (H, W): the pixels of x1, y1, x2 and y2, and further ones outwards."""
-    height, length = image_hw
-    x1, y1 = (max(int(side) + 1 - width, 0) for side in box[:2])
-    x2, y2 = (min(int(side) + width, limit) for side, limit in zip(box[2:], (length, height), strict=True))
-    line = np.zeros(image_hw, bool)
-    line[y1:y2, x1:x2] = True
-    line[y1 + width : max(y2 - width, 0), x1 + width : max(x2 - width, 0)] = False
-    return line
-
-
-def _mask_line(mask: np.ndarray, width: int) -> np.ndarray:
-    """bool (H, W): the pixels around the mask, and those of the mask in a frame as wide as the line."""
-    grown = mask
-    for axis in (0, 1):
-        padding = [(0, 0), (0, 0)]
-        padding[axis] = (width, width)
-        grown = sliding_window_view(np.pad(grown, padding), 2 * width + 1, axis).any(-1)
-    edge = np.ones_like(mask)
-    edge[width:-width, width:-width] = False
-    return (grown & ~mask) | (mask & edge)

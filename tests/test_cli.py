@@ -347,3 +347,26 @@ def test_a_fresh_process_prints_json_and_nothing_else(run_folder, photo):
     done = subprocess.run([*command, *BOX, "--json"], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["box"] == [0, 0, 5, 5]
+
+
+def test_draw_writes_one_picture_and_never_over_another(model, photo, capsys, tmp_path):
+    folder = tmp_path / "drawn" / "here"
+    arguments = ["describe", photo, "--model", "m", *BOX, "--draw", str(folder)]
+    status, out, err = run(capsys, *arguments)
+    assert status == 0 and err.strip() == f"drawn: {folder}/photo.png" and out.startswith("0: une tasse")
+    status, out, err = run(capsys, *arguments, "--json")
+    assert json.loads(out)["box"] == [0, 0, 5, 5] and err.strip() == f"drawn: {folder}/photo-2.png"
+    assert Image.open(folder / "photo.png").width == 800
+    (tmp_path / "file").touch()
+    status, _, err = run(capsys, "describe", photo, "--model", "m", *BOX, "--draw", str(tmp_path / "file"))
+    assert status == 2 and "file" in err
+
+
+def test_a_mask_that_was_given_is_drawn(model, photo, capsys, tmp_path):
+    mask = np.zeros((100, 200), np.uint8)
+    mask[20:80, 50:150] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    arguments = ["describe", photo, "--model", "m", "--mask", str(tmp_path / "mask.png"), "--draw", str(tmp_path)]
+    assert run(capsys, *arguments)[0] == 0
+    pixels = np.asarray(Image.open(tmp_path / "photo.png"))
+    assert (pixels[200, 400] > 0).any() and (pixels[40, 400] == 0).all(), "tinted inside, as it was outside"
