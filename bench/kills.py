@@ -6,7 +6,6 @@ other run: the rows of log.jsonl (all but `seconds` and `regions_per_second`), a
 checkpoint and of best/, the averaged weights, the optimizer's state and the random generators'.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -22,6 +21,8 @@ import time
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from dynrefer.errors import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = "run"
@@ -231,7 +232,7 @@ def _check(processes: list[BaseProcess], run: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.kills", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.kills", description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(CASES)}; all if none")
     parser.add_argument("--kills", type=int, default=20, help="of each case (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default 0)")

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dynrefer.errors import Parser
+
 HERE = Path(__file__).resolve()
 BATCH_SIZE = 64
 
@@ -124,7 +126,7 @@ def in_turns(checkouts: dict[str, Path], turns: int, *arguments: object):
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.loading", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.loading", description=__doc__.splitlines()[0])
     parser.add_argument("--before", type=Path, metavar="PATH", help="another checkout, of version 0.3.0 or later")
     parser.add_argument("--small", action="store_true", help="a few images and one turn: shows that all runs")
     parser.add_argument("--scenes", type=int, help="of the world (default 300)")

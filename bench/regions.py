@@ -6,11 +6,11 @@
 The model is the tiny one of the tests, so what is measured is everything around a model. Times are those of one CPU.
 """
 
-import argparse
 import time
 
 import numpy as np
 
+from dynrefer.errors import Parser
 from dynrefer.predictor import RegionPredictor
 
 IMAGE_HW = (480, 640)
@@ -34,7 +34,7 @@ def seconds(predictor: RegionPredictor, number: int, controls: bool) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.regions", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.regions", description=__doc__.splitlines()[0])
     parser.add_argument("--regions", type=int, nargs="+", default=[1000, 5000, 20000], help="how many, one run each")
     args = parser.parse_args(argv)
     import torch

@@ -4,8 +4,9 @@ A benchmark is one function of a Budget and one row in BENCHMARKS. Its ways are 
 of its turns; the ratio to the first, the plain way, is what counts: the machine divides out.
 """
 
-import argparse
 from collections.abc import Callable
+
+from dynrefer.errors import Parser
 
 from .crops import draft, view_construction, view_construction_large
 from .data import loader_samples, world_scenes
@@ -30,7 +31,7 @@ BENCHMARKS: dict[str, Callable[[Budget], Result]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.run", description=__doc__.splitlines()[0])
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"benchmarks to run: {', '.join(BENCHMARKS)}; all if none"
     )

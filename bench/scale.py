@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dynrefer.errors import Parser
+
 from .generated import (
     HW,
     REGIONS_AN_IMAGE,
@@ -295,7 +297,7 @@ PROBES = {probe.__name__: probe for probe in (probe_records, probe_coco, probe_p
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.scale", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"sections: {', '.join(SECTIONS)}; all if none")
     parser.add_argument("--small", action="store_true", help="a fiftieth of the size: shows that all runs")
     parser.add_argument("--images", type=int, help=f"how many images, of {REGIONS_AN_IMAGE} regions each")

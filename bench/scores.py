@@ -7,7 +7,6 @@ Memory is the most that Python and its Java programs have held together. Caption
 phrases (5 words in the mean, up to 40) and words as frequent as in a language, from METEOR's own list.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -19,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from dynrefer.errors import Parser
 
 from .metrics import densecap_loop, same_words
 
@@ -157,7 +158,7 @@ def command(what: str, folder: Path, task: str) -> Rows:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.scores", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.scores", description=__doc__.splitlines()[0])
     parser.add_argument("--captions", nargs="*", type=int, default=[5000, 230_000], help="how many; nothing: none")
     parser.add_argument("--images", nargs="*", type=int, default=[5000], help="of dense captions; nothing: none")
     parser.add_argument("--folder", type=Path, help="where to write for the time being (default: the system's place)")

@@ -39,7 +39,7 @@ from dynrefer.data.arrow import is_table
 from dynrefer.data.image_groups import BLOCK, ImageGroups, hashes_of
 from dynrefer.data.record_files import JSON_LINES, UNKNOWN_KIND
 from dynrefer.data.records import record_root
-from dynrefer.errors import run_command
+from dynrefer.errors import Parser, run_command
 from dynrefer.files import read_lines
 
 NUM_LINES_SHOWN = 5  # of an image that many records share
@@ -315,7 +315,7 @@ def _check_clips(path: Path) -> Report:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.check", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m data_prep.check", description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path, help="record file: .jsonl, .jsonl.gz, .parquet, .arrow or an Arrow folder")
     parser.add_argument(
         "--against", type=Path, nargs="+", metavar="FILE", help="record files that must not share images with this one"

@@ -12,6 +12,7 @@ from data_prep.counts import nothing
 from dynrefer.data.arrow import save_arrow
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region
+from dynrefer.errors import Parser
 from dynrefer.files import atomic_path, read_text
 
 COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.jpg$")
@@ -44,7 +45,7 @@ def arguments(
 ) -> argparse.ArgumentParser:
     """The options that converters share. shared_with: test sets whose images occur in this dataset's training part;
     --exclude is required then."""
-    parser = argparse.ArgumentParser(prog=f"python -m data_prep.{name}", description=description)
+    parser = Parser(prog=f"python -m data_prep.{name}", description=description)
     parser.add_argument(
         "--images", type=Path, required=images_required, help="folder of the images; records point into it"
     )

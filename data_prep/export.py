@@ -48,7 +48,7 @@ from dynrefer.data.export import (
 )
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import Region, RegionResult
-from dynrefer.errors import cut, run_command, suggestion
+from dynrefer.errors import Parser, cut, run_command, suggestion
 from dynrefer.files import read_jsonl
 from dynrefer.vocabulary import read_words
 
@@ -92,7 +92,7 @@ def known_categories(named: Path | None, records: Path) -> dict[str, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.export", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m data_prep.export", description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path, help="record file, or with --records a predictions file")
     parser.add_argument("--to", choices=FORMS, required=True, help="the form to write")
     parser.add_argument("--out", type=Path, required=True, help="coco, label-studio: a .json file; yolo: a folder")

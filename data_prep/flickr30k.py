@@ -35,7 +35,7 @@ from data_prep.counts import tell
 from data_prep.phrase_words import phrase_words
 from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region
-from dynrefer.errors import run_command
+from dynrefer.errors import Parser, run_command
 from dynrefer.files import atomic_path, read_jsonl, read_text
 from dynrefer.images import open_image
 
@@ -363,7 +363,7 @@ def _read_ids(path: Path) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.flickr30k", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m data_prep.flickr30k", description=__doc__.splitlines()[0])
     parser.add_argument("--jsonl", type=Path, help="photos, one a line (.jsonl or .jsonl.gz)")
     parser.add_argument("--annotations", type=Path, help="official release: folder of ID.xml")
     parser.add_argument("--sentences", type=Path, help="official release: folder of ID.txt")

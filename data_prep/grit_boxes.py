@@ -37,7 +37,7 @@ from data_prep.json_files import read_items
 from dynrefer.boxes import DENSECAP_LONGER_SIDE, share_beyond
 from dynrefer.data.record_files import detector_file, open_records
 from dynrefer.data.records import Region
-from dynrefer.errors import run_command
+from dynrefer.errors import Parser, run_command
 from dynrefer.files import atomic_path
 
 MIN_BOXES = 100  # fewer cannot tell how a file is scaled
@@ -128,7 +128,7 @@ def regions(
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data_prep.grit_boxes", description="GRiT's boxes on Visual Genome -> records and predictions"
     )
     parser.add_argument("--results", type=Path, required=True, help="vg_instances_results.json")

@@ -7,6 +7,7 @@ other programs write though JSON has none, come as floats: harmless in a key tha
 """
 
 import codecs
+import contextlib
 import gzip
 import io
 import json
@@ -24,6 +25,9 @@ from dynrefer.packed import open_text, other_kind
 MAX_TAIL = 2**26  # bytes behind the beginning of a list that `read_list` takes from a file's end
 CHUNK = 2**16
 NOT_JSON = "not JSON from its first to its last byte"
+MAX_DEPTH = 1000
+DEEP = f"more than {MAX_DEPTH:,} lists and objects within each other"
+TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 STRANGE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?(?:NaN|Infinity)', re.DOTALL)  # texts, which stay, and numbers JSON lacks
 MARK = "\ufdd0"  # begins a text that stands for such a number; a character that no text has
 LEGACY = "it is in another encoding, such as Windows-1252: `iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW` writes it anew"
@@ -103,7 +107,8 @@ def _stream(path: Path, prefix: str | None) -> Iterator[Any]:
     for known in (False, True):
         try:
             with open_text(path) as file:
-                for number, value in enumerate(_values(_Marked(file) if known else file, prefix)):
+                flat = _Flat(file, path)
+                for number, value in enumerate(_values(_Marked(flat) if known else flat, prefix)):
                     if number >= count:
                         count += 1
                         yield _numbers(value) if known else value
@@ -130,6 +135,38 @@ def _json_error() -> type[Exception]:
     import ijson
 
     return ijson.JSONError
+
+
+class _Flat:
+    """A stream of JSON; ValueError where it is nested so deep that the quick reader would take all memory."""
+
+    def __init__(self, file: BinaryIO, path: Path):
+        self._file, self._path, self._open = file, path, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        if self._open <= MAX_DEPTH:
+            self._open += _opened(data)  # those in texts too
+            if self._open > MAX_DEPTH and _is_deep(self._path):
+                raise ValueError(DEEP)
+        return data
+
+
+def _opened(data: bytes) -> int:
+    return data.count(b"[") + data.count(b"{") - data.count(b"]") - data.count(b"}")
+
+
+def _is_deep(path: Path) -> bool:
+    depth, rest = 0, b""
+    with open_text(path) as file:
+        while data := file.read(CHUNK):
+            plain = TEXT.sub(b"", rest + data)
+            begun = plain.find(b'"')
+            plain, rest = (plain, b"") if begun < 0 else (plain[:begun], plain[begun:])
+            depth += _opened(plain)
+            if depth > MAX_DEPTH:
+                return True
+    return False
 
 
 class _Marked:
@@ -175,7 +212,7 @@ def _numbers(value: Any) -> Any:
 
 def _has_strange_numbers(path: Path) -> bool:
     last = b""
-    with open_text(path) as file:
+    with contextlib.suppress(UnicodeDecodeError), open_text(path) as file:
         while data := file.read(2**20):
             if re.search(rb"NaN|Infinity", last[-10:] + data):
                 return True
@@ -195,10 +232,22 @@ def _problem(path: Path, error: Exception, place: str = "damaged") -> str:
         return f"{NOT_JSON}: damaged or cut off gzip ({error}), {place}; copy or download it again"
     if (kind := other_kind(path)) is not None:
         return f"{NOT_JSON}: {kind}"
+    if isinstance(error, UnicodeDecodeError) and not error.encoding.startswith("utf-8"):
+        return f"{NOT_JSON} ({error.encoding}: {error.reason}), {place}; is it cut off? Copy or download it again"
     if found := _not_utf8(path):
         return f"{NOT_JSON}: {found}"
-    reason = " ".join((error.args[0] if error.args and isinstance(error.args[0], str) else str(error)).split())
-    return f"{NOT_JSON} ({cut(reason, 200)}), {place}; is it cut off? Copy or download it again"
+    reason = DEEP if isinstance(error, RecursionError) else _reason(error)
+    whole = isinstance(error, json.JSONDecodeError) and error.pos < len(error.doc.rstrip())
+    whole = whole or isinstance(error, _json_error()) and "EOF" not in reason or reason == DEEP
+    step = "mend it there, or write it anew" if whole else "is it cut off? Copy or download it again"
+    return f"{NOT_JSON} ({cut(reason, 200)}), {place}; {step}"
+
+
+def _reason(error: Exception) -> str:
+    """ijson's own texts are bytes, and of several lines, the last of which points at a column."""
+    text = error.args[0] if error.args else str(error)
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+    return " ".join(text.replace("(right here) ------^", "").split())
 
 
 def _not_utf8(path: Path) -> str | None:
@@ -214,8 +263,6 @@ def _not_utf8(path: Path) -> str | None:
                 shown = cut((text[-200:] + bytes([byte]).decode("cp1252", "replace")), 1000)[-60:]
                 shown += behind.decode("cp1252", "replace")
                 return f"byte 0x{byte:02x} in {_key_before(text)}{shown!r} is not UTF-8; {LEGACY}"
-            except ValueError as error:  # UTF-16 that is cut off
-                return f"text that is damaged ({error}); copy or download it again"
     return None
 
 

@@ -25,6 +25,7 @@ from data_prep.json_files import read_items
 from data_prep.polygons import mask_box, turn
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.records import Region
+from dynrefer.errors import Parser
 from dynrefer.files import read_jsonl
 from dynrefer.images import read_orientation
 
@@ -39,7 +40,7 @@ def own_arguments(
     name: str, description: str, images: bool = True, images_required: bool = True
 ) -> argparse.ArgumentParser:
     """The options that converters of own data share. images: whether the pictures lie in a folder of their own."""
-    parser = argparse.ArgumentParser(prog=f"python -m data_prep.{name}", description=description)
+    parser = Parser(prog=f"python -m data_prep.{name}", description=description)
     if images:
         where = "folder of the images; records point into it"
         parser.add_argument("--images", type=Path, required=images_required, help=where)

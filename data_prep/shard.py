@@ -23,7 +23,7 @@ from dynrefer.data.arrow import is_table, save_arrow
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import Region, record_root
 from dynrefer.data.shards import MAX_BYTES, write_shards
-from dynrefer.errors import run_command
+from dynrefer.errors import Parser, run_command
 from dynrefer.files import hidden_folder, read_jsonl
 
 
@@ -47,7 +47,7 @@ def regions(files: Sequence[Path], folder: Path, split: str | None = None) -> It
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.shard", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m data_prep.shard", description=__doc__.splitlines()[0])
     parser.add_argument("records", nargs="+", type=Path, help="record files; several become one")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--arrow", action="store_true", help="an Arrow folder of the records instead of shards")

@@ -21,7 +21,7 @@ from PIL import Image
 
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import Region, RegionRecords
-from dynrefer.errors import run_command
+from dynrefer.errors import Parser, run_command
 from dynrefer.files import atomic_path
 from dynrefer.images import open_image
 from dynrefer.pages import inset, picture_uri, render
@@ -198,7 +198,7 @@ def _words(region: Region) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.show", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m data_prep.show", description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path, help="record file: .jsonl, .jsonl.gz, .parquet, .arrow or an Arrow folder")
     parser.add_argument("--out", type=Path, required=True, help="the page, an .html file")
     parser.add_argument("--num", type=int, default=24, help="how many samples (default %(default)s)")

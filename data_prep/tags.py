@@ -30,7 +30,7 @@ from data_prep.converter import write, write_list
 from data_prep.counts import tell
 from data_prep.shard import regions
 from dynrefer.data.records import Region, record_root
-from dynrefer.errors import run_command
+from dynrefer.errors import Parser, run_command
 from dynrefer.files import read_jsonl
 from dynrefer.vocabulary import read_words
 
@@ -356,7 +356,7 @@ def tagged(path: Path, out: Path, vocabulary: TagVocabulary, counts: Counter, ke
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.tags", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m data_prep.tags", description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=Path, help="record file whose captions are read")
     parser.add_argument("--out", type=Path, help="record file to write: .jsonl, .jsonl.gz, or an Arrow folder")
     words = parser.add_mutually_exclusive_group(required=True)

@@ -19,6 +19,7 @@ from data_prep.check_clips import video_problems
 from data_prep.counts import Tally, nothing, tell
 from dynrefer.boxes import check_boxes
 from dynrefer.data.clips import ClipRegion, FrameRegion, write_clips
+from dynrefer.errors import Parser
 from dynrefer.images import DECODE_ERRORS
 from dynrefer.masks import mask_to_box, mask_to_rle, rle_to_box
 
@@ -53,7 +54,7 @@ class Videos:
 
 def video_arguments(name: str, description: str, videos: str = "folder of the videos") -> argparse.ArgumentParser:
     """The options that converters of video regions share. videos: help of --videos."""
-    parser = argparse.ArgumentParser(prog=f"python -m data_prep.{name}", description=description)
+    parser = Parser(prog=f"python -m data_prep.{name}", description=description)
     parser.add_argument("--videos", type=Path, required=True, help=f"{videos}; records point into it")
     parser.add_argument("--out", type=Path, required=True, help="clip file to write, .jsonl")
     parser.add_argument("--strict", action="store_true", help="a faulty region is an error, instead of being left out")

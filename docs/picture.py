@@ -5,19 +5,19 @@
 The captions are the model's own, mistakes included.
 """
 
-import argparse
 from pathlib import Path
 
 from PIL import Image
 
 import dynrefer
 from dynrefer.data.record_files import open_records
+from dynrefer.errors import Parser
 
 GAP = 24  # pixels between the scenes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="runs/quickstart")
     parser.add_argument("--records", type=Path, default=Path("data/world/test.jsonl"))
     parser.add_argument("--scenes", type=int, nargs="+", default=[9, 45, 53], help="numbers in the pictures' names")

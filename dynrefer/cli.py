@@ -6,18 +6,21 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import dynrefer
 from dynrefer import describe
-from dynrefer.errors import MISTAKE, run_command
+from dynrefer.errors import Parser, run_command
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(MISTAKE, f"dynrefer: error: {message}; `{self.prog} --help` shows the options\n")
+class _CommandParser(Parser):
+    """Of one command: it tells itself of arguments that it does not have, since its own --help lists those it has."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        return (found, unknown) if not unknown else self.error(f"unrecognized arguments: {' '.join(unknown)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,11 +39,9 @@ def _convert(argv: list[str]) -> int | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="dynrefer", description="Describes regions of images: captions, tags, attributes, categories."
-    )
+    parser = Parser(prog="dynrefer", description="Describes regions of images: captions, tags, attributes, categories.")
     parser.add_argument("--version", action="version", version=f"dynrefer {dynrefer.__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_CommandParser)
 
     describe.add_parser(commands, _model_options, _load)
 

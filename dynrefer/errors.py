@@ -1,16 +1,18 @@
 """What all commands share: a mistake in input or settings is one line and exit status 2, not a traceback."""
 
+import argparse
 import contextlib
 import difflib
 import errno
 import os
+import re
 import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 MISTAKE = 2
 INTERRUPTED = 130  # as a shell says of a command that Ctrl-C has ended
@@ -34,6 +36,7 @@ FULL = {  # the same in words that users search for
 }
 # what other libraries' writers say of a full disk, in errors that are no OSError or carry no number
 FULL_TEXTS = ("No space left on device", "os error 28)", "PytorchStreamWriter failed writing", "unexpected pos ")
+KINDS = {"int": "a whole number", "float": "a number"}  # of an option's value: argparse's word -> ours
 # errors of these kinds, but for those below, are a mistake of this program and keep their traceback
 OWN_MISTAKES = (AssertionError, AttributeError, LookupError, NameError, TypeError)
 
@@ -179,6 +182,47 @@ def quiet_interrupts() -> None:
             before(kind, error, trace)
 
     sys.excepthook = hook
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a command's arguments. A wrong one is told in a line, without the usage, and the status is 2."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, text: str) -> NoReturn:
+        text = text.removeprefix("argument ")
+        extra = text.partition("unrecognized arguments: ")[2]
+        kind = re.fullmatch(r"(.+?): invalid (int|float) value: (.*)", text, re.DOTALL)
+        unknown = self._unknown_option() or extra.split(" ")[0]
+        if kind:
+            text = f"{kind[1]} {cut(kind[3])}: expected {KINDS[kind[2]]}"
+        elif unknown and "required" in text or extra.startswith("-"):
+            text = f"unknown option {shown(unknown)}.{suggestion(unknown, self._option_string_actions)}"
+        elif extra:
+            text = f"unknown argument {shown(extra)}"
+        text = " ".join(cut(text, 1000).rstrip(".").split())
+        text += " " if text.endswith("?") else "; "
+        self.exit(_say(self._name(), f"error: {text}`{self.prog} --help` shows the options"))
+
+    def exit(self, status: int = 0, text: str | None = None) -> NoReturn:
+        super().exit(status or run_command(self._name(), lambda _: None, None), text)  # what was printed is flushed
+
+    def _print_message(self, text: str, file: Any = None) -> None:
+        """argparse's one place for help and version, which forgives an output that cannot be written."""
+        if file is not None and file is sys.stderr:
+            super()._print_message(text, file)
+        elif status := run_command(self._name(), lambda _: print(text, end="", file=file), None):
+            super().exit(status)
+
+    def _unknown_option(self) -> str:
+        """The first given, which argparse does not tell where a required one is missing; or ""."""
+        names = [word.partition("=")[0] for word in self._given if word.startswith("--") and word != "--"]
+        return next((n for n in names if not any(o.startswith(n) for o in self._option_string_actions)), "")
+
+    def _name(self) -> str:
+        return self.prog.removeprefix("python -m ").split(" ")[0]
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

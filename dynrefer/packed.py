@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import io
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +25,29 @@ OTHERS = (  # beginnings of what is no text, and what to do
 )
 
 
+class _Recoded(io.RawIOBase):
+    """A stream of text in some encoding as UTF-8; the `readinto` of codecs.EncodedFile gives the file's own bytes."""
+
+    def __init__(self, file: BinaryIO, encoding: str):
+        self._file, self._decoder, self._rest = file, codecs.getincrementaldecoder(encoding)(), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = b" "
+        while data and not self._rest:
+            data = self._file.read(len(buffer))
+            self._rest = self._decoder.decode(data, final=not data).encode("utf-8")
+        done, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        buffer[: len(done)] = done
+        return len(done)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def open_text(path: str | os.PathLike) -> BinaryIO:
     """A text file's bytes as UTF-8 without a mark, as a stream.
 
@@ -42,14 +66,20 @@ def open_text(path: str | os.PathLike) -> BinaryIO:
     if encoding == "utf-8-sig":
         file.read(len(codecs.BOM_UTF8))
         return file
-    return file if encoding is None else codecs.EncodedFile(file, "utf-8", encoding)
+    return file if encoding is None else io.BufferedReader(_Recoded(file, encoding))
 
 
 def other_kind(path: str | os.PathLike) -> str | None:
     """What a file is that was to be text, and what to do: empty, a pointer, an archive, a page; None where nothing of
     the kind shows."""
-    with open_text(path) as file:
-        head = file.read(200).lstrip()
+    try:
+        with open_text(path) as file:
+            head = file.read(200)
+    except UnicodeDecodeError:  # UTF-16 that is cut off
+        return None
+    if head and not head.strip(b"\0"):
+        return "nothing but zeros, as a copy that broke off leaves them; copy or download it again"
+    head = head.lstrip()
     if not head:
         return "an empty file; copy or download it again"
     return next((text for start, text in OTHERS if head.lower().startswith(start.lower())), None)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynrefer.errors import run_command
+from dynrefer.errors import Parser, run_command
 from dynrefer.files import read_text
 
 from .evaluate import SCORES
@@ -88,7 +88,7 @@ def table(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a mistake in input."""
-    parser = argparse.ArgumentParser(prog="python -m eval.compare", description="Scores of several runs in a table.")
+    parser = Parser(prog="python -m eval.compare", description="Scores of several runs in a table.")
     parser.add_argument("scores", nargs="+", metavar="FILE", help="scores.json files, or the folders that hold them")
     parser.add_argument(
         "--different-protocols", action="store_true", help="show what is not comparable with the first, and mark it"

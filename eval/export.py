@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 from tqdm import tqdm
 
-from dynrefer.errors import run_command
+from dynrefer.errors import Parser, run_command
 from dynrefer.files import atomic_path, file_sha256
 
 from .benchmarks import TASKS
@@ -124,7 +124,7 @@ def export(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a mistake in input or settings."""
-    parser = argparse.ArgumentParser(prog="python -m eval.export", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eval.export", description=__doc__.splitlines()[0])
     parser.add_argument("--task", required=True, help=f"one of {', '.join(TASKS)}")
     parser.add_argument("--format", required=True, choices=FORMATS, help="whose files to write")
     parser.add_argument("--out", required=True, help="lmms-eval: the folder for --include_path; VLMEvalKit: LMUData")

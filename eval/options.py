@@ -8,6 +8,7 @@ from typing import Any
 from dynrefer.config import settings_help
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import RegionRecords
+from dynrefer.errors import Parser
 from dynrefer.models.options import Options, make_options, parse_options
 
 from .benchmarks import TASKS, get_task
@@ -20,7 +21,7 @@ FLAGS = {"view_strategy": "", "control": "control", "tag_threshold": "tag_thresh
 
 def arguments(prog: str, description: str) -> argparse.ArgumentParser:
     """The options that the commands of this package share."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser = Parser(prog=prog, description=description)
     parser.add_argument("--task", required=True, help=f"one of {', '.join(TASKS)}")
     parser.add_argument("--data", help="records; the task's own where not given")
     parser.add_argument("--out", help="folder to write into")
@@ -73,7 +74,7 @@ def given_options(args: argparse.Namespace, kind: type[Options]) -> dict[str, An
 
 def add_options_help(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
     """Where --help and a --model are asked for, the model's options stand below the others."""
-    first = argparse.ArgumentParser(add_help=False)
+    first = Parser(prog=parser.prog, add_help=False)
     for names in (["--model"], ["--revision"]):
         first.add_argument(*names)
     first.add_argument("-h", "--help", action="store_true")

@@ -162,8 +162,8 @@ def test_a_mask_gives_the_box_and_an_empty_control_stays_empty(model, photo, cap
         (["PHOTO", "--model", "m", "--box", "9", "0", "5", "5"], "box 0: inverted"),
         (["PHOTO", "--model", "m", "--box", "-9", "-9", "-5", "-5"], "box 0: wholly outside"),
         (["PHOTO", "--model", "m", "--box", "nan", "0", "5", "5"], "box 0: non-finite"),
-        (["PHOTO", "--model", "m", "--box", "0", "0", "5"], "argument --box: expected 4 arguments"),
-        (["PHOTO", "--model", "m", "--box", "0", "0", "5", "x"], "argument --box: invalid float value: 'x'"),
+        (["PHOTO", "--model", "m", "--box", "0", "0", "5"], "--box: expected 4 arguments"),
+        (["PHOTO", "--model", "m", "--box", "0", "0", "5", "x"], "--box 'x': expected a number"),
         (["PHOTO", *BOX], "no model; give --model"),
         (["PHOTO", "PHOTO", "--model", "m", *BOX], "--box and --mask need exactly one"),
         (["PHOTO", "--model", "m", *BOX, "num_beems=5"], "unknown option 'num_beems'. Did you mean 'num_beams'?"),
@@ -173,7 +173,7 @@ def test_a_mask_gives_the_box_and_an_empty_control_stays_empty(model, photo, cap
         (["PHOTO", "--model", "m", *BOX, "--categories", "no.txt"], "categories: no file 'no.txt'"),
         (["PHOTO", "--model", "m", *BOX, "--attributes", " , "], "attributes: ' , ' holds no name"),
         (["PHOTO", "--model", "m", *BOX, "--generation", "5"], "option '5': expected key=value"),
-        (["PHOTO", "--model", "m", *BOX, "--bax"], "unrecognized arguments: --bax"),
+        (["PHOTO", "--model", "m", *BOX, "--bax"], "unknown option '--bax'"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2_before_any_model_is_loaded(model, photo, capsys, argv, message):

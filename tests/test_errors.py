@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dynrefer.errors import run_command
+from dynrefer.errors import Parser, run_command
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -82,7 +82,7 @@ def test_a_mistake_of_the_program_itself_keeps_its_traceback(mistake):
 def shell(line: str, **changes) -> tuple[int, str, str]:
     """(status, stdout, stderr) of a bash command in which PRINT is a command of ours that prints many lines."""
     program = (
-        "import sys; from dynrefer.errors import run_command; "
+        "import sys; from dynrefer.errors import Parser, run_command; "
         "sys.exit(run_command('name', lambda n: [print('line', i) for i in range(n)] and None, int(sys.argv[1])))"
     )
     line = line.replace("PRINT", f'{shlex.quote(sys.executable)} -c "{program}"')
@@ -118,7 +118,7 @@ def test_a_broken_pipe_to_a_server_is_no_end_of_the_reader(capfd):
 
 def test_ctrl_c_once_and_twice_is_a_line_and_130():
     program = (
-        "import atexit, sys, time; from dynrefer.errors import run_command; atexit.register(time.sleep, 20)\n"
+        "import atexit, sys, time; from dynrefer.errors import Parser, run_command; atexit.register(time.sleep, 20)\n"
         "def command(args):\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "sys.exit(run_command('name', command, None))"
     )
@@ -133,3 +133,77 @@ def test_ctrl_c_once_and_twice_is_a_line_and_130():
 
 def test_a_message_of_several_lines_is_one(capsys):
     assert ending(capsys, ValueError("two\n  lines")) == (2, "name: error: two lines\n")
+
+
+def parser() -> Parser:
+    parser = Parser(prog="python -m data_prep.name", description="A command.")
+    parser.add_argument("--train", type=int)
+    parser.add_argument("--share", type=float)
+    parser.add_argument("--to", choices=("coco", "yolo"))
+    parser.add_argument("--out", required=True)
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--out x --train five", "--train 'five': expected a whole number;"),
+        ("--out x --train=", "--train '': expected a whole number;"),
+        ("--out x --share half", "--share 'half': expected a number;"),
+        ("--out x --to cocoo", "--to: invalid choice: 'cocoo' (choose from 'coco', 'yolo');"),
+        ("--train 5", "the following arguments are required: --out;"),
+        ("--uot x", "unknown option '--uot'. Did you mean '--out'?"),
+        ("--out x --trian=5", "unknown option '--trian'. Did you mean '--train'?"),
+        ("--out x -q 3", "unknown option '-q';"),
+        ("--out x one two", "unknown argument 'one two';"),
+        ("--out", "--out: expected one argument;"),
+        (f"--out x --train {'9x' * 5000}", "--train '9x9x"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_with_the_option_its_value_and_the_rule(capsys, arguments, said):
+    with pytest.raises(SystemExit) as end:
+        parser().parse_args(arguments.split())
+    out, err = capsys.readouterr()
+    assert (end.value.code, out, err.count("\n")) == (2, "", 1) and len(err) < 300
+    assert err.startswith(f"data_prep.name: error: {said}")
+    assert err.endswith(" `python -m data_prep.name --help` shows the options\n")
+
+
+@pytest.mark.parametrize("arguments", [["--out", "a\nb", "--x\ny"], ["--out", "x", "--\udcff"]])
+def test_a_wrong_argument_of_odd_characters_is_one_line_too(capsys, arguments):
+    with pytest.raises(SystemExit):
+        parser().parse_args(arguments)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "data_prep.world --train five",
+        "data_prep.coco own --anotations x",
+        "eval.run --task coco-captions --limit ten",
+        "eval.run --model",
+        "train.run --confg x",
+        "dynrefer.cli info model --devise cpu",
+        "dynrefer.cli convert lavis --bas x",
+    ],
+)
+def test_a_wrong_argument_of_a_command_is_one_line(command):
+    done = subprocess.run([sys.executable, "-m", *command.split()], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
+    assert "--help` shows the options" in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_that_cannot_be_written_is_one_line_and_one_that_is_read_in_part_is_silent(option, unbuffered):
+    shown = f"PYTHONUNBUFFERED={unbuffered} {shlex.quote(sys.executable)} -m dynrefer.cli {option}"
+    ends = [
+        (">/dev/full", 2, "disk full"),
+        (">&-", 2, "standard output is closed"),
+        ("| true; exit ${PIPESTATUS[0]}", 0, ""),
+    ]
+    for end, status, said in ends:
+        done = subprocess.run(["bash", "-c", f"{shown} {end}"], capture_output=True, text=True, cwd=REPOSITORY)
+        lines = [line for line in done.stderr.splitlines() if not line.startswith("dynrefer 0")]
+        assert (done.returncode, len(lines)) == (status, bool(said)) and said in done.stderr, done.stderr

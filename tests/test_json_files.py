@@ -31,6 +31,9 @@ SAVED = {
 @pytest.mark.parametrize("saved", SAVED)
 def test_every_way_to_save_a_file_gives_the_same_values(tmp_path, saved):
     path = tmp_path / "of_others.json"
+    plain = {"images": [{"id": 1, "words": "café 日本"}], "size": 5}  # without what the slower reader is for
+    path.write_bytes(SAVED[saved](json.dumps(plain, ensure_ascii=False)))
+    assert list(read_items(path, "images.item")) == plain["images"] and dict(read_pairs(path)) == plain
     path.write_bytes(SAVED[saved](json.dumps(DOCUMENT, ensure_ascii=False)))
     assert list(read_items(path, "annotations.item")) == DOCUMENT["annotations"]
     assert read_json(path) == dict(read_pairs(path)) == DOCUMENT and read_list(path, "images") == DOCUMENT["images"]
@@ -101,3 +104,28 @@ def test_json_lines_in_utf_16_and_packed_under_any_name_are_read(tmp_path):
         where = ["--json", str(tmp_path / name), "--images", str(CASES / "byte_order_mark" / "img")]
         assert llava.main([*where, "--box-format", "xyxy", "--out", str(tmp_path / "train.jsonl")]) == 0
         assert open_records(tmp_path / "train.jsonl")[0].box == (10, 8, 30, 28)
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b'{"images": ' + b"[" * 100_000, "more than 1,000 lists and objects .*; mend it there, or write it anew"),
+        (b'{"area": NaN, "images": [' + b'{"a": [' * 20_000, "more than 1,000 lists and objects"),
+        (b'{"images": [{"id": 1},]}', "mend it there, or write it anew"),
+        (b"{'images': [{'id': 1}]}", "mend it there, or write it anew"),
+        (b'{"images": [{"id": 1}', "is it cut off"),
+        (b"\0" * 500, "nothing but zeros"),
+    ],
+)
+def test_the_next_step_fits_what_is_wrong(tmp_path, content, rule):
+    path = tmp_path / "of_others.json"
+    path.write_bytes(content)
+    for read in (lambda: list(read_items(path, "images.item")), lambda: read_json(path)):
+        with pytest.raises(ValueError, match=rule):
+            read()
+
+
+def test_brackets_in_texts_are_no_depth(tmp_path):
+    path = tmp_path / "masks.json"
+    path.write_text(json.dumps([{"counts": "[" * 3000}, {"counts": '{\\"' * 3000}]))
+    assert list(read_items(path, "item"))[0] == {"counts": "[" * 3000}

@@ -39,7 +39,7 @@ from dynrefer.data.features import (
 from dynrefer.data.mixture import Mixture, open_training
 from dynrefer.data.packing import Piece
 from dynrefer.data.shards import Shards
-from dynrefer.errors import run_command
+from dynrefer.errors import Parser, run_command
 from dynrefer.files import write_json
 from dynrefer.models import adapt
 from dynrefer.models.family import Processor
@@ -203,7 +203,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m train.extract", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="configs/NAME.yaml of the run that will read the features")

@@ -28,7 +28,7 @@ from dynrefer.config import load_config, save_config, settings_help, to_dict
 from dynrefer.data.loader import Loader
 from dynrefer.data.mixture import data_features, open_training, training_loader
 from dynrefer.data.record_files import open_records
-from dynrefer.errors import run_command, suggestion
+from dynrefer.errors import Parser, run_command, suggestion
 from dynrefer.models import FAMILIES, adapt
 from train import checkpoint, launch
 from train.evaluate import evaluate
@@ -386,7 +386,7 @@ def saved_model(path: str):
 
 def parse(argv: Sequence[str] | None = None) -> RunConfig:
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m train.run",
         description="Train a model.",
         epilog=settings_text() if {"-h", "--help"} & {*argv} else None,

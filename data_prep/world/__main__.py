@@ -12,11 +12,11 @@ import time
 from collections.abc import Sequence
 
 from data_prep import world
-from dynrefer.errors import run_command
+from dynrefer.errors import Parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.world", description="Draw the embedded world.")
+    parser = Parser(prog="python -m data_prep.world", description="Draw the embedded world.")
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--train", type=int, default=2000, help="training scenes (about four regions each)")
     parser.add_argument("--val", type=int, default=0, help="validation scenes, with combinations of their own")

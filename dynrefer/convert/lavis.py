@@ -403,7 +403,9 @@ def main(argv: list[str] | None = None) -> int:
     import argparse
     import sys
 
-    parser = argparse.ArgumentParser(
+    from dynrefer.errors import Parser
+
+    parser = Parser(
         prog="dynrefer convert lavis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--export", metavar="MODEL", help="write this model as a LAVIS checkpoint to --output FILE")

@@ -17,7 +17,7 @@ from typing import Any
 
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import RegionRecords, RegionResult
-from dynrefer.errors import run_command
+from dynrefer.errors import Parser, run_command
 from dynrefer.files import atomic_path, read_text
 from dynrefer.pages import render
 from dynrefer.predictions import read_predictions
@@ -196,7 +196,7 @@ def report_of(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a mistake in input or settings."""
-    parser = argparse.ArgumentParser(prog="python -m eval.report", description="Writes a run's report.html.")
+    parser = Parser(prog="python -m eval.report", description="Writes a run's report.html.")
     parser.add_argument("--run", required=True, help="run folder")
     parser.add_argument("--task", required=True, help="the task whose scores are shown")
     parser.add_argument("--data", help="records; those that were scored where not given")

@@ -458,9 +458,9 @@ def released_name(name: str, prefix: str, wrapper: str = "") -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """`dynrefer convert dynrefer ...`"""
-    import argparse
+    from dynrefer.errors import Parser
 
-    parser = argparse.ArgumentParser(prog="dynrefer convert dynrefer", description=__doc__)
+    parser = Parser(prog="dynrefer convert dynrefer", description=__doc__)
     parser.add_argument("--export", metavar="MODEL", help="write this model in the released layout to --output FILE")
     parser.add_argument("--checkpoint", help="released .pth file")
     parser.add_argument("--base", help="BLIP-2 or InstructBLIP: hub id or folder")
