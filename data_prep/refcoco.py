@@ -62,11 +62,11 @@ from data_prep.converter import arguments, coco_image_id, excluded_images, image
 from data_prep.counts import Tally, check_counts, tell
 from data_prep.image_folder import ImageFolder
 from data_prep.json_files import read_items, read_list
-from data_prep.plain_pickle import read_plain_pickle
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
 from dynrefer.masks import check_mask_record
+from dynrefer.plain_pickle import read_plain_pickle
 
 COUNTED = ("expressions", "regions", "images")
 PUBLISHED = {  # REFER's files, which the JSON files were made of

@@ -44,3 +44,12 @@ def attribute_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def category_loss(logits: Tensor, categories: Tensor) -> Tensor:
     """Cross-entropy over the categories, summed over regions. logits (R, C); categories (R,) long, -1 = unknown."""
     return F.cross_entropy(logits.float(), categories, ignore_index=-1, reduction="sum")
+
+
+def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Sigmoid focal loss (Lin et al. 2017, equation 5), summed. logits, targets 0 or 1: (R, C)."""
+    logits, targets = logits.float(), targets.float()
+    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    missed = torch.where(targets > 0, 1 - logits.sigmoid(), logits.sigmoid())  # 1 - p of the truth
+    weight = torch.where(targets > 0, alpha, 1 - alpha)
+    return (weight * missed**gamma * loss).sum()

@@ -34,7 +34,8 @@ OWN = {  # whose from_pretrained is our own: it makes no class of others
 CODE_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "runpy", "code"}
 SAFE_LOADERS = ("_Loader", "yaml.SafeLoader", "yaml.BaseLoader")  # of YAML: plain values, or texts, only
 PICKLE_USERS = {
-    "data_prep/plain_pickle.py": "its reader is restricted",
+    "dynrefer/plain_pickle.py": "its reader is restricted",
+    "dynrefer/convert/torch_pickle.py": "its reader is restricted",
     "dynrefer/models/folder_check.py": "names its error",
     "bench/scale.py": "reads bytes that it wrote itself",
 }

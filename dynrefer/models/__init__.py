@@ -50,6 +50,9 @@ class FamilyModule:
 
 FAMILIES = {
     "dynrefer": FamilyModule("dynrefer.models.dynrefer", "DynReferConfig", "DynReferModel", "DynReferProcessor"),
+    "regionspot": FamilyModule(
+        "dynrefer.models.regionspot", "RegionSpotConfig", "RegionSpotModel", "RegionSpotProcessor"
+    ),
 }
 
 

@@ -156,27 +156,33 @@ class VisionEncoder(nn.Module):
         if self.convolutional:
             views = views.contiguous(memory_format=torch.channels_last)
         if self.patchwise:
-            output = self._patchwise(views)
+            output = self.model(**cut_patches(views, self.config.patch_size, self.grid)).last_hidden_state
         elif isinstance(self.model, OpenClipVision):
             output = self.model(views)
         else:
             output = self.model(pixel_values=views, **self.extra).last_hidden_state
-        if output.dim() == 4:  # (N, D, g, g), a convolutional map
-            output = output.flatten(2).transpose(1, 2)  # (N, P, D)
-        grid = int(output.shape[1] ** 0.5)
-        if grid * grid == output.shape[1]:  # no class token
-            return torch.cat([output.mean(1, keepdim=True), output], 1)  # (N, 1+P, D)
-        prefix = output.shape[1] - grid * grid
-        return torch.cat([output[:, :1], output[:, prefix:]], 1)  # registers dropped
+        return summary_and_patches(output)
 
-    def _patchwise(self, views: Tensor) -> Tensor:
-        """SigLIP 2: (N, 3, S, S) -> patches (N, P, 3*p*p), pixels of a patch in (row, column, channel) order."""
-        patch, n = self.config.patch_size, len(views)
-        grid = self.image_size // patch
-        cut = views.reshape(n, 3, grid, patch, grid, patch).permute(0, 2, 4, 3, 5, 1).reshape(n, grid * grid, -1)
-        shapes = torch.full((n, 2), grid, device=views.device)
-        mask = torch.ones(n, grid * grid, dtype=torch.long, device=views.device)
-        return self.model(pixel_values=cut, pixel_attention_mask=mask, spatial_shapes=shapes).last_hidden_state
+
+def summary_and_patches(output: Tensor) -> Tensor:
+    """What a tower gives, tokens (N, prefix+P, D) or a map (N, D, g, g) -> (N, 1+P, D): the class token, or the mean of
+    the patches where there is none, then the patches. Registers are dropped."""
+    if output.dim() == 4:  # (N, D, g, g), a convolutional map
+        output = output.flatten(2).transpose(1, 2)  # (N, P, D)
+    grid = int(output.shape[1] ** 0.5)
+    if grid * grid == output.shape[1]:  # no class token
+        return torch.cat([output.mean(1, keepdim=True), output], 1)  # (N, 1+P, D)
+    prefix = output.shape[1] - grid * grid
+    return torch.cat([output[:, :1], output[:, prefix:]], 1)
+
+
+def cut_patches(views: Tensor, patch: int, grid: int) -> dict[str, Tensor]:
+    """What SigLIP 2 takes: (N, 3, S, S) -> patches (N, P, 3*p*p), pixels of a patch in (row, column, channel) order."""
+    n = len(views)
+    cut = views.reshape(n, 3, grid, patch, grid, patch).permute(0, 2, 4, 3, 5, 1).reshape(n, grid * grid, -1)
+    shapes = torch.full((n, 2), grid, device=views.device)
+    mask = torch.ones(n, grid * grid, dtype=torch.long, device=views.device)
+    return {"pixel_values": cut, "pixel_attention_mask": mask, "spatial_shapes": shapes}
 
 
 def batch_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -1,0 +1,131 @@
+"""CLIP or SigLIP, frozen: a whole picture -> the tokens of its last block; texts -> one vector each."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+
+from dynrefer.errors import suggestion
+
+from ..vision import cut_patches, summary_and_patches
+from .sam import outputs_of
+
+
+class OpenClipConfig(PreTrainedConfig):
+    """A model of open_clip by name, both towers: architecture such as "ViT-B-16-quickgelu"; model_cfg holds its own
+    settings when they are not a published architecture's."""
+
+    model_type = "open_clip"
+    architecture: str = "ViT-B-16-quickgelu"
+    image_size: int = 224
+    model_cfg: dict | None = None
+
+
+AutoConfig.register("open_clip", OpenClipConfig)
+
+
+class TransformersClip(nn.Module):
+    """A two-tower model of transformers.
+
+    Attributes: width D of image tokens, text_width, max_tokens of a text, full_length: texts are padded to it.
+    """
+
+    def __init__(self, config: PreTrainedConfig, image_size: int):
+        super().__init__()
+        self.model = AutoModel.from_config(config, trust_remote_code=False)
+        vision, text = config.vision_config, config.text_config
+        self.width, self.max_tokens = vision.hidden_size, text.max_position_embeddings
+        self.patch_size, self.grid = vision.patch_size, image_size // vision.patch_size
+        arguments = inspect.signature(self.model.vision_model.forward).parameters
+        self.patchwise = "spatial_shapes" in arguments  # SigLIP 2 takes patches, not pictures
+        self.full_length = config.model_type != "clip"  # SigLIP reads padding too
+        self.text_width = getattr(text, "projection_size", None) or getattr(config, "projection_dim", text.hidden_size)
+        native = getattr(vision, "image_size", image_size)
+        self.extra = {"interpolate_pos_encoding": True} if native != image_size and not self.patchwise else {}
+
+    @torch.no_grad()
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        """pixels (N, 3, S, S) normalized -> (N, 1+P, D) before the tower's last norm: the class token, or the mean of
+        the patches where there is none, then the patches row by row."""
+        tower = self.model.vision_model
+        pixels = pixels.to(next(tower.parameters()).dtype)
+        with outputs_of(tower.encoder) as seen:
+            if self.patchwise:
+                tower(**cut_patches(pixels, self.patch_size, self.grid))
+            else:
+                tower(pixel_values=pixels, **self.extra)
+        return summary_and_patches(seen[0].last_hidden_state)
+
+    @torch.no_grad()
+    def embed_texts(self, ids: Tensor) -> Tensor:
+        """ids (N, T) -> (N, E), not normalized."""
+        return self.model.get_text_features(input_ids=ids).pooler_output
+
+    def scale_and_bias(self) -> tuple[Tensor, Tensor | float]:
+        """What cosines are multiplied by, and what is added then."""
+        return self.model.logit_scale.float().exp(), getattr(self.model, "logit_bias", 0.0)
+
+
+class OpenClip(nn.Module):
+    """A two-tower model of open_clip; attributes as `TransformersClip` has them."""
+
+    full_length = True
+
+    def __init__(self, config: OpenClipConfig, image_size: int):
+        super().__init__()
+        import open_clip
+
+        if config.model_cfg is not None:
+            settings = {**config.model_cfg, "vision_cfg": {**config.model_cfg["vision_cfg"], "image_size": image_size}}
+            custom = settings.pop("custom_text", False) or "hf_model_name" in settings["text_cfg"]
+            self.model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
+        elif config.architecture not in open_clip.list_models():  # hub ids and folders too, which it would read
+            raise ValueError(
+                f"clip {config.architecture!r}: not one of open_clip.list_models()."
+                f"{suggestion(config.architecture, open_clip.list_models())}"
+            )
+        else:
+            self.model = open_clip.create_model(config.architecture, force_image_size=image_size)
+        settings = config.model_cfg or open_clip.get_model_config(config.architecture)
+        self.text_width, self.max_tokens = settings["embed_dim"], self.model.context_length
+        with torch.no_grad():
+            tokens = self.image_tokens(torch.zeros(1, 3, image_size, image_size))
+        self.width, self.grid = tokens.shape[-1], int((tokens.shape[1] - 1) ** 0.5)
+
+    @torch.no_grad()
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.to(next(self.model.parameters()).dtype)
+        found = self.model.visual.forward_intermediates(
+            pixels, indices=1, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+        )
+        patches = found["image_intermediates"][-1]
+        prefix = found.get("image_intermediates_prefix") or [patches[:, :0]]
+        return summary_and_patches(torch.cat([prefix[-1], patches], 1))
+
+    @torch.no_grad()
+    def embed_texts(self, ids: Tensor) -> Tensor:
+        return self.model.encode_text(ids)
+
+    def scale_and_bias(self) -> tuple[Tensor, Tensor | float]:
+        bias = self.model.logit_bias
+        return self.model.logit_scale.float().exp(), 0.0 if bias is None else bias
+
+
+def make_clip(config: PreTrainedConfig, image_size: int) -> TransformersClip | OpenClip:
+    """ValueError for a size that is no whole number of patches."""
+    if isinstance(config, OpenClipConfig):
+        return OpenClip(config, image_size)
+    patch = getattr(getattr(config, "vision_config", None), "patch_size", None)
+    if patch is None or not hasattr(config, "text_config"):
+        raise ValueError(
+            f"clip_config: model_type {config.model_type!r} is not a model of two towers such as clip or siglip"
+        )
+    if image_size % patch:
+        near = image_size // patch * patch or patch
+        raise ValueError(
+            f"image_size {image_size}: CLIP's patches have {patch} pixels; give a multiple, such as {near}"
+        )
+    return TransformersClip(config, image_size)

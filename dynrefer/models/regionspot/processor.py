@@ -1,0 +1,174 @@
+"""Pictures, regions and names -> RegionSpotBatch and token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer
+from transformers.utils import PushToHubMixin
+
+from dynrefer.data.example import Example
+from dynrefer.errors import shown
+from dynrefer.resize import shared
+from dynrefer.vocabulary import Vocabulary
+
+from ..base_parts import check_source
+from ..family import FamilyProcessor
+from .batch import RegionSpotBatch
+from .configuration import RegionSpotConfig
+from .decoder import present_of
+from .options import Options
+from .sam import Prompts, check_kind, sam_picture
+from .text_bank import clean, template_list
+
+TOKENIZER = "text_tokenizer"
+
+
+class RegionSpotProcessor(FamilyProcessor, PushToHubMixin):
+    """Everything between an example and a batch. Sizes and names come from the model's config.
+
+    tokenizer: CLIP's.
+    """
+
+    def __init__(self, config: RegionSpotConfig, tokenizer):
+        self.config, self.tokenizer = config, tokenizer
+        self.kind = check_kind(config.sam_config)
+        self.sam_size = config.sam_config.prompt_encoder_config.image_size
+        self.categories = Vocabulary(list(dict.fromkeys(config.categories)), "category")
+
+    # ------------------------------------------------------------------------------------------ pictures
+
+    def samples(
+        self, example: Example, options: Options, generators: Sequence[np.random.Generator], train: bool
+    ) -> list[dict]:
+        """One sample of the whole example: its regions influence each other."""
+        regions = example.regions
+        if not regions:
+            return []
+        image, boxes = example.image, np.array([region.box for region in regions], np.float32)
+        if train and self.config.mirror and generators[0].random() < self.config.mirror:
+            image, boxes = mirrored(image, boxes)
+        picture, inner_hw = sam_picture(image, self.sam_size, self.kind)
+        height, width = image.shape[:2]
+        scale = np.array([inner_hw[1] / width, inner_hw[0] / height] * 2, np.float32)
+        index = self.categories.index
+        return [
+            {
+                "ids": [region.id for region in regions],
+                "boxes": torch.from_numpy(boxes),
+                "image_hw": torch.tensor([[height, width]] * len(regions)),
+                "sam_picture": torch.from_numpy(picture),
+                "inner_hw": torch.tensor(inner_hw),
+                "clip_pixels": self.clip_pixels(image),
+                "prompts": [(list(range(len(regions))), Prompts(boxes=torch.from_numpy(boxes * scale)))],
+                "categories": torch.tensor([index.get(region.category, -1) for region in regions]),
+            }
+        ]
+
+    def clip_pixels(self, image: np.ndarray) -> Tensor:
+        """image (H, W, 3) uint8 -> (3, C, C) normalized: the whole picture, squashed to a square."""
+        config = self.config
+        pixels = shared(image).permute(2, 0, 1)[None].float() / 255
+        pixels = F.interpolate(
+            pixels, (config.image_size,) * 2, mode="bilinear", align_corners=False, antialias=config.antialias
+        )[0]
+        mean, std = (torch.tensor(values)[:, None, None] for values in (config.image_mean, config.image_std))
+        return (pixels - mean) / std
+
+    def collate(self, samples: Sequence[dict]) -> RegionSpotBatch:
+        """Samples of any examples -> one batch; of none: a batch without regions."""
+        empty = {
+            "boxes": torch.zeros(0, 4),
+            "image_hw": torch.zeros(0, 2, dtype=torch.long),
+            "categories": torch.zeros(0, dtype=torch.long),
+        }
+        rows = {name: torch.cat([none, *(sample[name] for sample in samples)]) for name, none in empty.items()}
+        one = {
+            "sam_picture": torch.zeros(0, 3, self.sam_size, self.sam_size, dtype=torch.uint8),
+            "inner_hw": torch.zeros(0, 2, dtype=torch.long),
+            "clip_pixels": torch.zeros(0, 3, self.config.image_size, self.config.image_size),
+        }
+        one = {
+            name: torch.stack([sample[name] for sample in samples]) if samples else none for name, none in one.items()
+        }
+        return RegionSpotBatch(
+            ids=[name for sample in samples for name in sample["ids"]],
+            sam_pictures=one.pop("sam_picture"),
+            prompts=[sample["prompts"] for sample in samples],
+            present=present_of([len(sample["ids"]) for sample in samples]),
+            **rows,
+            **one,
+        )
+
+    # ------------------------------------------------------------------------------------------ texts
+
+    def encode_texts(self, texts: Sequence[str], max_tokens: int, full_length: bool) -> Tensor:
+        """Texts -> ids (N, T). ValueError for one that is longer than CLIP reads."""
+        rows = self.tokenizer(list(texts), verbose=False)["input_ids"]
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) > max_tokens:
+                raise ValueError(
+                    f"category: the text {shown(text)} has {len(row):,} tokens; CLIP's text encoder holds at most "
+                    f"{max_tokens}; give a shorter name"
+                )
+        pad = self.tokenizer.pad_token_id
+        pad = self.tokenizer.eos_token_id if pad is None else pad
+        ids = torch.full((len(rows), max_tokens if full_length else max(map(len, rows), default=1)), pad)
+        for target, row in zip(ids, rows, strict=True):
+            target[: len(row)] = torch.tensor(row)
+        return ids
+
+    def check_names(self, names: Sequence[str], max_tokens: int) -> None:
+        """ValueError for a name that CLIP's text encoder cannot hold in the longest of the templates."""
+        templates = template_list(self.config.templates)
+        lengths = [len(row) for row in self.tokenizer(templates, verbose=False)["input_ids"]]
+        longest = templates[int(np.argmax(lengths))]
+        texts = [longest.replace("{}", clean(name)) for name in names]
+        for name, row in zip(names, self.tokenizer(texts, verbose=False)["input_ids"], strict=True):
+            if len(row) > max_tokens:
+                raise ValueError(
+                    f"category {shown(name)}: {len(row):,} tokens in the sentence {longest!r}; CLIP's text encoder "
+                    f"holds at most {max_tokens}; give a shorter name"
+                )
+
+    # ------------------------------------------------------------------------------------------ files
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs) -> None:
+        """The tokenizer and the processor's class name; the rest is in the model's config.json. push_to_hub: also
+        uploads them, kwargs as `push_to_hub` has them."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "config.json").exists():
+            self.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder / TOKENIZER)
+        content = json.dumps({"processor_class": type(self).__name__}, indent=2)
+        (folder / "processor_config.json").write_text(content + "\n", encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, revision: str | None = None, **kwargs) -> RegionSpotProcessor:
+        """From a saved folder or a hub id."""
+        config = kwargs.pop("config", None)
+        hub = {k: v for k, v in kwargs.items() if k in ("token", "cache_dir", "local_files_only", "subfolder")}
+        if not isinstance(config, RegionSpotConfig):
+            check_source(name, weights=False, revision=revision, **hub)
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **hub)
+        hub["subfolder"] = f"{hub['subfolder']}/{TOKENIZER}" if hub.get("subfolder") else TOKENIZER
+        return cls(config, AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **hub))
+
+
+def mirrored(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """image (H, W, 3) and boxes (R, 4) in it, left and right exchanged."""
+    flipped = boxes.copy()
+    flipped[:, [0, 2]] = image.shape[1] - boxes[:, [2, 0]]
+    return np.ascontiguousarray(image[:, ::-1]), flipped
+
+
+AutoProcessor.register(RegionSpotConfig, RegionSpotProcessor, exist_ok=True)
