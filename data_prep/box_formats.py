@@ -116,7 +116,9 @@ class BoxReader:
     def _convert(self, chunk: list[tuple]) -> Iterator[tuple[Box | None, Any]]:
         boxed = [item for item in chunk if item[0] is not None]
         if boxed and self.box_format is None:
-            raise ValueError(f"{boxed[0][2]}: there are boxes; say what their numbers are with --box-format")
+            raise ValueError(
+                f"{boxed[0][2]}: there are boxes; say what their numbers are with --box-format, for instance xywh"
+            )
         chunk = [item for item in chunk if item[0] is None or self._is_sound(item[0], item[2])]
         boxed = [item for item in chunk if item[0] is not None]
         boxes = np.array([numbers for numbers, *_ in boxed], dtype=np.float64).reshape(-1, 4)
@@ -143,13 +145,11 @@ class BoxReader:
                 yield tuple(box), payload
 
     def _leave_out(self, numbers: list, image_hw: tuple[int, int], where: str) -> None:
-        self._tally.leave_out(
-            "boxes",
-            "nothing of them in the image",
-            where,
-            f"{where}: box {numbers} ({self.box_format}) covers nothing of its image, {image_hw[1]} wide and "
-            f"{image_hw[0]} high",
-        )
+        why, rule = "nothing of them in the image", "covers nothing of its image"
+        if str(self.box_format).partition("-")[0] != "xyxy" and min(numbers[2:]) < 0:
+            why, rule = "a side is negative", "has a negative side in an image"
+        text = f"{where}: box {numbers} ({self.box_format}) {rule}, {image_hw[1]} wide and {image_hw[0]} high"
+        self._tally.leave_out("boxes", why, where, text)
 
     def _is_sound(self, numbers: Any, where: str) -> bool:
         """Whether a box is four numbers that are finite; left out otherwise."""

@@ -49,7 +49,7 @@ from data_prep.converter import arguments, excluded_images, image_key, image_key
 from data_prep.counts import BadEntry, Tally, Undecided, check_counts, tell
 from data_prep.image_folder import STORED_PIXELS, ImageFolder
 from data_prep.json_files import read_items
-from data_prep.polygons import FEW_CORNERS, read_mask, turn
+from data_prep.polygons import FEW_CORNERS, OUTSIDE, read_mask, turn
 from data_prep.texts import TEXT_KEY, TextKeys, texts_of
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.records import Region
@@ -156,15 +156,18 @@ class Converter:
     def _add_image(self, image: dict) -> None:
         with self.counts.entries("images"):
             try:
-                number, names = known_id(image["id"]), self.dataset.names(image)
-                image_hw = image["height"], image["width"]
+                number = known_id(image["id"])
                 if number is None:
                     raise ValueError(f"id {image['id']!r} is no number and no text")
                 if number in self._images:
                     raise Undecided("its id stands in the file twice")
                 self._images[number] = None
+                names = self.dataset.names(image)
+                if not all(isinstance(name, str) for name in names):
+                    raise ValueError(f"file_name {names[0]!r} is no text")
+                image_hw = known_id(image["height"]), known_id(image["width"])
                 if not type(image_hw[0]) is type(image_hw[1]) is int or min(image_hw) <= 0:
-                    image_hw = check_image_hw(image_hw)
+                    image_hw = check_image_hw((image["height"], image["width"]))
                 found = self.images.find(*names)
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 kind = Undecided if isinstance(error, Undecided) else BadEntry
@@ -327,10 +330,11 @@ class Converter:
 
     def _region(self, box, number, image, category, annotation, where) -> Region:
         path, image_hw = image
-        few = self.counts[FEW_CORNERS]
+        left_out = self.counts[FEW_CORNERS] + self.counts[OUTSIDE]
         mask = read_mask(annotation.get("segmentation"), image_hw, where, self.counts)
-        if self.counts.strict and self.counts[FEW_CORNERS] > few:
-            raise ValueError(f"{where}: a polygon of fewer than three corners, {annotation['segmentation']}")
+        if self.counts.strict and self.counts[FEW_CORNERS] + self.counts[OUTSIDE] > left_out:
+            text = "a polygon of fewer than three corners, or nothing of it in the image"
+            raise ValueError(f"{where}: {text}: {cut(str(annotation['segmentation']))}")
         box = box or _box_of(mask, image_hw, where)
         if self.images.stored and (orientation := read_orientation(self.images.file(path))) > 1:
             box, mask, image_hw = turn(box, mask, orientation, image_hw)

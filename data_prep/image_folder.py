@@ -14,6 +14,7 @@ from dynrefer.errors import suggestion
 from dynrefer.images import read_image_hw, read_orientation
 
 NUM_SIZES_CHECKED = 1000  # pictures of a folder whose headers are compared with the recorded size
+NUM_FILES_LISTED = 100_000  # of the folders below, for what an error suggests
 STORED_PIXELS = "boxes count in the pictures as stored, before their EXIF orientation turns them; they are turned too"
 NOT_THERE, UNREADABLE, OTHER_SIZE = (
     "its image is not in the folder",
@@ -39,6 +40,7 @@ class ImageFolder:
         self._listed: dict[str, frozenset[str]] = {}
         self._alike: dict[str, dict[str, list[str]]] = {}
         self._unchecked: float = NUM_SIZES_CHECKED
+        self._deeper: dict[str, list[str]] | None = None
 
     def path(self, name: str, where: str) -> str:
         """`name` as a record says it; `where` begins an error, which says what to do."""
@@ -146,6 +148,19 @@ class ImageFolder:
                 self._alike[parent].setdefault(_key(name), []).append(name)
         return self._alike[parent]
 
+    def _below(self) -> dict[str, list[str]]:
+        """Files in folders of the folder by their names, of a large one the first."""
+        if self._deeper is None:
+            self._deeper, count = {}, 0
+            for place, folders, files in os.walk(self.folder):
+                folders.sort()
+                for file in files:
+                    inside = Path(place, file).relative_to(self.folder).as_posix()
+                    self._deeper.setdefault(_key(file), []).append(inside)
+                if (count := count + len(files)) > NUM_FILES_LISTED:
+                    break
+        return self._deeper
+
     def _missing(self, name: str) -> str:
         """What is wrong with a name that is not found, and what to do."""
         problem = f"image {name!r} does not lie in {self.folder}"
@@ -162,6 +177,10 @@ class ImageFolder:
         alike = self._alike_in(parent).get(_key(base), [])
         if len(alike) > 1:
             return f"image {name!r} is not in {self.folder}, but {' and '.join(sorted(alike))} are; name one of them"
+        below = self._below().get(_key(base), [])
+        if not parent and len(below) == 1:
+            place = self.folder / below[0]
+            return f"image {name!r} does not lie in {self.folder}, but {below[0]} does: say --images {place.parent}"
         close = suggestion(base, self._list(parent)) if len(self._list(parent)) <= 10_000 else ""
         return f"image {name!r} is not in {self.folder}; is it the folder of these images?{close}"
 

@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import gzip
 import io
+import itertools
 import json
 import mmap
 import os
@@ -45,7 +46,18 @@ def read_items(path: str | os.PathLike, prefix: str, required: bool = True) -> I
         count += 1
         yield value
     if required and not count:
-        raise ValueError(f"{path}: nothing at {prefix!r}; is it the right file?")
+        raise ValueError(f"{path}: nothing at {prefix!r}, {_what_is_there(Path(path), prefix)}; is it the right file?")
+
+
+def _what_is_there(path: Path, prefix: str) -> str:
+    """Of a JSON file without what was looked for."""
+    keys = [key for key, _ in itertools.islice(_stream(path, None), 20)]
+    if not keys:
+        return "a list or a single value" if "." in prefix else "a list without entries, or a single value"
+    key = prefix.partition(".")[0]
+    if key in keys:
+        return f"its {key!r} holds no entries"
+    return f"but an object with {cut(', '.join(map(repr, keys)), 200)}"
 
 
 def read_list(path: str | os.PathLike, key: str, required: bool = True) -> list:

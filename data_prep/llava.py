@@ -41,6 +41,8 @@ from dynrefer.errors import run_command
 from dynrefer.masks import mask_to_rle, to_mask
 
 IMAGES = ("image", "file_name", "filename", "img_file_name", "image_path")
+AS_SWIFT = "their pictures stand in `images`, as ms-swift has them"
+SWIFT_STEP = "`python -m data_prep.swift` reads such files"
 OBJECTS = ("annotation", "annotations", "regions", "objects", "refs")
 BOXES, MASKS = ("bboxes", "boxes", "bbox", "box"), ("segmentations", "segmentation", "masks", "mask", "rles", "rle")
 NO_TEXTS = ("id", "category", "label", "answer")  # of a region's object, or texts only where it has no other
@@ -78,6 +80,8 @@ def _entry(
     own_texts: TextKeys,
 ) -> Iterator[Found]:
     if (name := _first(entry, IMAGES)) is None:
+        if entry.get("images"):
+            raise BadEntry(f"{where}: {AS_SWIFT}: {SWIFT_STEP}", AS_SWIFT)
         counts["entries left out: no image, only text"] += 1
         return
     recorded = (entry["height"], entry["width"]) if {"height", "width"} <= entry.keys() else None

@@ -12,6 +12,7 @@ from dynrefer.masks import check_mask_record, mask_to_rle, rle_to_box, to_mask
 
 NUMBERS = frozenset((int, float))
 FEW_CORNERS = "polygons left out: fewer than three corners"
+OUTSIDE = "masks left out: nothing of them in the image"
 
 
 def read_mask(mask: Any, image_hw: tuple[int, int], where: str, counts: Counter) -> dict | list | None:
@@ -19,7 +20,8 @@ def read_mask(mask: Any, image_hw: tuple[int, int], where: str, counts: Counter)
 
     Run lengths, with or without other keys, also in a list, where all together are the region; a polygon or several,
     their corners in a row or in pairs, also one list deeper. Polygons of fewer than three corners have no inside and
-    are left out. BadEntry for another form or size.
+    are left out, and so are masks of which nothing is in the image. BadEntry for another form or size, and for run
+    lengths that do not fill the image.
     """
     if not mask:
         return None
@@ -38,6 +40,9 @@ def read_mask(mask: Any, image_hw: tuple[int, int], where: str, counts: Counter)
             if not mask:
                 return None
         check_mask_record(mask, image_hw)
+        if _box_inside(mask, image_hw) is None:
+            counts[OUTSIDE] += 1
+            return None
     except ValueError as error:
         raise BadEntry(f"{where}: {error}", "its mask is damaged or of another size") from error
     return mask
@@ -86,17 +91,21 @@ def turn(
 def mask_box(mask: dict | list, image_hw: tuple[int, int], where: str) -> tuple[float, float, float, float] | None:
     """The box of run lengths or polygons, clipped to the image, without painting them; None where nothing is inside."""
     try:
-        if isinstance(mask, dict):
-            if tuple(mask.get("size") or ()) != tuple(image_hw):
-                raise ValueError(f"of size {mask.get('size')} for an image of {image_hw}, both (height, width)")
-            box = rle_to_box(mask)
-            return None if box is None else tuple(box.tolist())
-        x = [number for polygon in mask for number in polygon[0::2]]
-        y = [number for polygon in mask for number in polygon[1::2]]
-        low = max(0.0, float(min(x))), max(0.0, float(min(y)))
-        high = min(float(image_hw[1]), float(max(x))), min(float(image_hw[0]), float(max(y)))
+        return _box_inside(mask, image_hw)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: mask: expected COCO run lengths or polygons ({error})") from error
+
+
+def _box_inside(mask: dict | list, image_hw: tuple[int, int]) -> tuple[float, float, float, float] | None:
+    if isinstance(mask, dict):
+        if tuple(mask.get("size") or ()) != tuple(image_hw):
+            raise ValueError(f"of size {mask.get('size')} for an image of {image_hw}, both (height, width)")
+        box = rle_to_box(mask)
+        return None if box is None else tuple(box.tolist())
+    x = [number for polygon in mask for number in polygon[0::2]]
+    y = [number for polygon in mask for number in polygon[1::2]]
+    low = max(0.0, float(min(x))), max(0.0, float(min(y)))
+    high = min(float(image_hw[1]), float(max(x))), min(float(image_hw[0]), float(max(y)))
     return (*low, *high) if low[0] < high[0] and low[1] < high[1] else None
 
 

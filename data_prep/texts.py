@@ -21,8 +21,8 @@ PLACES = ("attributes", "meta")  # objects in which programs keep what annotator
 
 class TextKeys:
     """Texts of entries under --text-key, or else under the first usual key that has one; also within `attributes` and
-    `meta`. given: the keys of --text-key ("attributes.note" leads inside). ignored: keys of the format, which are no
-    texts. Other texts are counted by their key."""
+    `meta`, objects or lists of {"name", "value"}. given: the keys of --text-key ("attributes.note" leads inside).
+    ignored: keys of the format, which are no texts. Other texts are counted by their key."""
 
     def __init__(self, counts: Counter, given: Sequence[str] = (), ignored: Sequence[str] = ()):
         self._counts, self._given, self._ignored = counts, tuple(given), frozenset((*ignored, *PLACES))
@@ -78,6 +78,9 @@ def _values(entry: dict) -> Iterator[tuple[str, Any]]:
         yield key, value
         if isinstance(value, dict):
             yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        if isinstance(value, list) and key in PLACES:  # [{"name": "description", "value": "a cup"}]
+            named = (item for item in value if isinstance(item, dict))
+            yield from ((f"{key}.{item['name']}", item.get("value")) for item in named if item.get("name"))
 
 
 def _is_text(value: Any) -> bool:

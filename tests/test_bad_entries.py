@@ -63,7 +63,9 @@ COCO = ("--dataset", "own", "--box-format", "xywh")
     [
         ({"image_id": 9}, "annotations left out: their image_id is not of `images`", "image_id 9 is not there"),
         ({"category_id": "0"}, "annotations left out: their category_id is not of `cat", "category_id '0' is not th"),
-        ({"bbox": [10, 8, -1, 20]}, "boxes left out: nothing of them in the image", "annotation 2: box [10"),
+        ({"bbox": [10, 8, -1, 20]}, "boxes left out: a side is negative", "annotation 2: box [10"),
+        ({"bbox": [200, 8, 5, 20]}, "boxes left out: nothing of them in the image", "annotation 2: box [200"),
+        ({"segmentation": {"size": [50, 100], "counts": [1, 2, 3]}}, "annotations left out: its mask", "add up to 6"),
         ({"bbox": []}, "annotations left out: not as the format has it", "annotation 2: neither a bbox nor a seg"),
         ({"bbox": {"x": 1, "y": 2, "w": 3, "h": 4}}, "boxes left out: not four numbers", "{'x': 1, 'y': 2"),
         ({"bbox": [10, 8, float("nan"), 20]}, "boxes left out: a number is not finite", "nan, 20]"),
@@ -89,6 +91,54 @@ def test_a_bad_entry_is_left_out_counted_and_named_and_an_error_when_strict(fold
     assert printed.out.splitlines()[-1].startswith(f"-> {folder}/out/train.jsonl; left out most: 1 {what}: {why}")
     assert own(folder, annotations, "--strict", images=images) == (2, [])
     assert message in capsys.readouterr().err
+
+
+def test_a_mask_beside_its_picture_is_left_out_and_its_box_stays(folder, capsys):
+    outside = {**GOOD, "segmentation": [[200, 60, 300, 60, 300, 90]]}
+    status, records = own(folder, [outside])
+    assert status == 0 and records[0].mask is None and records[0].box == (10, 8, 30, 28)
+    assert "1  masks left out: nothing of them in the image" in capsys.readouterr().out
+    assert own(folder, [outside], "--strict")[0] == 2
+
+
+@pytest.mark.parametrize("sides", [(50.0, 100.0), ("50", "100")])
+def test_sides_of_pictures_are_read_as_texts_and_with_points(folder, sides):
+    _, records = own(folder, [GOOD], images=[{**IMAGE, "height": sides[0], "width": sides[1]}])
+    assert records[0].image_hw == HW
+
+
+def test_what_is_said_of_a_bad_picture_is_not_said_of_its_annotations(folder, capsys):
+    nameless = {"id": 2, "file_name": 5, "height": 50, "width": 100}
+    status, records = own(folder, [GOOD, {**GOOD, "id": 2, "image_id": 2}], images=[IMAGE, nameless])
+    out, err = capsys.readouterr()
+    assert status == 0 and len(records) == 1 and "file_name 5 is no text" in err and err.count("left out") == 1
+    assert "1  annotations left out with their image" in out
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"images": [IMAGE], "annotations": [], "categories": CATEGORIES}, "its 'annotations' holds no entries"),
+        ({"images": [IMAGE], "categories": CATEGORIES}, "but an object with 'images', 'categories'"),
+        ([GOOD], "a list or a single value"),
+    ],
+)
+def test_a_file_of_another_form_is_told_by_what_it_holds(folder, capsys, content, said):
+    status, _ = convert(folder, coco.main, "--annotations", content, *COCO)
+    assert status == 2 and said in capsys.readouterr().err
+
+
+def test_a_file_of_another_program_names_its_converter(folder, capsys):
+    entries = [{"images": ["a.jpg"], "messages": [{"role": "user", "content": "<image>hello"}]}]
+    status, _ = convert(folder, llava.main, "--json", entries, "--box-format", "xyxy")
+    assert status == 2 and "`python -m data_prep.swift` reads such files" in capsys.readouterr().err
+
+
+def test_a_picture_in_a_folder_below_is_named(folder, capsys):
+    (folder / "photos" / "train").mkdir()
+    Image.new("RGB", HW[::-1]).save(folder / "photos" / "train" / "b.jpg")
+    status, _ = own(folder, [GOOD], images=[{**IMAGE, "file_name": "b.jpg"}])
+    assert status == 2 and f"but train/b.jpg does: say --images {folder}/photos/train" in capsys.readouterr().err
 
 
 def test_the_last_line_names_what_was_left_out_most(folder, capsys):
@@ -268,6 +318,13 @@ def test_ids_that_tell_nothing_apart_leave_forms_apart(folder, capsys, region_id
 def test_texts_under_other_keys_are_captions(folder, name):
     status, records = case(folder, coco.main, "--annotations", name, *COCO)
     assert status == 0 and [r.captions for r in records] == [("a green square on red",)] * 2
+
+
+def test_texts_in_lists_of_named_values_are_captions_or_told(folder, capsys):
+    listed = [{"name": "description", "value": "a cup"}, {"name": "state", "value": "broken"}]
+    _, records = own(folder, [{**GOOD, "attributes": listed}])
+    assert records[0].captions == ("a cup",)
+    assert "texts not read: attributes.state (--text-key attributes.state takes them)" in capsys.readouterr().out
 
 
 def test_texts_that_are_not_read_are_told_and_can_be_asked_for(folder, capsys):
