@@ -42,6 +42,14 @@ def add_parser(commands: Any, model_options: Callable, load: Callable) -> None:
         "--mask", nargs="+", action="extend", metavar="PNG", help="one region's mask, non-zero inside; gives the box"
     )
     parser.add_argument(
+        "--point",
+        nargs="+",
+        type=float,
+        action="append",
+        metavar="N",
+        help="one region by points X Y inside of it, [X Y ...]; of a family that takes points",
+    )
+    parser.add_argument(
         "--box-format", default="xyxy", help="xyxy, xywh or cxcywh; with -unit 0..1, with -1000 0..1000"
     )
     for name in ALIASES:
@@ -87,23 +95,31 @@ def run(args: argparse.Namespace, load: Callable) -> int:
     pairs += [f"{name}={value}" for name in ALIASES if (value := getattr(args, name)) is not None]
     if len(photos) != 1:
         raise ValueError(f"{len(photos)} pictures ({', '.join(photos) or 'none'}): --box and --mask need exactly one")
-    if not args.box and not args.mask:
-        raise ValueError("no region; give --box X1 Y1 X2 Y2 or --mask FILE.png, each as often as there are regions")
+    if not args.box and not args.mask and not args.point:
+        raise ValueError(
+            "no region; give --box X1 Y1 X2 Y2, --mask FILE.png or --point X Y, each as often as there are regions"
+        )
+    if odd := [numbers for numbers in args.point or () if len(numbers) % 2]:
+        raise ValueError(f"--point {' '.join(f'{n:g}' for n in odd[0])}: a number without its other; give X Y pairs")
     from dynrefer.data.example import Example
     from dynrefer.images import open_image
     from dynrefer.models.auto import family_of
     from dynrefer.models.options import make_options, parse_options
-    from dynrefer.predictor import RegionPredictor, regions_of
+    from dynrefer.predictor import RegionPredictor, check_prompts, pointed_regions
 
     image = open_image(photos[0])
-    regions = regions_of(image.shape[:2], args.box, args.box_format, args.mask)
-    kind = family_of(args.model, args.revision).options
+    points = args.point and [list(zip(numbers[::2], numbers[1::2], strict=True)) for numbers in args.point]
+    regions, prompts = pointed_regions(image.shape[:2], args.box, args.box_format, args.mask, points)
+    row = family_of(args.model, args.revision)
+    kind = row.options
+    if points:
+        check_prompts(row.load("model"), points)
     options = make_options(kind, parse_options(kind, [*pairs, *args.options]))
     if args.draw:
         Path(args.draw).mkdir(parents=True, exist_ok=True)
     model = load(args)
     model.check_options(options)
-    (results,) = RegionPredictor(model).describe([(Example.of_picture(image, regions, photos[0]), options)])
+    (results,) = RegionPredictor(model).describe([(Example.of_picture(image, regions, photos[0], prompts), options)])
     for index, result in enumerate(results):
         print(json.dumps(result.to_dict(), ensure_ascii=False) if args.json else result_text(index, result))
     sys.stdout.flush()

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynrefer.boxes import check_boxes, plain_array, to_xyxy
-from dynrefer.data.example import Example
+from dynrefer.data.example import Example, Prompt
 from dynrefer.data.records import Region
 from dynrefer.images import open_image
 from dynrefer.masks import mask_to_box, mask_to_rle, to_mask
 from dynrefer.models.options import Options, make_options
+from dynrefer.points import check_points, points_box
 
 if TYPE_CHECKING:
     from dynrefer.data.records import RegionResult
@@ -46,16 +47,19 @@ class RegionPredictor:
         masks: Any = None,
         ids: Any = None,
         options: Options | None = None,
+        points: Any = None,
         **fields: Any,
     ) -> "list[RegionResult] | list[list[RegionResult]]":
         """One result a region, in the order given; for a list of images one such list an image.
 
-        image: path, PIL image or RGB uint8 array (H, W, 3), or a list of them. With a list, `boxes`, `masks` and `ids`
-          hold one entry an image; an entry may be None where the other of boxes and masks is given.
+        image: path, PIL image or RGB uint8 array (H, W, 3), or a list of them. With a list, `boxes`, `masks`, `points`
+          and `ids` hold one entry an image; an entry may be None where another way to point is given.
         boxes: (N, 4) numbers in `box_format` (one of `dynrefer.boxes.BOX_FORMATS`), counted in the upright picture.
           A box partly outside the image is clipped.
         masks: N of array (H, W), path of a PNG, COCO run lengths or polygons. Masks give the boxes where `boxes` is
           None; where both are given there must be N of each.
+        points: N of [x, y] or of [[x, y, 1], [x, y, 0], ...], 1 inside and 0 outside the object, of a family that takes
+          them (`model.prompts`); alone, or with a box each.
         ids: N names for the results; "IMAGE:REGION", both counted from 0, where None.
         options, fields: the model's options (`model.Options`), as an object, one by one, or both; for DynRefer for
           instance num_beams=5, categories=["cup", "plate"], view_strategy="phash", and control, the words that captions
@@ -68,11 +72,17 @@ class RegionPredictor:
         """
         chosen = make_options(self.model.Options, fields, self.options if options is None else options)
         self.model.check_options(chosen)
+        check_prompts(self.model, points)
         several = isinstance(image, (list, tuple))
         images = list(image) if several else [image]
-        boxes, masks, ids = (
+        boxes, masks, points, ids = (
             _one_per_image(value, name, len(images)) if several else [value]
-            for value, name in ((boxes, "boxes"), (masks, "masks"), (ids, "ids"))
+            for value, name in (
+                (boxes, "boxes"),
+                (masks, "masks"),
+                (points, "points"),
+                (ids, "ids"),
+            )
         )
 
         def asked() -> Iterator[tuple[Example, Options]]:
@@ -84,11 +94,13 @@ class RegionPredictor:
                 except ValueError as error:
                     raise ValueError(f"image {index}: {error}" if several else str(error)) from error
                 try:
-                    regions = regions_of(pixels.shape[:2], boxes[index], box_format, masks[index], ids[index], index)
+                    regions, prompts = pointed_regions(
+                        pixels.shape[:2], boxes[index], box_format, masks[index], points[index], ids[index], index
+                    )
                     own.for_regions(range(len(regions)), len(regions))
                 except ValueError as error:
                     raise ValueError(f"{name}: {error}") from error
-                yield Example.of_picture(pixels, regions, name), own
+                yield Example.of_picture(pixels, regions, name, prompts), own
 
         results = self.describe(asked())
         return results if several else results[0]
@@ -138,6 +150,36 @@ def _one_per_image(value: Any, name: str, num_images: int) -> list:
     return list(value)
 
 
+def check_prompts(model: Any, points: Any) -> None:
+    """ValueError for points where a model's family does not take them. model: it, or its class."""
+    if points is not None and "points" not in model.prompts:
+        raise ValueError("points: this model's family takes none; give boxes or masks")
+
+
+def pointed_regions(
+    image_hw: tuple[int, int],
+    boxes: Any = None,
+    box_format: str = "xyxy",
+    masks: Any = None,
+    points: Any = None,
+    ids: Any = None,
+    image: int = 0,
+) -> tuple[list[Region], list[Prompt]]:
+    """Regions as `regions_of` gives them, and what a user pointed at each with. Where that is points only, the region's
+    box is that of the points inside the object."""
+    found = None if points is None else check_points(points, image_hw)
+    if found is not None and masks is not None:
+        raise ValueError("points and masks: give one of them; points may have a box each")
+    boxed = boxes is not None or masks is not None
+    if found is not None and not boxed:
+        boxes, box_format = [points_box(rows, image_hw) for rows in found], "xyxy"
+    regions = regions_of(image_hw, boxes, box_format, masks, ids, image)
+    if found is not None and len(found) != len(regions):
+        raise ValueError(f"{len(regions)} boxes but points of {len(found)} regions; give one entry a box, or no boxes")
+    rows = [None] * len(regions) if found is None else found
+    return regions, [Prompt(boxed, row, masks is not None) for row in rows]
+
+
 def regions_of(
     image_hw: tuple[int, int], boxes: Any, box_format: str = "xyxy", masks: Any = None, ids: Any = None, image: int = 0
 ) -> list[Region]:
@@ -147,7 +189,7 @@ def regions_of(
     at a time and kept as run lengths or polygons: N masks of a large image would not fit into memory.
     """
     if boxes is None and masks is None:
-        raise ValueError("no regions; give boxes or masks (an empty list for none)")
+        raise ValueError("no regions; give boxes or masks, or points to a family with such (an empty list for none)")
     records: list[dict | list] | None = None
     if masks is not None:
         records, masks = [], _mask_list(masks)

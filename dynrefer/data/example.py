@@ -18,6 +18,16 @@ def still(image: np.ndarray, indices: Sequence[int] | None = None) -> np.ndarray
     return np.broadcast_to(image, (1 if indices is None else len(indices), *image.shape))
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What a user pointed at a region with. box: whether its box is the user's, or the user's mask's; points (K, 3):
+    x, y and 1 inside or 0 outside the object; mask: whether its mask is the user's."""
+
+    box: bool = True
+    points: np.ndarray | None = None
+    mask: bool = False
+
+
 @dataclass
 class Example:
     """One picture or clip, its regions and, for conversations, its turns.
@@ -25,7 +35,8 @@ class Example:
     key: names it in errors, and is the same for the same picture. regions: `Region`s of a picture or `ClipRegion`s of a
     clip, in the order in which texts name them. read: opens the frames, see `frames`. numbers: one a region, by which
     training and random views are seeded together with seed and epoch; None = 0, 1, 2, ... turns: of a conversation; ()
-    = every region is described. reduce: how many times smaller its picture is decoded.
+    = every region is described. reduce: how many times smaller its picture is decoded. prompts: one a region where a
+    user pointed at them; () = regions of records, which have boxes.
     """
 
     key: str
@@ -34,6 +45,7 @@ class Example:
     numbers: Sequence[int] | None = None
     turns: Sequence[Any] = ()
     reduce: int = 1
+    prompts: Sequence[Prompt] = ()
     stored: Callable[..., dict[str, Any]] | None = None
     variants: tuple[str, ...] = ("plain",)
     vocabulary: tuple[str, ...] | None = None
@@ -41,9 +53,11 @@ class Example:
     _frames: dict[tuple[int, ...] | None, np.ndarray] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of_picture(cls, image: np.ndarray, regions: Sequence[Any], key: str = "image") -> Example:
+    def of_picture(
+        cls, image: np.ndarray, regions: Sequence[Any], key: str = "image", prompts: Sequence[Prompt] = ()
+    ) -> Example:
         """Of a picture in memory. image: (H, W, 3) uint8."""
-        return cls(key, regions, lambda indices, reduce: still(image, indices))
+        return cls(key, regions, lambda indices, reduce: still(image, indices), prompts=prompts)
 
     def __len__(self) -> int:
         return len(self.regions)
@@ -69,7 +83,12 @@ class Example:
     def part(self, positions: Sequence[int]) -> Example:
         """The same example with some of its regions; what was opened is not opened again."""
         numbers = range(len(self)) if self.numbers is None else self.numbers
-        return replace(self, regions=[self.regions[p] for p in positions], numbers=[numbers[p] for p in positions])
+        return replace(
+            self,
+            regions=[self.regions[p] for p in positions],
+            numbers=[numbers[p] for p in positions],
+            prompts=[self.prompts[p] for p in positions] if self.prompts else (),
+        )
 
     def generators(self, *seeds: int) -> list[np.random.Generator]:
         """One a region: the same seeds and number always draw the same."""

@@ -96,12 +96,14 @@ class FamilyModel:
     """A model of any family, ours or of others.
 
     Options: the class of `options`. answers: the fields of a result that it fills, some of ANSWERS. joint: the regions
-    of an example influence each other, so an example is never cut. tasks: those whose sums `forward` gives.
+    of an example influence each other, so an example is never cut. tasks: those whose sums `forward` gives. prompts:
+    what a user may point with beside boxes, and masks that give boxes: "points", or "masks" that are looked at.
     """
 
     Options: ClassVar[type[Options]] = Options
     answers: ClassVar[frozenset[str]] = frozenset()
     joint: ClassVar[bool] = False
+    prompts: ClassVar[frozenset[str]] = frozenset()
     tasks: Sequence[str] = ()
     processor: Any = None
 

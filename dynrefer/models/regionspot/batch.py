@@ -21,6 +21,7 @@ class RegionSpotBatch:
     prompts       N: where SAM looks, groups of regions as (positions in the picture, Prompts)
     present       (N, R) bool: True for a region, False for padding; there are I regions
     categories    (I,) index of the target, -1 where unknown
+    boxed         (I,) bool: whether a region's box was given; otherwise it is that of its mask
     """
 
     ids: list[str]
@@ -32,6 +33,7 @@ class RegionSpotBatch:
     prompts: list[list[tuple[list[int], Prompts]]]
     present: Tensor
     categories: Tensor
+    boxed: Tensor
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -15,7 +15,7 @@ from transformers import AutoModel
 from dynrefer.data.records import RegionResult
 from dynrefer.errors import shown
 from dynrefer.losses import focal_loss
-from dynrefer.masks import mask_to_rle
+from dynrefer.masks import mask_to_rle, rle_to_box
 
 from ..card import About
 from ..fingerprint import model_fingerprint
@@ -43,7 +43,7 @@ class Encoded:
     tokens: Tensor
     memory: Tensor
     quality: Tensor
-    masks: list[dict] = field(default_factory=list)
+    masks: list[dict | None] = field(default_factory=list)
 
 
 class RegionSpotModel(RegionModel):
@@ -61,6 +61,7 @@ class RegionSpotModel(RegionModel):
     Options = Options
     answers = frozenset({"categories", "mask"})
     joint = True
+    prompts = frozenset({"points", "masks"})
     BASE_PARTS = {"sam": "sam.model", "clip": "clip.model"}
     CARD = About(
         reads="the whole picture, squashed to {image_size} x {image_size} pixels for CLIP, and as SAM reads it",
@@ -112,7 +113,7 @@ class RegionSpotModel(RegionModel):
             features = self.sam.image_features(self.sam.normalize(picture, inner_hw))[0]
             image_hw = batch.image_hw[sum(counts[:n])].tolist()
             own_tokens = memory.new_zeros(count, self.sam.width)
-            own_quality, own_masks = memory.new_zeros(count), [None] * count
+            own_quality, own_masks = memory.new_zeros(count), [None] * count  # None: no pixel is inside
             for positions, prompts in batch.prompts[n]:
                 for start in range(0, len(positions), REGIONS_AT_ONCE):
                     rows = positions[start : start + REGIONS_AT_ONCE]
@@ -121,7 +122,7 @@ class RegionSpotModel(RegionModel):
                     if with_masks:
                         found = self.sam.masks(decoded.masks, image_hw, inner_hw[0].tolist())
                         for row, mask in zip(rows, found, strict=True):
-                            own_masks[row] = mask_to_rle(mask)
+                            own_masks[row] = mask_to_rle(mask) if mask.any() else None
             tokens.append(own_tokens)
             quality.append(own_quality)
             masks += own_masks
@@ -178,10 +179,14 @@ class RegionSpotModel(RegionModel):
 
     def text_bank(self, names: Sequence[str]) -> Tensor:
         """(C, E) of length 1, made once a word list."""
+        return self.banks.bank(names, self.device)
+
+    @property
+    def banks(self) -> TextBanks:
         if self._banks is None:
             templates = template_list(self.config.templates)
             self._banks = TextBanks(self.embed_texts, templates, model_fingerprint(self.clip))
-        return self._banks.bank(names)
+        return self._banks
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -199,7 +204,7 @@ class RegionSpotModel(RegionModel):
             raise ValueError(
                 "categories: none given, and this model has none of its own; give names, such as categories=cup,plate"
             )
-        if self.processor is not None:
+        if self.processor is not None and names and names not in self.banks:
             self.processor.check_names(names, self.clip.max_tokens)
         if len(names) == 1 and options.scores == "softmax":
             logger.warning(
@@ -220,7 +225,7 @@ class RegionSpotModel(RegionModel):
         was_training = self.training
         self.eval()
         names = self.names(options)
-        encoded = self.encode(batch, options.with_masks)
+        encoded = self.encode(batch, options.with_masks or not batch.boxed.all())
         step = self.recognise_each if options.independent else self.recognise
         with Looks(self.decoder) if options.attention else nullcontext() as looks:
             region_embeds = step(encoded.tokens, encoded.memory, batch.present)  # (I, E)
@@ -229,6 +234,8 @@ class RegionSpotModel(RegionModel):
         results = []
         for i, (name, box) in enumerate(zip(batch.ids, batch.boxes.tolist(), strict=True)):
             result = RegionResult(name, box, categories=categories[i])
+            if not batch.boxed[i] and encoded.masks[i] is not None:
+                result.box = rle_to_box(encoded.masks[i]).tolist()
             if options.unknown is not None and not (categories[i] and categories[i][0]["score"] >= options.unknown):
                 result.category = None
             if options.with_masks:

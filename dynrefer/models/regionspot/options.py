@@ -19,6 +19,7 @@ class Options(options.Options):
     )
     unknown: float | None = None  # a region whose best score is below it has no category; the list stays
     independent: bool = False  # each region by itself; otherwise those of a picture see each other, as released
+    mask_prompts: bool = True  # masks that a user gives are shown to SAM too; otherwise only their boxes are
     with_masks: bool = True  # report SAM's masks
     embedding: bool = False  # report each region's vector, of length 1, which names are compared with
     attention: bool = False  # report what each region's token looks at, over CLIP's grid

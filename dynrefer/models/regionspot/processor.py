@@ -24,7 +24,8 @@ from .batch import RegionSpotBatch
 from .configuration import RegionSpotConfig
 from .decoder import present_of
 from .options import Options
-from .sam import Prompts, check_kind, sam_picture
+from .prompts import box_prompts, user_prompts
+from .sam import check_kind, mask_sides, sam_picture
 from .text_bank import clean, template_list
 
 TOKENIZER = "text_tokenizer"
@@ -39,7 +40,7 @@ class RegionSpotProcessor(FamilyProcessor, PushToHubMixin):
     def __init__(self, config: RegionSpotConfig, tokenizer):
         self.config, self.tokenizer = config, tokenizer
         self.kind = check_kind(config.sam_config)
-        self.sam_size = config.sam_config.prompt_encoder_config.image_size
+        self.sam_size, self.mask_hw = mask_sides(config.sam_config)
         self.categories = Vocabulary(list(dict.fromkeys(config.categories)), "category")
 
     # ------------------------------------------------------------------------------------------ pictures
@@ -57,6 +58,10 @@ class RegionSpotProcessor(FamilyProcessor, PushToHubMixin):
         picture, inner_hw = sam_picture(image, self.sam_size, self.kind)
         height, width = image.shape[:2]
         scale = np.array([inner_hw[1] / width, inner_hw[0] / height] * 2, np.float32)
+        prompts = box_prompts(boxes * scale)
+        if example.prompts:
+            sizes = inner_hw, self.sam_size, self.mask_hw
+            prompts = user_prompts(example, boxes * scale, scale[:2], *sizes, options.mask_prompts)
         index = self.categories.index
         return [
             {
@@ -66,7 +71,8 @@ class RegionSpotProcessor(FamilyProcessor, PushToHubMixin):
                 "sam_picture": torch.from_numpy(picture),
                 "inner_hw": torch.tensor(inner_hw),
                 "clip_pixels": self.clip_pixels(image),
-                "prompts": [(list(range(len(regions))), Prompts(boxes=torch.from_numpy(boxes * scale)))],
+                "prompts": prompts,
+                "boxed": torch.tensor([prompt.box for prompt in example.prompts] or [True] * len(regions)),
                 "categories": torch.tensor([index.get(region.category, -1) for region in regions]),
             }
         ]
@@ -87,6 +93,7 @@ class RegionSpotProcessor(FamilyProcessor, PushToHubMixin):
             "boxes": torch.zeros(0, 4),
             "image_hw": torch.zeros(0, 2, dtype=torch.long),
             "categories": torch.zeros(0, dtype=torch.long),
+            "boxed": torch.zeros(0, dtype=torch.bool),
         }
         rows = {name: torch.cat([none, *(sample[name] for sample in samples)]) for name, none in empty.items()}
         one = {

@@ -87,9 +87,8 @@ class Sam(nn.Module):
         for layer in self.model.mask_decoder.transformer.layers:
             for number in (1, 2, 3, 4):
                 getattr(layer, f"layer_norm{number}").eps = NORM_EPS
-        prompt, decoder = config.prompt_encoder_config, config.mask_decoder_config
-        self.size = prompt.image_size
-        self.mask_hw = (4 * self.size // prompt.patch_size,) * 2
+        self.size, self.mask_hw = mask_sides(config)
+        decoder = config.mask_decoder_config
         self.width = decoder.hidden_size // 8 if token == "mlp" else decoder.hidden_size
 
     # ------------------------------------------------------------------------------------------ pictures
@@ -160,6 +159,12 @@ class Sam(nn.Module):
             large = F.interpolate(some[:, None], (self.size, self.size), mode="bilinear", align_corners=False)
             large = F.interpolate(large[..., :height, :width], tuple(image_hw), mode="bilinear", align_corners=False)
             yield from (large[:, 0] > 0).cpu().numpy()
+
+
+def mask_sides(config: PreTrainedConfig) -> tuple[int, tuple[int, int]]:
+    """The side of SAM's pictures, and the height and width of the masks that it takes and gives."""
+    prompt = config.prompt_encoder_config
+    return prompt.image_size, (4 * prompt.image_size // prompt.patch_size,) * 2
 
 
 def placed_hw(image_hw: Sequence[int], size: int, kind: Kind) -> tuple[int, int]:

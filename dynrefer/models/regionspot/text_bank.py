@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from dynrefer.errors import shown
 from dynrefer.files import atomic_path
@@ -70,8 +71,12 @@ class TextBanks:
             digest.update(f"\0{part}".encode())
         return digest.hexdigest()
 
-    def bank(self, names: Sequence[str]) -> Tensor:
-        """(C, E) float32 of length 1, on CLIP's device. Made once a word list; long lists are kept in `cache_folder()`
+    def __contains__(self, names: Sequence[str]) -> bool:
+        """Whether the bank of a list is at hand in memory."""
+        return self.key(names) in self.kept
+
+    def bank(self, names: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
+        """(C, E) float32 of length 1, on a device. Made once a word list; long lists are kept in `cache_folder()`
         too."""
         key = self.key(names)
         if key not in self.kept:
@@ -81,7 +86,7 @@ class TextBanks:
                 bank = self.make(names)
                 if path is not None:
                     write_bank(path, bank)
-            self.kept[key] = bank
+            self.kept[key] = bank.to(device)
             while len(self.kept) > IN_MEMORY:
                 del self.kept[next(iter(self.kept))]
         return self.kept[key]
@@ -90,7 +95,8 @@ class TextBanks:
         """The mean of a name's embeddings, of which none is normalized, and then normalized."""
         at_once = max(1, TEXTS_AT_ONCE // len(self.templates))
         rows = []
-        for start in range(0, len(names), at_once):
+        quiet = True if len(names) < ON_DISK else None  # None: a bar where people look
+        for start in tqdm(range(0, len(names), at_once), "names", unit_scale=at_once, disable=quiet):
             some = names[start : start + at_once]
             texts = [template.replace("{}", clean(name)) for name in some for template in self.templates]
             rows.append(self.embed(texts).float().unflatten(0, (len(some), -1)).mean(1))  # (n, E)
