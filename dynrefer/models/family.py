@@ -168,6 +168,13 @@ class FamilyModel:
 
         return asdict(options)
 
+    def text_lengths(self, results: Sequence[RegionResult], options: Options) -> list[tuple[int, bool]]:
+        """Of each result's caption: how many tokens it is, and whether it ended because it may not be longer.
+
+        Words are counted, of a family without tokens.
+        """
+        return [(len(result.caption.split()), False) for result in results]
+
     def zero_sums(self) -> dict[str, Tensor]:
         """A sum of zero a task that touches every trained weight: what a process without a region takes part with."""
         touched = [parameter.sum() * 0 for parameter in self.parameters() if parameter.requires_grad]

@@ -23,6 +23,8 @@ from dynrefer.config import load_config, parse_value
 from dynrefer.errors import shown, suggestion
 from dynrefer.files import read_text
 
+LOCAL = {"local": True}  # metadata of a field that concerns the machine: a server's clients may not set it
+
 
 @dataclass(frozen=True)
 class Options:
@@ -50,7 +52,8 @@ class TextOptions(Options):
     top_p: float | None = None  # with do_sample: only the likeliest tokens that reach this probability together
     repetition_penalty: float | None = None  # above 1: tokens that stand in the text already become less likely
     length_penalty: float | None = None  # of beams: above 0 prefers long texts
-    generation: dict = field(default_factory=dict)  # any other generation option, as no_repeat_ngram_size=3
+    # any other generation option, as no_repeat_ngram_size=3
+    generation: dict = field(default_factory=dict, metadata=LOCAL)
 
     def decoding(self) -> dict[str, Any]:
         """All generation options that are set, under transformers' names."""

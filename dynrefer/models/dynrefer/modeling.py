@@ -327,6 +327,12 @@ class DynReferModel(RegionModel):
             no_boxes = np.zeros((0, 4), np.float32)
             choose_scales(options.view_strategy, np.zeros((1, 1, 3), np.uint8), no_boxes, self.config.num_views, ())
 
+    def text_lengths(self, results: Sequence[RegionResult], options: Options) -> list[tuple[int, bool]]:
+        """Of each caption: its tokens, and whether it ended because it may not be longer, see `FamilyModel`."""
+        longest = {**self.config.generation, **options.decoding()}.get("max_new_tokens", DEFAULT_TEXT)
+        ids = [self.processor.tokenizer(result.caption, add_special_tokens=False)["input_ids"] for result in results]
+        return [(len(row), len(row) >= longest) for row in ids]
+
     def prompt_room(self, settings: Mapping) -> int:
         """Tokens of a prompt that the language model holds beside the region's and, of a decoder, those of the text.
         settings: of generation. ValueError where the text leaves none."""

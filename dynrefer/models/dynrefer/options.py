@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from dynrefer.prompts import CONTROL_FORMS, is_one_control, region_controls
 
-from ..options import TextOptions
+from ..options import LOCAL, TextOptions
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Options(TextOptions):
     categories: list[str] | None = None  # categories to choose from
     num_categories: int = 5  # categories that are reported, the likeliest first
     view_strategy: str | None = None  # how the views are chosen, for instance phash
-    crop_on: str | None = None  # device that cuts the views, where it is quicker than the CPU; a grey level off at most
+    # device that cuts the views, where it is quicker than the CPU; a grey level off at most
+    crop_on: str | None = field(default=None, metadata=LOCAL)
 
     def __post_init__(self):
         if self.control is not None and not isinstance(self.control, Sequence):
