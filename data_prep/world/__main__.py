@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from data_prep import world
 from dynrefer.errors import Parser, run_command
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--train", type=int, default=2000, help="training scenes (about four regions each)")
     parser.add_argument("--val", type=int, default=0, help="validation scenes, with combinations of their own")
     parser.add_argument("--test", type=int, default=200, help="test scenes")
+    parser.add_argument("--image-hw", type=int, nargs=2, metavar=("H", "W"), default=world.IMAGE_HW, help="pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes")
     return run_command("data_prep.world", _run, parser.parse_args(argv))
@@ -36,9 +38,13 @@ def _run(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     for split, number in numbers.items():
         if number:
-            print(f"{number} scenes -> {world.write(args.out, number, split, args.seed, args.workers)}", flush=True)
+            print(f"{number} scenes -> {_write(args, number, split)}", flush=True)
     seconds = time.perf_counter() - start
     print(f"{sum(numbers.values())} scenes in {seconds:.1f} s ({60 * sum(numbers.values()) / seconds:,.0f} a minute)")
+
+
+def _write(args: argparse.Namespace, number: int, split: str) -> Path:
+    return world.write(args.out, number, split, args.seed, args.workers, tuple(args.image_hw))
 
 
 if __name__ == "__main__":

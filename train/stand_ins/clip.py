@@ -1,0 +1,223 @@
+"""A small CLIP from nothing: `python -m train.stand_ins.clip --config configs/stand_ins/clip.yaml [key=value ...]`.
+
+It sees whole pictures and reads their captions, never a region. A picture's caption names some of its regions, in any
+order: their categories ("a photo of a cup and tree."), those with an attribute ("red cup, green tree"), or what their
+own captions say ("a red cup left of the tree").
+
+Every caption that is true of a picture counts as one of its own. With v_i a picture, t_j a caption, both of length 1,
+s the learned scale and y_ij = 1 where caption j says only what picture i shows:
+
+    loss = mean over i of -sum_j y_ij / |y_i.| log softmax_j(s v_i t_j), and the same over j, halved
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from dynrefer.config import load_config, settings_help
+from dynrefer.convert.clip_text import import_open_clip
+from dynrefer.data.records import Region
+from dynrefer.errors import Parser, run_command
+from dynrefer.models.tokenizer import train_tokenizer
+from train.stand_ins.fit import FitConfig, check_output, fit
+from train.stand_ins.scenes import Scenes, read_scenes
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+LARGEST_SCALE = 100.0
+PICTURES_AT_ONCE = 100  # without gradient
+
+
+@dataclass(frozen=True)
+class CaptionConfig:
+    per_picture: int = 4  # captions of each picture in a step
+    categories: float = 0.4  # share of captions that name categories only
+    attributes: float = 0.4  # share that put an attribute of `attribute_types` before each category
+    attribute_types: tuple[str, ...] = ("color",)
+    single: float = 0.2  # share that name one region; others name one to all of them
+    templates: float = 0.7  # share that stand in one of OpenAI's sentences for ImageNet
+    most_captions: int = 2  # regions named by their own captions in one caption, where no share above takes it
+    easy_steps: int = 0  # steps that see only pictures of two regions or fewer
+
+
+@dataclass(frozen=True)
+class ClipFitConfig(FitConfig):
+    captions: CaptionConfig = field(default_factory=CaptionConfig)
+    vocab_size: int = 600
+
+
+def with_attributes(region: Region, types: Sequence[str]) -> str:
+    """ "red cup": what it is, after the values of its attributes of these types ("color:red")."""
+    values = [
+        name.partition(":")[2]
+        for kind in types
+        for name, holds in (region.attributes or {}).items()
+        if holds == 1 and name.partition(":")[0] == kind
+    ]
+    return " ".join([*values, region.category])
+
+
+def phrases(region: Region, types: Sequence[str]) -> frozenset[str]:
+    """All that may be said of a region."""
+    return frozenset({region.category, with_attributes(region, types), *region.captions})
+
+
+def caption(
+    regions: Sequence[Region], sentences: Sequence[str], cfg: CaptionConfig, rng: np.random.Generator
+) -> tuple[str, frozenset[str]]:
+    """A caption of the whole picture, and the phrases that it is made of."""
+    count = 1 if rng.random() < cfg.single else int(rng.integers(1, len(regions) + 1))
+    chosen = [regions[number] for number in rng.permutation(len(regions))[:count]]
+    way = rng.random()
+    if way < cfg.categories:
+        said = [region.category for region in chosen]
+    elif way < cfg.categories + cfg.attributes:
+        said = [with_attributes(region, cfg.attribute_types) for region in chosen]
+    else:
+        said = [region.captions[int(rng.integers(len(region.captions)))] for region in chosen[: cfg.most_captions]]
+    said = list(dict.fromkeys(said))
+    text = (" and " if rng.random() < 0.5 else ", ").join(said)
+    if rng.random() < cfg.templates:
+        text = sentences[int(rng.integers(len(sentences)))].format(text)
+    return text, frozenset(said)
+
+
+class CaptionTask:
+    """Scenes and what is true of each -> the contrastive loss."""
+
+    def __init__(self, scenes: Scenes, sentences: Sequence[str], cfg: CaptionConfig):
+        self.scenes, self.sentences, self.cfg = scenes, sentences, cfg
+        self.true = [
+            frozenset().union(*(phrases(region, cfg.attribute_types) for region in regions))
+            for regions in scenes.regions
+        ]
+        self.easy = np.array([number for number, regions in enumerate(scenes.regions) if len(regions) <= 2])
+        self.step = 0
+        if cfg.easy_steps and not len(self.easy):
+            raise ValueError("captions.easy_steps: no picture has two regions or fewer; set it to 0")
+
+    def pixels(self, numbers: Sequence[int]) -> Tensor:
+        """(B, 3, S, S) as CLIP sees them."""
+        pictures = torch.from_numpy(self.scenes.pixels[numbers]).permute(0, 3, 1, 2).float() / 255
+        return (pictures - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+    def texts(self, rng: np.random.Generator) -> list[str]:
+        """A caption of every picture, for a tokenizer."""
+        return [caption(regions, self.sentences, self.cfg, rng)[0] for regions in self.scenes.regions]
+
+    def loss(self, model: CLIPModel, tokenizer, batch_size: int, rng: np.random.Generator) -> Tensor:
+        self.step += 1
+        pool = self.easy if self.step <= self.cfg.easy_steps else len(self.scenes)
+        numbers = rng.choice(pool, batch_size)
+        said = [
+            caption(self.scenes.regions[number], self.sentences, self.cfg, rng)
+            for number in numbers
+            for _ in range(self.cfg.per_picture)
+        ]
+        true = torch.tensor([[words <= self.true[number] for _, words in said] for number in numbers]).float()
+        tokens = tokenizer([text for text, _ in said], return_tensors="pt", padding=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(input_ids=tokens["input_ids"], pixel_values=self.pixels(numbers))
+        logits = output.logits_per_image.float()  # (B pictures, N captions)
+        by_picture = (logits.log_softmax(1) * true / true.sum(1, keepdim=True)).sum(1).mean()
+        by_caption = (logits.log_softmax(0) * true / true.sum(0, keepdim=True)).sum(0).mean()
+        return -(by_picture + by_caption) / 2
+
+    def category_map(self, model: CLIPModel, tokenizer) -> float:
+        """Mean over categories of the average precision with which "a photo of a NAME." finds its pictures."""
+        names = sorted({region.category for regions in self.scenes.regions for region in regions})
+        tokens = tokenizer([f"a photo of a {name}." for name in names], return_tensors="pt", padding=True)
+        bank = F.normalize(model.get_text_features(input_ids=tokens["input_ids"]).pooler_output, dim=-1)
+        pictures = torch.cat(
+            [
+                model.get_image_features(pixel_values=self.pixels(some)).pooler_output
+                for some in torch.arange(len(self.scenes)).split(PICTURES_AT_ONCE)
+            ]
+        )
+        scores = F.normalize(pictures, dim=-1) @ bank.T  # (N, C)
+        shown = torch.tensor([[name in true for name in names] for true in self.true])
+        ranked = shown.gather(0, scores.argsort(0, descending=True)).float()
+        precision = ranked.cumsum(0) / torch.arange(1, len(ranked) + 1)[:, None]
+        return ((precision * ranked).sum(0) / ranked.sum(0)).mean().item()
+
+
+def squash(picture: np.ndarray, size: int) -> np.ndarray:
+    """To a square, bilinear and not smoothed, as RegionSpot shows pictures to CLIP."""
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
+    pixels = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
+    return pixels[0].round().byte().permute(1, 2, 0).numpy()
+
+
+def main(cfg: ClipFitConfig) -> dict[str, float]:
+    """Returns category_map on `cfg.val`. Raises ValueError for settings that do not fit."""
+    check_output(cfg)
+    if cfg.num_threads:
+        torch.set_num_threads(cfg.num_threads)
+    torch.manual_seed(cfg.seed)
+    sentences = [sentence("{}") for sentence in import_open_clip().OPENAI_IMAGENET_TEMPLATES] + ["{}."]
+    size = cfg.model["vision_config"]["image_size"]
+
+    def task(path: str, limit: int | None) -> CaptionTask:
+        scenes = read_scenes(path, lambda picture: squash(picture, size), limit)
+        for regions in scenes.regions:
+            for region in regions:
+                if region.category is None or not region.captions:
+                    raise ValueError(f"{path}: region {region.id} has no category or no caption; CLIP reads both")
+        return CaptionTask(scenes, sentences, cfg.captions)
+
+    train, held_out = task(cfg.train, cfg.train_limit), task(cfg.val, cfg.val_limit)
+    tokenizer = train_tokenizer(train.texts(np.random.default_rng(cfg.seed)), cfg.vocab_size, start=True)
+    text_config = {
+        **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")},
+        "vocab_size": len(tokenizer),
+        **cfg.model["text_config"],
+    }
+    config = CLIPConfig(**{**cfg.model, "text_config": text_config})
+    model = CLIPModel._from_config(config, attn_implementation="eager")  # on CPU twice as fast in bfloat16 as sdpa
+    tokenizer.model_max_length = model.config.text_config.max_position_embeddings
+
+    def loss_of(rng: np.random.Generator) -> Tensor:
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=np.log(LARGEST_SCALE))
+        return train.loss(model, tokenizer, cfg.batch_size, rng)
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        square = {"height": size, "width": size}
+        CLIPImageProcessor(size=square, do_center_crop=False, resample=2).save_pretrained(folder)
+
+    return fit(
+        model, loss_of, cfg, evaluate=lambda: {"category_map": held_out.category_map(model, tokenizer)}, save=save
+    )
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(
+        prog="python -m train.stand_ins.clip",
+        description="Train a small CLIP from nothing.",
+        epilog=f"settings, with their types and defaults:\n{settings_help(ClipFitConfig)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="configs/NAME.yaml")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over those of the file")
+    return run_command("train.stand_ins.clip", _run, parser.parse_args(argv))
+
+
+def _run(args: argparse.Namespace) -> None:
+    cfg = load_config(ClipFitConfig, args.config, args.settings)
+    scores = main(cfg)
+    print(f"{cfg.output}: mean average precision of categories in whole pictures {scores['category_map']:.3f}")
+
+
+if __name__ == "__main__":
+    sys.exit(command())

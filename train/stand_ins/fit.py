@@ -1,0 +1,91 @@
+"""What both stand-ins' trainings share: settings, the loop, and the folder that appears when all is done."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dynrefer.config import check_numbers
+from dynrefer.files import atomic_path, write_json
+from train.optim import OptimConfig, build_optimizer, set_lr
+from train.run import NonFiniteLoss
+
+CLIP_GRADIENT = 1.0
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    output: str  # the folder to write
+    train: str  # record file
+    val: str  # record file of pictures that are not trained on
+    model: dict  # the sizes: a config of transformers
+    steps: int
+    batch_size: int  # pictures a step
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    log_every: int = 50  # steps between printed lines; log.jsonl has every step
+    seed: int = 0
+    num_threads: int | None = None  # of PyTorch; None: its own choice
+    train_limit: int | None = None  # the first pictures only
+    val_limit: int | None = None
+    overwrite: bool = False
+
+    def __post_init__(self):
+        check_numbers(self)
+        for name in ("steps", "batch_size", "log_every", "num_threads", "train_limit", "val_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be 1 or more")
+
+
+def check_output(cfg: FitConfig) -> None:
+    if Path(cfg.output).exists() and not cfg.overwrite:
+        raise ValueError(f"output {cfg.output}: it exists; name another folder, or set overwrite=true")
+
+
+def fit(
+    model: nn.Module,
+    loss_of: Callable[[np.random.Generator], Tensor],
+    cfg: FitConfig,
+    *,
+    evaluate: Callable[[], dict[str, float]],
+    save: Callable[[Path], None],
+) -> dict[str, float]:
+    """Trains, evaluates and writes `cfg.output`: what `save` writes, log.jsonl and scores.json. Returns the scores.
+
+    loss_of: draws a batch with the generator and gives its loss. NonFiniteLoss ends the run with nothing written.
+    """
+    rng = np.random.default_rng(cfg.seed)
+    optimizer = build_optimizer(model, cfg.optim)
+    with atomic_path(cfg.output) as folder:
+        folder.mkdir()
+        model.train()
+        started = time.perf_counter()
+        with open(folder / "log.jsonl", "w", encoding="utf-8") as log:
+            for step in range(1, cfg.steps + 1):
+                lr = set_lr(optimizer, cfg.optim, step - 1, cfg.steps)
+                loss = loss_of(rng)
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(model.parameters(), CLIP_GRADIENT)
+                row = {"step": step, "loss": loss.item(), "lr": lr, "grad_norm": norm.item()}
+                if not all(map(math.isfinite, row.values())):
+                    raise NonFiniteLoss(f"step {step}: the loss is {row['loss']}; lower optim.lr")
+                optimizer.step()
+                optimizer.zero_grad()
+                row["seconds"] = time.perf_counter() - started
+                log.write(json.dumps(row) + "\n")
+                if step % cfg.log_every == 0 or step == cfg.steps:
+                    print(f"step {step}/{cfg.steps} | loss {row['loss']:.4f} | {row['seconds']:.0f} s", flush=True)
+        model.eval()
+        with torch.no_grad():
+            scores = evaluate()
+        save(folder)
+        write_json(folder / "scores.json", {"scores": scores, "seconds": row["seconds"]})
+    return scores

@@ -1,0 +1,45 @@
+"""Pictures with all their regions, small enough to be kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynrefer.data.record_files import open_records
+from dynrefer.data.records import Region
+from dynrefer.images import open_image
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """pixels (N, H, W, 3) uint8, all of one size; regions: those of each picture."""
+
+    pixels: np.ndarray
+    regions: list[list[Region]]
+
+    def __len__(self) -> int:
+        return len(self.regions)
+
+
+def read_scenes(path: str, resize: Callable[[np.ndarray], np.ndarray], limit: int | None = None) -> Scenes:
+    """The first `limit` pictures of a record file. resize: a picture (H, W, 3) -> the same in the size to keep.
+
+    Raises ValueError for records that cannot be read, and pictures that come out in different sizes.
+    """
+    records = open_records(path)
+    groups = records.image_groups()
+    pixels, regions = [], []
+    for number in range(len(groups) if limit is None else min(limit, len(groups))):
+        found = records.fetch(groups[number])
+        path_of_image, first = found[0]
+        picture = resize(open_image(path_of_image))
+        if pixels and picture.shape != pixels[0].shape:
+            raise ValueError(
+                f"{path}: {first.image} is {picture.shape[:2]} after resizing and those before it are "
+                f"{pixels[0].shape[:2]}; a stand-in is trained on pictures of one shape"
+            )
+        pixels.append(picture)
+        regions.append([region for _, region in found])
+    return Scenes(np.stack(pixels), regions)
