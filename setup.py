@@ -37,6 +37,7 @@ EXTRAS = {
     "vision": ["open_clip_torch>=3.3", "timm>=1.0.31"],
     "quant": ["bitsandbytes>=0.50"],
     "serve": ["fastapi>=0.165", "uvicorn>=0.54", "prometheus-client>=0.26"],
+    "onnx": ["onnx>=1.23", "onnxscript>=0.7.2", "onnxruntime>=1.32"],
     "dev": [
         "httpx2>=2.16",
         "openai>=3.57",

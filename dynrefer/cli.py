@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dynrefer
-from dynrefer import describe
+from dynrefer import describe, export
 from dynrefer.errors import Parser, run_command
 from dynrefer.serve import command as serve
 
@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     push.add_argument("--merge-adapters", action="store_true", help="add LoRA layers to the language model's weights")
     push.set_defaults(run=_push)
+
+    export.add_parser(commands, _load)
 
     convert = commands.add_parser("convert", help="released weights -> a model folder")
     convert.add_argument(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from dynrefer.data.example import Example
     from dynrefer.data.records import RegionResult
 
+    from .graphs import Graphs
+
 # fields of a RegionResult that a family fills
 ANSWERS = ("caption", "tags", "attributes", "categories", "mask", "answer")
 # what records may be annotated with, and training may leave out
@@ -174,6 +176,14 @@ class FamilyModel:
         Words are counted, of a family without tokens.
         """
         return [(len(result.caption.split()), False) for result in results]
+
+    def graphs(self, options: Options) -> Graphs:
+        """The parts of this model that run without PyTorch, for `dynrefer export`. options: those of its word lists
+        count. ValueError where its family has none, or for options that do not fit."""
+        raise ValueError(
+            f"models of the family {self.config.model_type!r} have no graphs to export; use them with dynrefer.load, "
+            "or write the family's `graphs` (docs/new_family.md)"
+        )
 
     def zero_sums(self) -> dict[str, Tensor]:
         """A sum of zero a task that touches every trained weight: what a process without a region takes part with."""

@@ -26,7 +26,7 @@ class CrossLayer(nn.Module):
         def split(tensor: Tensor) -> Tensor:
             return tensor.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (R, heads, tokens, W/heads)
 
-        query = split(self.query(texts)).expand(len(regions), -1, -1, -1)
+        query = split(self.query(texts)).expand(regions.shape[0], -1, -1, -1)
         attended = F.scaled_dot_product_attention(
             query,
             split(self.key(regions)),

@@ -18,6 +18,7 @@ from dynrefer.vocabulary import attribute_texts, category_texts, read_attributes
 
 from ..auto import pick_device
 from ..card import About
+from ..graphs import Graphs
 from ..language import LANGUAGE_MODELS, check_generation, language_kind, most_positions
 from ..ranking import ranked
 from ..saving import RegionModel
@@ -27,6 +28,7 @@ from .align import DeformableAlign
 from .batch import RegionBatch
 from .configuration import DynReferConfig
 from .decoders import TextQueryDecoder, ViewTextHead
+from .graphs import graphs
 from .options import Options
 from .region_encoder import RegionEncoder
 
@@ -139,7 +141,7 @@ class DynReferModel(RegionModel):
     def embed(self, patches: Tensor, region_boxes: Tensor) -> Tensor:
         """patches (R, V, 1+P, D), region_boxes (R, V, 4) in view pixels -> region_embeds (R, Q, E)."""
         features = self.region_encoder(patches, region_boxes)  # (R, 1+G*G, D)
-        queries = self.query_tokens.expand(len(patches), -1, -1)
+        queries = self.query_tokens.expand(patches.shape[0], -1, -1)
         return self.qformer(query_embeds=queries, encoder_hidden_states=features).last_hidden_state  # (R, Q, E)
 
     def normalize(self, views: Tensor) -> Tensor:
@@ -298,8 +300,8 @@ class DynReferModel(RegionModel):
     def attribute_maximum(self, raw: Tensor, attributes: Sequence[dict] | None = None) -> Tensor:
         """Raw scores of all attribute texts (R, N) -> of the attributes (R, A): the best text of each."""
         attributes = self.config.attributes if attributes is None else attributes
-        owner = self.attribute_owner(attributes, raw.device).expand(len(raw), -1)
-        start = raw.new_full((len(raw), len(attributes)), -torch.inf)
+        owner = self.attribute_owner(attributes, raw.device).expand(raw.shape[0], -1)
+        start = raw.new_full((raw.shape[0], len(attributes)), -torch.inf)
         return start.scatter_reduce(1, owner, raw, "amax")
 
     # ------------------------------------------------------------------------------------------ answers
@@ -346,6 +348,10 @@ class DynReferModel(RegionModel):
                 "them the region's; nothing is left for a prompt, give a smaller max_new_tokens"
             )
         return room
+
+    def graphs(self, options: Options) -> Graphs:
+        self.check_options(options)
+        return graphs(self, options)
 
     def settings(self, options: Options) -> dict:
         strategy = options.view_strategy or self.config.view_strategy

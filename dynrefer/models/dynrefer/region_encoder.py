@@ -53,7 +53,7 @@ class RegionEncoder(nn.Module):
         side = round((patches.shape[2] - 1) ** 0.5)
         maps = patches[:, :, 1:].transpose(2, 3).reshape(-1, width, side, side)  # (R*V, D, g, g)
         boxes = region_boxes.reshape(-1, 4).float()
-        index = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None]
+        index = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)[:, None]
         maps = roi_align(  # has no bfloat16 kernel on CPU
             maps.float(),
             torch.cat([index, boxes], 1),
