@@ -31,6 +31,7 @@ def test_rows_show_the_ratio_to_the_first():
     assert lines[2].split() == ["ours", "1,000", "things/s", "x20.00"]
 
 
+@pytest.mark.slow
 def test_view_selection_is_measured_against_opencv(monkeypatch, capsys):
     pytest.importorskip("cv2", reason="pip install opencv-python-headless")
     lines = bench(monkeypatch, capsys, "views", "transform", "--quick").split("\n")
@@ -43,6 +44,7 @@ def test_view_selection_is_measured_against_opencv(monkeypatch, capsys):
     assert float(largest) < 0.1, "of coefficients in the thousands"
 
 
+@pytest.mark.slow
 def test_view_construction_is_measured_against_an_array_a_crop(monkeypatch, capsys):
     lines = bench(monkeypatch, capsys, "crops", "--quick").split("\n")
     ratios = {line[2:24].rstrip(): float(line.split("x")[-1]) for line in lines[1:4]}
@@ -51,6 +53,7 @@ def test_view_construction_is_measured_against_an_array_a_crop(monkeypatch, caps
     assert float(mean) < 0.1
 
 
+@pytest.mark.slow
 def test_ranking_is_measured_beside_region_by_region(monkeypatch, capsys):
     lines = bench(monkeypatch, capsys, "tags", "--quick").split("\n")
     assert lines[0].startswith("tags: ") and len(lines) == 7 and lines[3].startswith("  equal lists, ")

@@ -377,6 +377,18 @@ def test_settings_that_do_not_fit_are_refused(folder, command):
         assert status == 2 and message in error, (options, error)
 
 
+@pytest.mark.parametrize("words", [40_000, 200_000])
+def test_a_prompt_beyond_what_the_model_holds_is_refused_with_the_numbers(folder, tmp_path, command, words):
+    status, error = command(folder / "qwen2-vl", "--prompt", "{region} " + "cup " * words)
+    assert status == 2 and "tokens; model " in error and "holds at most " in error and len(error) < 500
+    assert not list(tmp_path.glob("out/*.jsonl"))  # nothing was predicted
+
+
+def test_a_prompt_with_half_a_character_is_refused(folder, command):
+    status, error = command(folder / "qwen2-vl", "--prompt", "{region} cup \ud83d")
+    assert status == 2 and "half a surrogate" in error
+
+
 def test_help_lists_the_options_of_a_model_without_its_weights(folder, tmp_path, capsys):
     (tmp_path / "config.json").write_text((folder / "llava/config.json").read_text())
     for options, said in (

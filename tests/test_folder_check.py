@@ -148,6 +148,111 @@ def test_weights_that_hold_no_fractions_are_named(folder, dtype):
         dynrefer.load(folder, device="cpu")
 
 
+def test_a_buffer_that_is_no_number_is_named_like_a_weight(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["attribute_texts"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="1 weights hold NaN or infinite numbers, such as attribute_texts"):
+        dynrefer.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model.safetensors", "no weights in it"),
+        ("tokenizer.json", "a tokenizer without its tokenizer.json"),
+        ("tokenizer_config.json", "a tokenizer without its tokenizer_config.json"),
+        ("text_tokenizer/tokenizer.json", "text_tokenizer': a tokenizer without its tokenizer.json"),
+    ],
+)
+def test_a_missing_file_is_named(folder, name, said):
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=said) as error:
+        dynrefer.load(folder, device="cpu")
+    assert in_one_line(error).startswith(f"model folder '{folder}")
+
+
+def test_tensors_of_another_shape_are_named_in_one_line_and_no_table(folder, capfd):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["query_tokens"] = tensors["query_tokens"][..., :1].contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"mismatched keys in its weights: query_tokens \(.*, 1\), not \(") as error:
+        dynrefer.load(folder, device="cpu")
+    in_one_line(error)
+    assert "REPORT" not in capfd.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def saved_with_adapter(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapted")
+    model, _ = small.model(language={**small.LLAMA, "mode": "lora"})
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_adapter_is_named(saved_with_adapter, tmp_path, name, damage):
+    path = shutil.copytree(saved_with_adapter, tmp_path / "model") / "adapter" / name
+    path.write_bytes(DAMAGES[damage][0](path.read_bytes()))
+    with pytest.raises(ValueError) as error:
+        dynrefer.load(tmp_path / "model", device="cpu")
+    assert f"model file {str(path)!r}: " in in_one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors, name: tensors.pop(name), "adapter_model.safetensors: 1 LoRA tensors do not fit config.json's"),
+        (lambda tensors, name: tensors.update(extra=torch.zeros(1)), "1 LoRA tensors do not fit .*such as extra"),
+        (
+            lambda tensors, name: tensors[name].fill_(float("nan")),
+            "1 weights hold NaN or infinite numbers, such as lang",
+        ),
+        (
+            lambda tensors, name: tensors.update({name: tensors[name].long()}),
+            "1 weights are of a type that holds no fr",
+        ),
+        (
+            lambda tensors, name: tensors.update({name: tensors[name][:, :1].clone()}),
+            "mismatched keys in its weights: l",
+        ),
+        (None, "missing keys in its weights: language"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_named(saved_with_adapter, tmp_path, change, said):
+    path = shutil.copytree(saved_with_adapter, tmp_path / "model") / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    path.unlink()
+    if change is not None:
+        change(tensors, min(tensors))
+        save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=said) as error:
+        dynrefer.load(tmp_path / "model", device="cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_byte_order_mark_is_named(folder, name, encoding):
+    path = folder / name
+    path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
+    with pytest.raises(ValueError, match="begins with a byte order mark.*save it as UTF-8 without one") as error:
+        dynrefer.load(folder, device="cpu")
+    assert str(path) in in_one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("config.json", None), ("model.safetensors", None), ("config.json", "{}")]
+)
+def test_a_file_for_a_folder_and_an_empty_config_are_named(folder, name, content):
+    if content is not None:
+        (folder / name).write_text(content)
+    said = f"a file of a model; name its folder, '{folder}'" if content is None else "its config.json is empty"
+    with pytest.raises(ValueError, match=said):
+        dynrefer.load(folder / name if content is None else folder, device="cpu")
+
+
 def test_files_that_loading_does_not_read_may_be_anything(folder):
     for name in ("pytorch_model.bin", "tf_model.h5", "scores.json", "consolidated.safetensors", "README.md"):
         (folder / name).write_bytes(POINTER)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 from transformers.utils.hub import resolve_revision
 
 from dynrefer.errors import first_line, shown
 
 from . import FAMILIES, FamilyModule, register_families
 from .base_parts import HUB_OPTIONS, LOOKUP_OPTIONS, check_source
-from .folder_check import check_numbers, reading
+from .folder_check import check_complete, check_numbers, reading
 
 BEST = "best"  # the folder of a run's best checkpoint
 
@@ -46,26 +49,45 @@ def load(
         revision = resolve_revision(source, revision, **{k: v for k, v in hub.items() if k in LOOKUP_OPTIONS})
     place = {"revision": revision, **hub, **({"subfolder": s} if (s := options.get("subfolder")) else {})}
     row = family_of(name, **place)
+    if Path(source).is_dir() and "subfolder" not in place:
+        check_complete(Path(source))
     with reading(f"model {str(name)!r}", "its config.json cannot be read"):
         config = row.load("config").from_pretrained(source, **place)
     if options.get("quantization_config") or getattr(config, "quantization_config", None):
         options.setdefault("device_map", {"": place_on})  # a quantized model is not moved
-    with reading(f"model {str(name)!r}", "its weights do not fit its config.json"):
+    options.setdefault("ignore_mismatched_sizes", True)  # they are named below
+    with reading(f"model {str(name)!r}", "its weights do not fit its config.json"), _without_report():
         model, info = row.load("model").from_pretrained(
             source, config=config, revision=revision, dtype=dtype, output_loading_info=True, **options
         )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
-            names = sorted(str(key) for key in info[kind])
+            names = sorted(map(_shown_key, info[kind]))
             raise ValueError(
                 f"model {str(name)!r}: {kind.replace('_', ' ')} in its weights: {', '.join(names[:5])}"
                 f"{' ...' if len(names) > 5 else ''} ({len(names)}); the file belongs to another config.json"
             )
-    check_numbers(model.named_parameters(), f"model {str(name)!r}")
+    check_numbers([*model.named_parameters(), *model.named_buffers()], f"model {str(name)!r}")
     with reading(f"model {str(name)!r}", "its processor cannot be read"):
         model.processor = row.load("processor").from_pretrained(source, config=model.config, **place)
     model.after_load()
     return model.eval() if options.get("device_map") is not None else model.to(place_on).eval()
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """transformers' table of tensors that do not fit is not printed: the error names them."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _shown_key(key: str | tuple) -> str:
+    """A tensor's name; of a mismatched one (name, shape in the file, shape in the model) all three."""
+    return key if isinstance(key, str) else f"{key[0]} {tuple(key[1])}, not {tuple(key[2])}"
 
 
 def family_of(name: str | Path, revision: str | None = None, **hub) -> FamilyModule:
@@ -74,7 +96,8 @@ def family_of(name: str | Path, revision: str | None = None, **hub) -> FamilyMod
     try:
         config, _ = PreTrainedConfig.get_config_dict(model_folder(name), revision=revision, **hub)
         if not config:
-            raise OSError("no config.json there")
+            there = (Path(model_folder(name)) / "config.json").is_file()
+            raise OSError("its config.json is empty" if there else "no config.json there")
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"model {str(name)!r}: no run folder, model folder or hub id that can be read ({first_line(error)})"
@@ -106,6 +129,8 @@ def model_folder(name: str | Path) -> str:
             f"model folder {str(path)!r}: neither config.json nor {BEST}/config.json in it; has the run "
             "saved a checkpoint yet?"
         )
+    if path.suffix in (".json", ".safetensors") and path.is_file():
+        raise ValueError(f"model {str(name)!r}: a file of a model; name its folder, {str(path.parent)!r}")
     return str(name)
 
 

@@ -63,6 +63,7 @@ OBJECTS = (
     "sentence_bert_config.json",
 )
 TEXTS = ("vocab.txt", "merges.txt", "*.jinja", "*.model", "*.tiktoken")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FILE_KEYS = ("transformers_weights", "fast_tokenizer_files", "configuration_files")  # values that name files to read
@@ -136,6 +137,8 @@ def _json_fault(path: Path) -> str | None:
     try:
         _parsed(path)
     except (ValueError, RecursionError) as error:
+        if path.read_bytes()[:3].startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+            return "begins with a byte order mark, as editors write it; save it as UTF-8 without one"
         return f"damaged or cut off, no JSON ({error}); {AGAIN}"
     return None
 
@@ -145,7 +148,7 @@ def _parsed(path: Path) -> Any:
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError:
-        return json.loads(content)  # which reads NaN, too
+        return json.loads(content.decode("utf-8"))  # which reads NaN, too; transformers reads no other encoding
 
 
 def read_object(path: str | Path, kind: str = "file") -> dict[str, Any]:
@@ -221,6 +224,18 @@ def check_folder(folder: str | Path, whole: bool = True, weights: bool = True, p
     tell_code(folder, found)
     if weights:
         check_weights(folder, whole, pickled)
+
+
+def check_complete(folder: Path) -> None:
+    """ValueError where a model's folder lacks what save_pretrained writes: weights, or half of a tokenizer."""
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        raise ValueError(f"model folder {str(folder)!r}: no weights in it ({WEIGHTS[0]} or its shards); {AGAIN}")
+    for place in places(folder):
+        config, words = place / "tokenizer_config.json", [*map(place.glob, VOCABULARIES)]
+        missing = [] if config.is_file() else [config.name]
+        missing += [] if any(any(found) for found in words) else ["tokenizer.json"]
+        if len(missing) == 1 and (config.is_file() or (place / "tokenizer.json").is_file()):
+            raise ValueError(f"model folder {str(place)!r}: a tokenizer without its {missing[0]}; {AGAIN}")
 
 
 def places(folder: Path) -> list[Path]:

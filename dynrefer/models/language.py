@@ -288,7 +288,7 @@ def _check_number(name: str, value: Any) -> None:
     fits = within and not (name in OPEN and value == least)
     if not fits:
         above = f" above {least}" if name in OPEN else f" of at least {least}" if math.isfinite(least) else ""
-        below = f", at most {greatest}" if math.isfinite(greatest) else ""
+        below = f", at most {greatest}" if math.isfinite(greatest) else f", below {MOST:,}" if is_number else ""
         kind = "whole number" if whole else "number"
         raise ValueError(f"generation option {name}={shown(value)}: expected a {kind}{above}{below}")
 
