@@ -46,8 +46,8 @@ def fetch(address: str, where: str, hosts: Sequence[str], max_bytes: int, timeou
             size += len(part)
             if size > max_bytes:
                 raise too_large(f"{where}: the file at {host} is larger than {max_bytes:,} bytes", where)
-            if time.monotonic() > until:
-                raise TimeoutError
+        if time.monotonic() >= until:  # cut off: what came may be a part
+            raise TimeoutError
         length = response.getheader("Content-Length")
         if length and length.isdecimal() and int(length) != size:
             raise invalid(f"{where}: {host} sent {size} of {length} bytes", where, "fetch_failed")
