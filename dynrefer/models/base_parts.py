@@ -200,8 +200,18 @@ def read_clip_text(model, part: str, source: Origin, hub: Mapping) -> dict[str, 
     return text_tensors(read_text_encoder(source.name))
 
 
+def read_open_clip(model, part: str, source: Origin, hub: Mapping) -> dict[str, Tensor]:
+    """The weights of an open_clip model: a file, or a tag that open_clip knows. The part's own module reads them."""
+    return model.get_submodule(model.BASE_PARTS[part].rpartition(".")[0]).read_weights(source.name)
+
+
 ON_HUB = ("transformers", "ours")  # kinds whose names may be hub ids
-READERS: dict[str, Reader] = {"transformers": read_pretrained, "ours": read_saved, "clip_text": read_clip_text}
+READERS: dict[str, Reader] = {
+    "transformers": read_pretrained,
+    "ours": read_saved,
+    "clip_text": read_clip_text,
+    "open_clip": read_open_clip,
+}
 
 
 def read_part(model, part: str, source: Origin, **hub) -> tuple[dict[str, Tensor], str]:

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from dynrefer.errors import check_keys
 from dynrefer.vocabulary import read_words, words_of_records
 
-from ..base_parts import Origin, check_source, fill_part, local_folder, locate
-from ..folder_check import read_object, reading
+from ..base_parts import fill_part
 from ..tokenizer import train_tokenizer
 from .configuration import RegionSpotConfig
 from .modeling import RegionSpotModel
+from .parts import clip_tokenizer_of, normalization, origin, part_config
 from .processor import RegionSpotProcessor
 from .text_bank import template_list
 
@@ -50,15 +50,18 @@ def build(section: Mapping, records: Sequence) -> tuple[RegionSpotModel, RegionS
     settings = {key: value for key, value in section.items() if key not in OWN_KEYS}
     settings["categories"] = category_list(section.get("categories", {}), records)
     settings["templates"] = template_list(section.get("templates", "openai81"))
-    tokenizer = tokenizer_of(section, parts["clip"], records)
     configs = {f"{name}_config": part_config(part, name) for name, part in parts.items()}
-    if not parts["clip"].get("name"):
+    place = parts["clip"].get("name"), parts["clip"].get("revision")
+    tokenizer = None
+    if place[0] is None:
+        tokenizer = new_tokenizer(section, records)
         set_vocabulary(configs["clip_config"], tokenizer)
-    config = RegionSpotConfig(**configs, **{**normalization(parts["clip"].get("name")), **settings})
+    config = RegionSpotConfig(**configs, **{**normalization(*place), **settings})
+    tokenizer = tokenizer or clip_tokenizer_of(*place, config.clip_config)
     model = RegionSpotModel(config)
     for name, part in parts.items():
         if part.get("name"):
-            fill_part(model, name, Origin("transformers", *locate(part["name"], part.get("revision"))))
+            fill_part(model, name, origin(part["name"], part.get("revision")))
     model.processor = RegionSpotProcessor(config, tokenizer)
     return model, model.processor
 
@@ -71,60 +74,14 @@ def category_list(source: Any, records: Sequence) -> list[str]:
     return list(dict.fromkeys(read_words(source)))
 
 
-def part_config(part: Mapping, name: str) -> dict:
-    """The part's own config as a dict, in full precision whatever it was saved in."""
-    values = dict(part.get("config") or {})
-    if part.get("name"):
-        place = {"revision": part.get("revision")}
-        check_source(part["name"], weights=False, **place)
-        with reading(f"model.{name}.name {part['name']!r}", "no config.json that can be read"):
-            config = AutoConfig.from_pretrained(part["name"], trust_remote_code=False, **place)
-        values = {**config.to_dict(), **values}
-        values.pop("_name_or_path", None)  # base_parts says it, and may leave a local path out
-    return without_dtype(values)
-
-
-def without_dtype(values: Any) -> Any:
-    """A config's values without the number type that it was saved in, its parts' too."""
-    if isinstance(values, Mapping):
-        return {key: without_dtype(value) for key, value in values.items() if key not in ("dtype", "torch_dtype")}
-    return values
-
-
-def normalization(name: str | None, revision: str | None = None) -> dict[str, list[float]]:
-    """What CLIP's preprocessor_config.json says of channel means; {} where there is none."""
-    folder = None if name is None else local_folder(name, revision=revision)
-    path = None if folder is None else folder / "preprocessor_config.json"
-    if path is None or not path.is_file():
-        return {}
-    content = read_object(path, "model file")
-    return {key: content[key] for key in ("image_mean", "image_std") if key in content}
-
-
-def tokenizer_of(section: Mapping, part: Mapping, records: Sequence):
-    """CLIP's own; OpenAI's where a folder has none; one trained on the records where CLIP is new."""
-    if part.get("name"):
-        return clip_tokenizer_of(part["name"], part.get("revision"))
+def new_tokenizer(section: Mapping, records: Sequence) -> Any:
+    """Trained on the records, for a CLIP that is new."""
     settings = dict(section.get("tokenizer") or {})
     check_keys(settings, ("vocab_size",), "model.tokenizer")
     texts = [text for record in records for text in (*record.captions, record.category or "") if text]
     if not texts:
         raise ValueError("model.tokenizer: the training records have no texts to train a tokenizer on")
     return train_tokenizer(texts, settings.get("vocab_size", 4000))
-
-
-def clip_tokenizer_of(name: str, revision: str | None = None):
-    """The tokenizer in a CLIP's folder or hub id; OpenAI's, which open_clip carries, where a folder has none."""
-    from dynrefer.convert.clip_text import clip_tokenizer
-
-    folder = local_folder(name, revision=revision)
-    files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "spiece.model")
-    if folder is not None and not any((folder / file).is_file() for file in files):
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        return clip_tokenizer(config.text_config.vocab_size)
-    check_source(name, weights=False, revision=revision)
-    with reading(f"clip {name!r}", "no tokenizer that can be read"):
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
 
 
 def set_vocabulary(clip_config: dict, tokenizer) -> None:

@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import inspect
+import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
+from dynrefer.convert.clip_text import import_open_clip
 from dynrefer.errors import suggestion
 
+from ..folder_check import reading
 from ..vision import cut_patches, summary_and_patches
 from .sam import outputs_of
 
 
 class OpenClipConfig(PreTrainedConfig):
-    """A model of open_clip by name, both towers: architecture such as "ViT-B-16-quickgelu"; model_cfg holds its own
-    settings when they are not a published architecture's."""
+    """A model of open_clip, both towers: architecture, its name there such as "ViT-B-16-quickgelu"; model_cfg, all of
+    its settings, those of the name where None; image_size, the side of its own pictures."""
 
     model_type = "open_clip"
     architecture: str = "ViT-B-16-quickgelu"
-    image_size: int = 224
+    image_size: int | None = None
     model_cfg: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.model_cfg is None:
+            self.model_cfg = open_clip_settings(self.architecture)
+        if self.image_size is None:
+            self.image_size = self.model_cfg["vision_cfg"].get("image_size", 224)
+
+
+def open_clip_settings(architecture: str) -> dict:
+    """Of a published model; ValueError for another name."""
+    known = import_open_clip().list_models()
+    if architecture not in known:  # hub ids and folders too, which it would read
+        raise ValueError(f"clip {architecture!r}: not one of open_clip.list_models().{suggestion(architecture, known)}")
+    return import_open_clip().get_model_config(architecture)
 
 
 AutoConfig.register("open_clip", OpenClipConfig)
@@ -42,7 +61,7 @@ class TransformersClip(nn.Module):
         arguments = inspect.signature(self.model.vision_model.forward).parameters
         self.patchwise = "spatial_shapes" in arguments  # SigLIP 2 takes patches, not pictures
         self.full_length = config.model_type != "clip"  # SigLIP reads padding too
-        self.text_width = getattr(text, "projection_size", None) or getattr(config, "projection_dim", text.hidden_size)
+        self.text_width = getattr(config, "projection_dim", None) or getattr(text, "projection_size", text.hidden_size)
         native = getattr(vision, "image_size", image_size)
         self.extra = {"interpolate_pos_encoding": True} if native != image_size and not self.patchwise else {}
 
@@ -76,24 +95,33 @@ class OpenClip(nn.Module):
 
     def __init__(self, config: OpenClipConfig, image_size: int):
         super().__init__()
-        import open_clip
-
-        if config.model_cfg is not None:
-            settings = {**config.model_cfg, "vision_cfg": {**config.model_cfg["vision_cfg"], "image_size": image_size}}
-            custom = settings.pop("custom_text", False) or "hf_model_name" in settings["text_cfg"]
-            self.model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
-        elif config.architecture not in open_clip.list_models():  # hub ids and folders too, which it would read
-            raise ValueError(
-                f"clip {config.architecture!r}: not one of open_clip.list_models()."
-                f"{suggestion(config.architecture, open_clip.list_models())}"
-            )
-        else:
-            self.model = open_clip.create_model(config.architecture, force_image_size=image_size)
-        settings = config.model_cfg or open_clip.get_model_config(config.architecture)
+        open_clip, settings = import_open_clip(), dict(config.model_cfg or {})
+        settings["vision_cfg"] = {**settings["vision_cfg"], "image_size": image_size}
+        custom = settings.pop("custom_text", False) or "hf_model_name" in settings["text_cfg"]
+        self.config, self.image_size = config, image_size
+        self.model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
         self.text_width, self.max_tokens = settings["embed_dim"], self.model.context_length
         with torch.no_grad():
             tokens = self.image_tokens(torch.zeros(1, 3, image_size, image_size))
         self.width, self.grid = tokens.shape[-1], int((tokens.shape[1] - 1) ** 0.5)
+
+    def read_weights(self, weights: str) -> dict[str, Tensor]:
+        """Tensors of a tag that open_clip knows, or of a file; positions are interpolated to this model's pictures.
+        ValueError where they cannot be read, or are another model's."""
+        open_clip = import_open_clip()
+        name = f"open_clip {self.config.architecture}, weights {weights!r}"
+        with reading(name, "cannot be fetched or read, or are another model's"), torch.device("cpu"):
+            if not os.path.isabs(weights):
+                weights = open_clip.download_pretrained(open_clip.get_pretrained_cfg(self.config.architecture, weights))
+            fresh = OpenClip(self.config, self.image_size).model
+            open_clip.load_checkpoint(fresh, weights)
+        return fresh.state_dict()
+
+    def reset_buffers(self) -> None:
+        """What no file holds: which tokens of a text see which."""
+        for module in self.model.modules():
+            if getattr(module, "attn_mask", None) is not None:
+                module.attn_mask.copy_(torch.full_like(module.attn_mask, -torch.inf).triu_(1))
 
     @torch.no_grad()
     def image_tokens(self, pixels: Tensor) -> Tensor:
@@ -112,6 +140,16 @@ class OpenClip(nn.Module):
     def scale_and_bias(self) -> tuple[Tensor, Tensor | float]:
         bias = self.model.logit_bias
         return self.model.logit_scale.float().exp(), 0.0 if bias is None else bias
+
+
+def tidy_of(config: PreTrainedConfig) -> Callable[[str], str]:
+    """What is done to a text before the tokenizer has it: nothing, or, of an open_clip model, what its settings say."""
+    if not isinstance(config, OpenClipConfig) or "hf_tokenizer_name" not in config.model_cfg["text_cfg"]:
+        return str
+    from open_clip.tokenizer import get_clean_fn
+
+    settings = config.model_cfg["text_cfg"].get("tokenizer_kwargs") or {}
+    return get_clean_fn(settings.get("clean", "whitespace"))
 
 
 def make_clip(config: PreTrainedConfig, image_size: int) -> TransformersClip | OpenClip:

@@ -16,7 +16,7 @@ from torch import Tensor
 from dynrefer.convert.tensors import check_new, new_folder, read_safetensors, save_torch, seems
 from dynrefer.convert.torch_pickle import TorchFile, tensors_in
 
-from ..base_parts import Origin, fill_part, locate
+from ..base_parts import fill_part
 from ..folder_check import check_numbers
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def convert(
 ) -> Path:
     """A released file, SAM and CLIP -> a folder that `dynrefer.load` opens. Sizes come from the files.
 
-    checkpoint: the released file, stripped, whole or bare; sam, clip: hub ids or folders in transformers' format;
+    checkpoint: the released file, stripped, whole or bare; sam, clip: hub ids or folders, see parts.py;
     output: a folder that is new or empty, which appears when everything in it is written; image_size: side of CLIP's
     picture where it is not CLIP's own; categories: the model's own names, one a line.
 
@@ -63,24 +63,22 @@ def convert(
     """
     from dynrefer.vocabulary import read_words
 
-    from .build import clip_tokenizer_of, normalization, part_config
     from .configuration import RegionSpotConfig
     from .modeling import RegionSpotModel
+    from .parts import clip_tokenizer_of, normalization, origin, part_config
     from .processor import RegionSpotProcessor
     from .text_bank import template_list
 
     names = [] if categories is None else list(dict.fromkeys(read_words(categories)))
     with new_folder(output) as folder:
         tensors = read_released(checkpoint)
-        parts = {
-            "sam": Origin("transformers", *locate(sam, sam_revision)),
-            "clip": Origin("transformers", *locate(clip, clip_revision)),
-        }
+        parts = {"sam": origin(str(sam), sam_revision), "clip": origin(str(clip), clip_revision)}
+        place = str(clip), parts["clip"].revision
         config = RegionSpotConfig(
             sam_config=part_config({"name": str(sam), "revision": parts["sam"].revision}, "sam"),
             clip_config=part_config({"name": str(clip), "revision": parts["clip"].revision}, "clip"),
             image_size=image_size,
-            **normalization(str(clip), parts["clip"].revision),
+            **normalization(*place),
             decoder_layers=LAYERS,
             decoder_heads=HEADS,
             decoder_mlp_width=len(tensors["decoder.layers.0.linear1.weight"]),
@@ -95,7 +93,7 @@ def convert(
         for part, source in parts.items():
             fill_part(model, part, source)
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=False)
-        model.processor = RegionSpotProcessor(config, clip_tokenizer_of(str(clip), parts["clip"].revision))
+        model.processor = RegionSpotProcessor(config, clip_tokenizer_of(*place, config.clip_config))
         model.save_pretrained(folder)
     return Path(output)
 

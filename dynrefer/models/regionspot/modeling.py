@@ -22,7 +22,7 @@ from ..fingerprint import model_fingerprint
 from ..ranking import ranked
 from ..saving import RegionModel
 from .batch import RegionSpotBatch
-from .clip import make_clip
+from .clip import OpenClip, make_clip
 from .configuration import RegionSpotConfig
 from .decoder import Looks, make_decoder, present_of, spread
 from .options import Options
@@ -92,6 +92,8 @@ class RegionSpotModel(RegionModel):
     def freeze(self) -> None:
         self.sam.requires_grad_(False)
         self.clip.requires_grad_(False)
+        if isinstance(self.clip, OpenClip):  # loading forgets what no file holds, too
+            self.clip.reset_buffers()
 
     def train(self, mode: bool = True) -> RegionSpotModel:
         """The frozen parts stay as they are for inference."""

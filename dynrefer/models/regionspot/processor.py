@@ -21,6 +21,7 @@ from dynrefer.vocabulary import Vocabulary
 from ..base_parts import check_source
 from ..family import FamilyProcessor
 from .batch import RegionSpotBatch
+from .clip import tidy_of
 from .configuration import RegionSpotConfig
 from .decoder import present_of
 from .options import Options
@@ -41,6 +42,7 @@ class RegionSpotProcessor(FamilyProcessor, PushToHubMixin):
         self.config, self.tokenizer = config, tokenizer
         self.kind = check_kind(config.sam_config)
         self.sam_size, self.mask_hw = mask_sides(config.sam_config)
+        self.tidy = tidy_of(config.clip_config)
         self.categories = Vocabulary(list(dict.fromkeys(config.categories)), "category")
 
     # ------------------------------------------------------------------------------------------ pictures
@@ -117,7 +119,7 @@ class RegionSpotProcessor(FamilyProcessor, PushToHubMixin):
 
     def encode_texts(self, texts: Sequence[str], max_tokens: int, full_length: bool) -> Tensor:
         """Texts -> ids (N, T). ValueError for one that is longer than CLIP reads."""
-        rows = self.tokenizer(list(texts), verbose=False)["input_ids"]
+        rows = self.tokenizer([self.tidy(text) for text in texts], verbose=False)["input_ids"]
         for text, row in zip(texts, rows, strict=True):
             if len(row) > max_tokens:
                 raise ValueError(
@@ -137,7 +139,7 @@ class RegionSpotProcessor(FamilyProcessor, PushToHubMixin):
         lengths = [len(row) for row in self.tokenizer(templates, verbose=False)["input_ids"]]
         longest = templates[int(np.argmax(lengths))]
         texts = [longest.replace("{}", clean(name)) for name in names]
-        for name, row in zip(names, self.tokenizer(texts, verbose=False)["input_ids"], strict=True):
+        for name, row in zip(names, self.tokenizer([*map(self.tidy, texts)], verbose=False)["input_ids"], strict=True):
             if len(row) > max_tokens:
                 raise ValueError(
                     f"category {shown(name)}: {len(row):,} tokens in the sentence {longest!r}; CLIP's text encoder "
