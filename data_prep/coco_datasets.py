@@ -139,6 +139,7 @@ DATASETS = {
         {
             "train": {"images": 100170, "categories": 1203, "annotations": 1270141},
             "val": {"images": 19809, "categories": 1203, "annotations": 244707},
+            "minival": {"images": 4809, "categories": 1203},  # MDETR's
         },
         names=coco_names,
         shared=True,

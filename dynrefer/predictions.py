@@ -4,7 +4,7 @@ import glob
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ def predict(
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
+    labels: int | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> dict[str, RegionResult]:
     """Predictions of a model for all records, {region id: result} in the order of the records.
 
@@ -43,7 +45,8 @@ def predict(
 
     model: of any family, see `dynrefer/models/family.py`. options: of its class, its own where None. batch_size:
     regions of a step at most, whole images; what is predicted together decides the last digits of a score. seed: of
-    random views, and of texts that are drawn at random. overwrite: begin anew whatever the file holds.
+    random views, and of texts that are drawn at random. overwrite: begin anew whatever the file holds. labels, weights:
+    see `keep_surest`.
 
     Raises ValueError: options that do not fit the model, before anything is written; a file of other settings, a
     damaged file, a result that is not finite.
@@ -59,6 +62,9 @@ def predict(
         "answers": sorted(model.answers),
         **model.settings(options),
     }
+    if labels is not None:
+        settings["labels"] = labels
+        image_of = dict(zip((region.id for region in records), records.images(), strict=True))
 
     def begin() -> tuple[str, set[str]]:
         if overwrite:
@@ -82,6 +88,8 @@ def predict(
             _progress(len(records), known, parts, progress and processes.rank == 0) as update,
         ):
             for results in predicted(model, loader, own, options):
+                if labels is not None:
+                    keep_surest(results, labels, image_of, weights or {})
                 file.writelines([_line(result) for result in results if result.id not in done])
                 file.flush()
                 update()
@@ -153,6 +161,27 @@ def predicted(
             if len(batch):
                 with _randomness(loader.seed, step, number, model.device):
                     yield call(batch.to(model.device), options)
+
+
+def keep_surest(
+    results: Sequence[RegionResult], number: int, images: Mapping[str, str], weights: Mapping[str, float]
+) -> None:
+    """Leaves of every image the surest pairs of a region and a category, of equal ones the first; each region keeps its
+    first category too. images: region id -> image; weights: region id -> what its scores are multiplied by for this.
+    """
+    of_image: dict[str, list[RegionResult]] = {}
+    for result in results:
+        of_image.setdefault(images[result.id], []).append(result)
+    for own in of_image.values():
+        counts = [len(result.categories) for result in own]
+        if sum(counts) > number:
+            scores = np.array([each["score"] for result in own for each in result.categories])
+            scores *= np.repeat([weights.get(result.id, 1.0) for result in own], counts)
+            kept = np.zeros(len(scores), bool)
+            kept[np.argsort(-scores, kind="stable")[:number]] = True
+            for result, places in zip(own, np.split(kept, np.cumsum(counts)[:-1]), strict=True):
+                places[:1] = True
+                result.categories = [result.categories[k] for k in np.flatnonzero(places)]
 
 
 def share(steps: Sequence[int], rank: int, world_size: int) -> Sequence[int]:

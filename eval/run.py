@@ -79,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--annotations", metavar="FILE", help="the benchmark's own JSON: images of ids, LVIS's marks, ..."
     )
     parser.add_argument(
-        "--boxes", metavar="FILE", help="records of a detector's boxes, which the model or the predictions describe"
+        "--boxes",
+        metavar="FILE",
+        help="a detector's boxes, which the model or the predictions describe: records, GLIP's JSON or COCO's list",
     )
     parser.add_argument("--judge", metavar="URL", help="a chat completions server, up to /v1, that answers questions")
     parser.add_argument("--judge-model", help="the judge's name there")
@@ -127,7 +129,7 @@ def _run(args: argparse.Namespace) -> None:
     task, records, everything = open_task(args)
     if args.tag_threshold is not None:
         task = get_task(args.task, tag_threshold=args.tag_threshold)
-    boxes = open_boxes(args.boxes, task, records, everything) if args.boxes else None
+    boxes = open_boxes(args.boxes, task, records, everything, args.annotations) if args.boxes else None
     if args.compare:
         _compare(args, task, records, everything, boxes)
         return
@@ -147,8 +149,9 @@ def _run(args: argparse.Namespace) -> None:
     elif args.model:
         if task.boxes == "detected" and not boxes:
             raise ValueError(
-                f"task {task.name} needs boxes of a detector: name records of them with --boxes (`python -m "
-                "data_prep.grit_boxes` writes such), or score a file with its own boxes with --predictions"
+                f"task {task.name} needs boxes of a detector: name records of them with --boxes, or a JSON (`python -m "
+                "data_prep.grit_boxes` and `data_prep.proposals` write such), or score a file with its own boxes with "
+                "--predictions"
             )
         name = args.model_name or args.model
         model = load_model(args)
@@ -306,6 +309,7 @@ def _score(args: argparse.Namespace, path: str, task: Task, records: RegionRecor
         annotations=args.annotations,
         judge=_judge(args),
         answers=_settings_of(path).get("answers"),
+        weights=predictions.weights,
     )
 
 

@@ -51,8 +51,9 @@ class Task:
     references: captions a region, "1", "several" or "" (no captions are scored). clean: a row of `captions.CLEANING`.
     metrics: rows of METRICS; caption_metrics, tokenizer: see `caption_scores`. generation: decoding, over the model's
     own settings; tag_threshold: of control words, precision and recall; score_source: what ranks recognised regions,
-    a row of `coco.SCORE_SOURCES`. protocol: what a reader must know to compare a number. published: numbers of
-    others that may stand beside it.
+    a row of `coco.SCORE_SOURCES`; labels: so many pairs of a region and a category are kept of an image, the surest,
+    each of which is a detection; None = what the model reports. protocol: what a reader must know to compare a number.
+    published: numbers of others that may stand beside it.
     question: what a model is asked that takes instructions; line_width: pixels of the line around the region on the
     image of a model that takes no boxes, None = by the size of the image (`eval.overlay`).
     judge_sees: "text", the description alone, or "region", the image around the region and its mask as well.
@@ -78,6 +79,7 @@ class Task:
     references: str = "several"
     clean: str = "none"
     score_source: str = "model"
+    labels: int | None = None
     judge_sees: str = "text"
     published: tuple[Published, ...] = ()
     question: str = SHORT_QUESTION
@@ -89,6 +91,8 @@ class Task:
                 raise ValueError(f"task {self.name}: {name} {getattr(self, name)!r}; one of {', '.join(allowed)}")
         if not 0 < self.tag_threshold < 1:
             raise ValueError(f"task {self.name}: tag_threshold {self.tag_threshold}; a probability above 0 and below 1")
+        if self.labels is not None and self.labels < 1:
+            raise ValueError(f"task {self.name}: labels {self.labels}; at least 1 pair of a region and a category")
 
     def word_list(self, kind: str, data: str | Path | None = None) -> list[str] | list[dict] | None:
         """Names of "tags" or "categories", or entries of "attributes", in the file beside the records; None where there

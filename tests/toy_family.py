@@ -54,6 +54,8 @@ class ToyConfig(PreTrainedConfig):
 
 @dataclass(frozen=True)
 class Options(options.Options):
+    categories_field = "top_k"
+
     categories: list[str] | None = None  # categories to choose from, some of the model's
     top_k: int = 3  # categories that are reported
     with_masks: bool = True  # report masks

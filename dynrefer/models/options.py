@@ -17,7 +17,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from dynrefer.config import load_config, parse_value
 from dynrefer.errors import shown, suggestion
@@ -28,7 +28,12 @@ LOCAL = {"local": True}  # metadata of a field that concerns the machine: a serv
 
 @dataclass(frozen=True)
 class Options:
-    """Of a family that has none; the base of the others."""
+    """Of a family that has none; the base of the others.
+
+    categories_field: which field says how many categories of a region are reported, "" where none does.
+    """
+
+    categories_field: ClassVar[str] = ""
 
     def for_image(self, number: int, num_images: int) -> Options:
         """Those of one image of a list: a field that holds one entry an image gives this one's."""

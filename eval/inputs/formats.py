@@ -50,11 +50,13 @@ RANKING = {
 @dataclass
 class Predictions:
     """results: region id -> result; for tasks whose boxes are detected prediction number -> result, and images: number
-    -> image of the records. how: what the ids were read as, for people."""
+    -> image of the records. how: what the ids were read as, for people. weights: as `score` takes
+    them."""
 
     results: dict[str, RegionResult]
     images: dict[str, str] | None = None
     how: str = ""
+    weights: Mapping[str, float] | None = None
 
 
 def read_any(

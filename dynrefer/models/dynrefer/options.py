@@ -14,6 +14,8 @@ from ..options import LOCAL, TextOptions
 class Options(TextOptions):
     """control: see prompts.py; one for all regions, a list with one a region, or for images a list of such lists."""
 
+    categories_field = "num_categories"
+
     control: str | list | None = None  # words that captions build on, as red,car; <tags>: the predicted tags; '': none
     tag_threshold: float | None = None  # least probability of a tag that is reported and is a control word
     list_tags: float | None = None  # report tags above this probability instead, for a ranking; control words stay

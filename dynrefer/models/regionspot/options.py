@@ -12,6 +12,8 @@ from .. import options
 
 @dataclass(frozen=True)
 class Options(options.Options):
+    categories_field = "top_k"
+
     categories: list[str] | None = None  # names to choose from
     top_k: int = 5  # categories that are reported, the likeliest first
     scores: Literal["softmax", "sigmoid"] = (
