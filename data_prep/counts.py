@@ -106,8 +106,11 @@ def nothing(out: Path, counts: Mapping[str, int]) -> ValueError:
     _print({name: count for name, count in counts.items() if count})
     name, count = _most(counts)
     if not count:
-        hint = "look at the input, its splits and the excluded images"
-        return ValueError(f"{out}: no regions came out, and none was left out; {hint}")
+        held = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+        return ValueError(
+            f"{out}: no regions came out, and none was left out: the input holds none"
+            f"{f' ({held})' if held else ''}; is it the right file?"
+        )
     step = NEXT_STEPS.get(name) or getattr(counts, "first", "") or "convert other data, or look at its form"
     return ValueError(f"{out}: no regions came out; {count:,} {name}: {step}")
 

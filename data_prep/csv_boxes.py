@@ -7,26 +7,31 @@
 The first line names the columns: an image, four numbers of the box, and where there are such columns a caption, a
 category, tags (parted by ;), an id and a split. A caption's column may also be called description, text, phrase or
 sentence. Rows of the same box are one region with several captions; a row
-without a caption is a region without one. UTF-8 with or without a byte order mark, or what --encoding says.
+without a caption is a region without one. UTF-8 with or without a byte order mark, UTF-16 with one, packed by gzip, or
+what --encoding says.
 """
 
 import argparse
 import csv
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from data_prep.box_formats import add_box_format
 from data_prep.counts import Tally
 from data_prep.own_data import Found, OwnImages, own_arguments, write_found
 from data_prep.texts import TEXT_KEYS
 from dynrefer.errors import run_command, suggestion
+from dynrefer.packed import open_text, other_kind
 
 BOX_COLUMNS = {
     "xyxy": ("x1", "y1", "x2", "y2"),
     "xywh": ("x", "y", "width", "height"),
     "cxcywh": ("cx", "cy", "width", "height"),
 }
+UTF8 = "utf-8-sig"
 OPTIONAL = ("caption", "category", "tags", "id", "split")
 
 
@@ -82,7 +87,7 @@ def read_rows(
     the whole; rows of another number of cells are left out."""
     line = 1
     try:
-        with open(path, encoding=encoding, newline="") as file:
+        with _open(path, encoding) as file:
             table = csv.reader(file, delimiter=delimiter, strict=True)
             header = [name.strip() for name in next(table, [])]
             _check_header(header, columns, delimiter, path)
@@ -121,11 +126,20 @@ def _check_header(header: list[str], columns: dict, delimiter: str, path: Path) 
         raise ValueError(f"{path}:1: two columns are called {twice!r}")
 
 
+def _open(path: Path, encoding: str) -> TextIO:
+    """The table's text. Without --encoding a mark is read over, UTF-16 is known by its mark, and gzip is unpacked."""
+    if encoding != UTF8:
+        return open(path, encoding=encoding, newline="")
+    if (kind := other_kind(path)) is not None:
+        raise ValueError(f"{path}: {kind}")
+    return io.TextIOWrapper(open_text(path), encoding="utf-8", newline="")
+
+
 def _header(path: Path, delimiter: str, encoding: str) -> list[str]:
     try:
-        with open(path, encoding=encoding, newline="") as file:
+        with _open(path, encoding) as file:
             return [name.strip() for name in next(csv.reader(file, delimiter=delimiter), [])]
-    except (OSError, LookupError, UnicodeDecodeError, csv.Error):
+    except (OSError, ValueError, LookupError, csv.Error):
         return []  # `read_rows` says what is wrong
 
 
@@ -142,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, required=True, help="the table")
     add_box_format(parser)
     parser.add_argument("--delimiter", default=",", help=r"between cells (default ,); \t or tab for a tab")
-    parser.add_argument("--encoding", default="utf-8-sig", help="of the text (default UTF-8, with or without a mark)")
+    parser.add_argument("--encoding", default=UTF8, help="of the text (default UTF-8, with or without a mark)")
     parser.add_argument("--image-column", default="image", metavar="NAME")
     parser.add_argument("--box-columns", nargs=4, metavar="NAME", help="x1 y1 x2 y2, x y width height, or cx cy ...")
     for key in OPTIONAL:
@@ -154,7 +168,7 @@ def _run(args: argparse.Namespace) -> None:
     delimiter = {r"\t": "\t", "tab": "\t"}.get(args.delimiter, args.delimiter)
     if len(delimiter) != 1:
         raise ValueError(f"--delimiter {args.delimiter!r}: expected one character")
-    encoding = "utf-8-sig" if args.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else args.encoding
+    encoding = UTF8 if args.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else args.encoding
     names = args.box_columns or BOX_COLUMNS[args.box_format.partition("-")[0]]
     columns = {"image": args.image_column, "box": list(names)}
     header = _header(args.csv, delimiter, encoding)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dynrefer.errors import cut
-from dynrefer.packed import open_text, other_kind
+from dynrefer.packed import OTHER_ENCODING, open_text, other_kind
 
 MAX_TAIL = 2**26  # bytes behind the beginning of a list that `read_list` takes from a file's end
 CHUNK = 2**16
@@ -31,7 +31,6 @@ DEEP = f"more than {MAX_DEPTH:,} lists and objects within each other"
 TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 STRANGE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?(?:NaN|Infinity)', re.DOTALL)  # texts, which stay, and numbers JSON lacks
 MARK = "\ufdd0"  # begins a text that stands for such a number; a character that no text has
-LEGACY = "it is in another encoding, such as Windows-1252: `iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW` writes it anew"
 
 
 def read_items(path: str | os.PathLike, prefix: str, required: bool = True) -> Iterator[Any]:
@@ -274,7 +273,7 @@ def _not_utf8(path: Path) -> str | None:
                 byte, behind = error.object[error.start], error.object[error.start + 1 : error.start + 15]
                 shown = cut((text[-200:] + bytes([byte]).decode("cp1252", "replace")), 1000)[-60:]
                 shown += behind.decode("cp1252", "replace")
-                return f"byte 0x{byte:02x} in {_key_before(text)}{shown!r} is not UTF-8; {LEGACY}"
+                return f"byte 0x{byte:02x} in {_key_before(text)}{shown!r} is not UTF-8; {OTHER_ENCODING}"
     return None
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import orjson
 
-from dynrefer.packed import open_text
+from dynrefer.packed import OTHER_ENCODING, kind_of, open_text
 
 KEY_END, QUOTED = re.compile(rb'"\s*:'), re.compile(rb'\\"\s*:')  # of a key in JSON; the same in a text
 HIDDEN = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # the hidden folders of `hidden_folder`
@@ -92,6 +92,11 @@ def _parse_slowly(text: bytes, where: str, unique_keys: bool) -> object:
     except (ValueError, RecursionError) as error:
         if "integer string conversion" in str(error):  # Python's limit, 4300 digits
             raise ValueError(f"{where}: a number of thousands of digits; mend it, or leave out the line") from None
+        if kind := kind_of(text[:200]):
+            raise ValueError(f"{where}: not a JSON line: {kind}") from None
+        if isinstance(error, UnicodeDecodeError):
+            byte = f"byte 0x{text[error.start]:02x} is not UTF-8"
+            raise ValueError(f"{where}: not a JSON line: {byte}; {OTHER_ENCODING}") from None
         raise ValueError(f"{where}: not a JSON line ({error}); the file is damaged or cut off") from None
 
 

@@ -15,6 +15,9 @@ MARKS = (  # that of UTF-32 begins as that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+OTHER_ENCODING = (
+    "it is in another encoding, such as Windows-1252: `iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW` writes it anew"
+)
 OTHERS = (  # beginnings of what is no text, and what to do
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"),
     (b"PK\x03\x04", "a zip archive; unpack it, and name the file in it"),
@@ -77,6 +80,11 @@ def other_kind(path: str | os.PathLike) -> str | None:
             head = file.read(200)
     except UnicodeDecodeError:  # UTF-16 that is cut off
         return None
+    return kind_of(head)
+
+
+def kind_of(head: bytes) -> str | None:
+    """`other_kind` of the first 200 bytes."""
     if head and not head.strip(b"\0"):
         return "nothing but zeros, as a copy that broke off leaves them; copy or download it again"
     head = head.lstrip()

@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def refused(folder, capsys, table, *options, **more) -> str:
 @pytest.mark.parametrize(
     ("table", "rule"),
     [
-        ("", "mine.csv: empty"),
+        ("", "mine.csv: an empty file"),
         (TABLE.replace("image,", "images,"), "mine.csv:1: no column 'image'; there are .*Did you mean 'images'"),
         (TABLE.replace(",", ";"), "parted by ';'"),
         (TABLE.replace("caption", "tags"), "two columns are called 'tags'"),
@@ -116,7 +117,10 @@ def refused(folder, capsys, table, *options, **more) -> str:
         (TABLE[: TABLE.index(" all of it")], "cut off"),
         (TABLE + "a.png,1,2\n", "mine.csv:6: 3 cells, but 8 columns"),
         (TABLE + "c.png,1,2,3,4,,,\n", "mine.csv:6: image 'c.png' is not in"),
-        (TABLE + "b.png,1,2,3,4,,,\n", "mine.csv:6: image 'b.png' is not in"),
+        (
+            TABLE + "b.png,1,2,3,4,,,\n",
+            "mine.csv:6: image 'b.png' does not lie in .*but sub/b.png does: say --im",
+        ),
         (
             TABLE + "x/y/a.png,1,2,3,4,,,\n",
             "mine.csv:6: image 'x/y/a.png' does not lie in .*, but a.png does: say --image-prefix 'x/y/'",
@@ -125,7 +129,11 @@ def refused(folder, capsys, table, *options, **more) -> str:
         (TABLE + "/etc/passwd,1,2,3,4,,,\n", "mine.csv:6: image '/etc/passwd' does not lie in"),
         (TABLE + "http://host/a.png,1,2,3,4,,,\n", "--image-prefix"),
         (TABLE + "a.png,10,20,60,90,x,dog,\n", "mine.csv:6: category 'dog', but 'cup' in line 2"),
-        (TABLE.encode("utf-16"), "not UTF-8.*utf-16"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "mine.csv: a Git LFS pointer"),
+        (
+            "image,x1,y1,x2,y2\n",
+            "no regions came out, and none was left out: the input holds none; is it the right file",
+        ),
         (TABLE.replace("cup", "Löffel").encode("latin-1"), "behind line 1: not UTF-8"),
         (None, "cannot be read"),
     ],
@@ -171,3 +179,14 @@ def test_a_byte_order_mark_is_read_over_whatever_utf8_is_called(folder):
     for options in ((), ("--encoding", "utf-8"), ("--encoding", "UTF8")):
         assert run(folder, content, *options) == 0
         assert len(open_records(folder / "out" / "train.jsonl")) == 3
+
+
+@pytest.mark.parametrize(
+    "saved", [lambda text: text.encode("utf-16"), lambda text: gzip.compress(text.encode("utf-8-sig"))]
+)
+def test_other_ways_to_save_a_table_give_the_same_records(folder, saved):
+    assert run(folder, TABLE) == 0
+    records = list(open_records(folder / "out" / "train.jsonl"))
+    assert run(folder, saved(TABLE), out="other/train.jsonl") == 0
+    others = list(open_records(folder / "other" / "train.jsonl"))
+    assert [record.to_dict() for record in others] == [record.to_dict() for record in records] and records

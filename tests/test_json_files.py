@@ -129,3 +129,22 @@ def test_brackets_in_texts_are_no_depth(tmp_path):
     path = tmp_path / "masks.json"
     path.write_text(json.dumps([{"counts": "[" * 3000}, {"counts": '{\\"' * 3000}]))
     assert list(read_items(path, "item"))[0] == {"counts": "[" * 3000}
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer, not the file itself"),
+        (b"<!DOCTYPE html><html></html>", "a page in HTML or XML"),
+        (b"\0" * 300, "nothing but zeros"),
+        (
+            '{"id": 1}\n{"id": "L\u00f6ffel"}\n'.encode("latin-1"),
+            "jsonl:2: .*byte 0xf6 is not UTF-8; it is in another",
+        ),
+    ],
+)
+def test_json_lines_that_are_none_are_named(tmp_path, content, rule):
+    path = tmp_path / "of_others.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rule):
+        list(read_jsonl(path))

@@ -38,7 +38,7 @@ log: {{tensorboard: false}}
 """
     )
 
-    def start(launcher: list[str], *settings: str, module: str = "tests.tiny_squares") -> Path:
+    def start(launcher: list[str], *settings: str, module: str = "tests.tiny_squares", said: str = "") -> Path:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
         done = subprocess.run(
             [*launcher, "-m", module, "--config", str(folder / "run.yaml"), *settings],
@@ -48,7 +48,8 @@ log: {{tensorboard: false}}
             text=True,
             timeout=300,
         )
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert (done.returncode == 0) == (not said or "now" in said), done.stderr[-3000:]
+        assert done.stderr.count(said) == 1 or not said, done.stderr[-3000:]
         return folder / "runs"
 
     return start
@@ -90,6 +91,27 @@ def test_zero3_started_by_accelerate_stops_and_resumes_exactly(runs, one_process
     launcher = [*LAUNCHED, "--config_file", "configs/accelerate/zero3.yaml"]
     runs(launcher, "name=resumed", "loop.stop_at=3")
     assert_same_losses(one_process, runs(launcher, "name=resumed", "loop.resume=true") / "resumed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("then", [1, 2])
+def test_another_number_of_processes_goes_on_with_the_losses_of_a_run_that_never_stopped(runs, one_process, then):
+    launchers = {1: ([sys.executable],), 2: (TORCHRUN, "loop.processes=2")}
+    name, said = f"name=then-{then}", f"was saved by {2 if then == 1 else 1} process{'es' * (then == 1)}, now {then}: "
+    (launcher, *more), (other, *others) = launchers[3 - then], launchers[then]
+    runs(launcher, name, "loop.stop_at=3", *more)
+    assert_same_losses(one_process, runs(other, name, "loop.resume=true", *others, said=said) / f"then-{then}")
+
+
+@pytest.mark.slow
+def test_deepspeed_refuses_another_number_of_processes_with_the_number(runs):
+    pytest.importorskip("deepspeed")
+    settings = ("name=fewer", "loop.deepspeed=configs/accelerate/ds_zero2.json")
+    folder = runs(TORCHRUN, *settings, "loop.processes=2", "loop.stop_at=3")
+    before = sorted((path, path.stat().st_mtime_ns) for path in (folder / "fewer" / "checkpoints").rglob("*"))
+    said = "was written by 2 DeepSpeed processes and this run has 1; DeepSpeed's optimizer state needs the same number"
+    runs([sys.executable], *settings, "loop.resume=true", said=said)
+    assert sorted((p, p.stat().st_mtime_ns) for p in (folder / "fewer" / "checkpoints").rglob("*")) == before
 
 
 def test_deepspeed_gets_weights_that_it_can_send_as_bytes():
