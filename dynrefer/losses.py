@@ -46,10 +46,14 @@ def category_loss(logits: Tensor, categories: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), categories, ignore_index=-1, reduction="sum")
 
 
-def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Sigmoid focal loss (Lin et al. 2017, equation 5), summed. logits, targets 0 or 1: (R, C)."""
+def focal_loss(
+    logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0, counted: Tensor | None = None
+) -> Tensor:
+    """Sigmoid focal loss (Lin et al. 2017, equation 5), summed. logits, targets 0 or 1: (R, C); counted: bool (R, C),
+    what is not counts nothing."""
     logits, targets = logits.float(), targets.float()
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     missed = torch.where(targets > 0, 1 - logits.sigmoid(), logits.sigmoid())  # 1 - p of the truth
     weight = torch.where(targets > 0, alpha, 1 - alpha)
-    return (weight * missed**gamma * loss).sum()
+    loss = weight * missed**gamma * loss
+    return (loss if counted is None else loss * counted).sum()

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import dynrefer
 from dynrefer.data.example import Example
 from dynrefer.images import open_image
+from dynrefer.models.regionspot.build import build
 from dynrefer.models.regionspot.convert import convert
 from dynrefer.predictor import regions_of
 
@@ -27,6 +28,25 @@ NAMES = RECORDS[0]["names"]
 @cache
 def folder() -> Path:
     return convert(CHECKPOINT, SAM, CLIP, Path(mkdtemp()) / "model")
+
+
+@cache
+def small() -> Path:
+    """A folder of a new model whose SAM reads 64 x 64 pixels: training and extraction in a moment."""
+    sides = {"image_size": 64, "patch_size": 8}
+    torch.manual_seed(0)
+    vision = {**sides, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_dim": 32}
+    vision |= {"global_attn_indexes": [0], "output_channels": 16, "window_size": 4, "num_pos_feats": 8}
+    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+    prompts = {**sides, "hidden_size": 16, "image_embedding_size": 8}
+    sam = {"model_type": "sam", "vision_config": vision, "prompt_encoder_config": prompts}
+    sam["mask_decoder_config"] = decoder
+    section = {"sam": {"config": sam}, "clip": {"name": str(CLIP)}, "decoder_mlp_width": 32, "decoder_dropout": 0.0}
+    model, processor = build({**section, "categories": ["cup"], "templates": "one"}, [])
+    folder = Path(mkdtemp()) / "small"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
 
 
 @cache

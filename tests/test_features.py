@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from dynrefer.data.dataset import ExampleDataset
-from dynrefer.data.features import FEATURES_FILE, FeatureStore, example_key, mirrored
+from dynrefer.data.features import FEATURES_FILE, VARIANTS, FeatureStore, example_key, mirrored
 from dynrefer.data.loader import DataConfig, DataSource
 from dynrefer.data.mixture import open_training, training_loader, vocabulary_of
 from dynrefer.data.record_files import open_records, write_records
@@ -112,7 +112,9 @@ def test_a_mirrored_picture_has_mirrored_boxes_and_pixels(tmp_path):
     (x1, y1, x2, y2), width = example.regions[0].box, example.regions[0].image_hw[1]
     assert turned.regions[0].box == (width - x2, y1, width - x1, y2)
     assert np.array_equal(turned.image, example.image[:, ::-1]) and mirrored(turned).regions[0].box == (x1, y1, x2, y2)
-    kept(Frozen(), records, tmp_path / "features", variants=("plain", "mirrored"))
+    model = Frozen()
+    model.processor.variants = lambda: VARIANTS
+    kept(model, records, tmp_path / "features")
     store = FeatureStore(tmp_path / "features")
     plain, other = (store.of(example).stored(variant) for variant in store.of(example).variants)
     assert torch.allclose(plain["means"], other["means"], atol=0.02)  # the same pixels, resampled from the other side
@@ -121,7 +123,7 @@ def test_a_mirrored_picture_has_mirrored_boxes_and_pixels(tmp_path):
 
 
 def test_a_clip_is_not_mirrored(records):
-    with pytest.raises(ValueError, match="of a clip, which is not mirrored; leave out --mirrored"):
+    with pytest.raises(ValueError, match="of a clip, which is not mirrored; set model.mirror=0"):
         mirrored(pieces(records)[-1])
 
 

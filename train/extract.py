@@ -5,8 +5,8 @@
 
 It takes the configuration of the run that will read the features: same model, same data. Every entry of `data.train`
 that names a folder under `features` gets it filled; training then reads pictures no more. A killed one goes on: files
-that are whole, every byte of them, are kept. --mirrored keeps the features of mirrored pictures too, with mirrored
-boxes, so that training may draw between them.
+that are whole, every byte of them, are kept. Where training mirrors pictures (`model.mirror` of RegionSpot), the
+features of the mirrored ones are kept too, with mirrored boxes.
 """
 
 import argparse
@@ -28,7 +28,6 @@ from dynrefer.data.dataset import ExampleDataset
 from dynrefer.data.features import (
     FEATURES_FILE,
     FORMAT,
-    VARIANTS,
     check_shard,
     example_key,
     made_with_of,
@@ -55,7 +54,6 @@ def extract(
     records: Any,
     folder: str | Path,
     *,
-    variants: Sequence[str] = VARIANTS[:1],
     dtype: str = "float16",
     images_per_file: int = 256,
     batch_size: int = 8,
@@ -71,13 +69,13 @@ def extract(
     """
     if isinstance(records, Shards):
         raise ValueError(f"{records.path}: features are kept of record files, not of shards; name the record file")
-    folder = Path(folder)
+    folder, variants = Path(folder), list(model.processor.variants())
     dataset = ExampleDataset(records, model.processor, model.Options(), train=False, seed=0)
     made_with = {
         "format": FORMAT,
         "frozen_key": model.frozen_key(),
         "dtype": dtype,
-        "variants": list(variants),
+        "variants": variants,
         "images_per_file": images_per_file,
     }
     wanted = [(number, variant) for number in range(len(dataset.counts)) for variant in variants]
@@ -191,7 +189,6 @@ def run(args: argparse.Namespace) -> int:
                     model,
                     part,
                     source.features,
-                    variants=VARIANTS[: 1 + args.mirrored],
                     dtype=args.dtype,
                     images_per_file=args.images_per_file,
                     batch_size=args.batch_size,
@@ -208,7 +205,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", required=True, help="configs/NAME.yaml of the run that will read the features")
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings over those of the file")
-    parser.add_argument("--mirrored", action="store_true", help="features of mirrored pictures as well")
     parser.add_argument("--dtype", choices=TYPES, default="float16", help="of the numbers kept (default: float16)")
     parser.add_argument("--images-per-file", type=int, default=256, metavar="N", help="a kill loses one file at most")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images of a pass (default: 8)")

@@ -61,7 +61,7 @@ def mirrored(example: Example) -> Example:
     """The same example with left and right exchanged, pixels and boxes; masks and texts of its regions are left out.
     ValueError for a clip."""
     if not isinstance(first := example.regions[0], Region):
-        raise ValueError(f"region {first.id}: of a clip, which is not mirrored; leave out --mirrored")
+        raise ValueError(f"region {first.id}: of a clip, which is not mirrored; set model.mirror=0")
     width = first.image_hw[1]
 
     def turned(region: Region) -> Region:

@@ -77,6 +77,10 @@ class Processor(Protocol):
         """How many times smaller, 8, 4, 2 or 1, an image with these regions may be decoded for training."""
         ...
 
+    def variants(self) -> Sequence[str]:
+        """Of data/features.py, those that training draws from: features of each are kept."""
+        ...
+
     def weights(self, counts: np.ndarray) -> np.ndarray:
         """What examples of so many regions each weigh in a batch of `data.batch_size`, (N,) -> (N,)."""
         ...
@@ -85,10 +89,13 @@ class Processor(Protocol):
 
 
 class FamilyProcessor:
-    """What processors share: nothing is decoded smaller, and an example weighs its regions."""
+    """What processors share: nothing is decoded smaller or mirrored, and an example weighs its regions."""
 
     def reduction(self, regions: Sequence[Any]) -> int:
         return 1
+
+    def variants(self) -> Sequence[str]:
+        return ("plain",)
 
     def weights(self, counts: np.ndarray) -> np.ndarray:
         return counts

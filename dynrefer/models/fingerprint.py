@@ -8,11 +8,12 @@ from typing import Any
 SAMPLED_VALUES = 64  # of each tensor
 
 
-def model_fingerprint(model: Any) -> str:
+def model_fingerprint(model: Any, buffers: bool = False) -> str:
     """Sixteen hex digits that change when a model is trained on: its parameters' names, shapes and sampled
-    values. (Not its buffers: cached text embeddings are made anew now and then.)"""
+    values. buffers: those that are saved too. (Not otherwise: cached text embeddings are made anew now and then.)"""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.named_parameters()):
+    named = model.state_dict() if buffers else dict(model.named_parameters())
+    for name, tensor in sorted(named.items()):
         flat = tensor.detach().reshape(-1)
         values = flat[:: max(1, flat.numel() // SAMPLED_VALUES)].float().cpu().numpy()
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + values.tobytes())

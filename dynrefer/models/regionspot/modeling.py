@@ -3,6 +3,7 @@ together. The walk reads from top to bottom."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -21,7 +22,7 @@ from ..card import About
 from ..fingerprint import model_fingerprint
 from ..ranking import ranked
 from ..saving import RegionModel
-from .batch import RegionSpotBatch
+from .batch import Kept, RegionSpotBatch
 from .clip import OpenClip, make_clip
 from .configuration import RegionSpotConfig
 from .decoder import Looks, make_decoder, present_of, spread
@@ -106,17 +107,21 @@ class RegionSpotModel(RegionModel):
 
     @torch.no_grad()
     def encode(self, batch: RegionSpotBatch, with_masks: bool = False) -> Encoded:
-        """Pictures and boxes -> what the frozen parts say of them. Each picture goes through the encoders once."""
-        memory = self.clip.image_tokens(batch.clip_pixels)  # (N, 1+P, D)
+        """Pictures and boxes -> what the frozen parts say of them. Each picture goes through the encoders once; not at
+        all where features were kept."""
+        seen = batch.seen
+        if isinstance(seen, Kept):
+            return Encoded(seen.tokens, seen.memory, seen.tokens.new_zeros(len(seen.tokens)))
+        memory = self.clip.image_tokens(seen.clip_pixels)  # (N, 1+P, D)
         counts = batch.present.sum(1).tolist()
         tokens, quality, masks = [], [], []
         for n, count in enumerate(counts):
-            picture, inner_hw = batch.sam_pictures[n : n + 1], batch.inner_hw[n : n + 1]
+            picture, inner_hw = seen.sam_pictures[n : n + 1], seen.inner_hw[n : n + 1]
             features = self.sam.image_features(self.sam.normalize(picture, inner_hw))[0]
             image_hw = batch.image_hw[sum(counts[:n])].tolist()
             own_tokens = memory.new_zeros(count, self.sam.width)
             own_quality, own_masks = memory.new_zeros(count), [None] * count  # None: no pixel is inside
-            for positions, prompts in batch.prompts[n]:
+            for positions, prompts in seen.prompts[n]:
                 for start in range(0, len(positions), REGIONS_AT_ONCE):
                     rows = positions[start : start + REGIONS_AT_ONCE]
                     decoded = self.sam.decode(features, prompts.part(slice(start, start + REGIONS_AT_ONCE)))
@@ -164,18 +169,42 @@ class RegionSpotModel(RegionModel):
             return self.zero_sums()
         encoded = self.encode(batch)
         region_embeds = self.recognise(encoded.tokens, encoded.memory, batch.present)
-        return {"categories": self.category_loss(region_embeds, batch.categories)}
+        return {"categories": self.category_loss(region_embeds, batch)}
 
-    def category_loss(self, region_embeds: Tensor, categories: Tensor) -> Tensor:
-        """Sigmoid focal loss against all names of the config, summed over names and regions. categories (I,), -1:
-        unknown, counts nothing."""
-        names = self.processor.categories.words
-        known = categories >= 0
-        logits = self.logits(region_embeds[known], self.text_bank(names))  # (I, C)
-        targets = torch.zeros_like(logits)
-        targets[torch.arange(len(targets)), categories[known]] = 1
-        loss = focal_loss(logits, targets, self.config.focal_alpha, self.config.focal_gamma)
-        return loss + region_embeds.sum() * 0  # also where no category is known
+    def category_loss(self, region_embeds: Tensor, batch: RegionSpotBatch) -> Tensor:
+        """Sigmoid focal loss against the names of each region's data set, or those that its example is compared with,
+        summed over names and regions. Regions of an unknown category count nothing."""
+        owners = batch.present.nonzero()[:, 0]  # (I,): the example of each region
+        loss = region_embeds.sum() * 0  # also where no category is known
+        for number, names in enumerate(batch.vocabularies):
+            rows = ((batch.vocabulary[owners] == number) & (batch.categories >= 0)).nonzero()[:, 0]
+            if not len(rows):
+                continue
+            logits = self.logits(region_embeds[rows], self.text_bank(names))  # (r, C)
+            targets = torch.zeros_like(logits)
+            targets[torch.arange(len(rows)), batch.categories[rows]] = 1
+            counted = None
+            if any(batch.against[n] is not None for n in owners[rows].tolist()):
+                counted = torch.ones_like(logits, dtype=torch.bool)
+                for row, owner in zip(counted, owners[rows].tolist(), strict=True):
+                    if batch.against[owner] is not None:
+                        row.fill_(False)[batch.against[owner].to(row.device)] = True
+            loss = loss + focal_loss(logits, targets, self.config.focal_alpha, self.config.focal_gamma, counted)
+        return loss
+
+    # ------------------------------------------------------------------------------------------ kept features
+
+    def frozen_features(self, batch: RegionSpotBatch) -> list[dict[str, Tensor]]:
+        """Of each example tokens (R, W) and memory (1+P, D)."""
+        encoded = self.encode(batch)
+        tokens = encoded.tokens.split(batch.present.sum(1).tolist())
+        return [{"tokens": own, "memory": memory} for own, memory in zip(tokens, encoded.memory, strict=True)]
+
+    def frozen_key(self) -> str:
+        config = self.config
+        ways = (config.image_size, config.antialias, config.token, list(config.image_mean), list(config.image_std))
+        parts = [model_fingerprint(part, buffers=True) for part in (self.sam, self.clip)]
+        return hashlib.sha256(f"{ways} {parts}".encode()).hexdigest()[:16]
 
     # ------------------------------------------------------------------------------------------ names
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,14 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 from transformers.utils import PushToHubMixin
 
 from dynrefer.data.example import Example
-from dynrefer.errors import shown
+from dynrefer.data.features import VARIANTS
+from dynrefer.errors import shown, suggestion
 from dynrefer.resize import shared
 from dynrefer.vocabulary import Vocabulary
 
 from ..base_parts import check_source
 from ..family import FamilyProcessor
-from .batch import RegionSpotBatch
+from .batch import Kept, Pictures, RegionSpotBatch
 from .clip import tidy_of
 from .configuration import RegionSpotConfig
 from .decoder import present_of
@@ -51,11 +53,14 @@ class RegionSpotProcessor(FamilyProcessor, PushToHubMixin):
         self, example: Example, options: Options, generators: Sequence[np.random.Generator], train: bool
     ) -> list[dict]:
         """One sample of the whole example: its regions influence each other."""
-        regions = example.regions
-        if not regions:
+        if not example.regions:
             return []
-        image, boxes = example.image, np.array([region.box for region in regions], np.float32)
-        if train and self.config.mirror and generators[0].random() < self.config.mirror:
+        mirror = train and self.config.mirror > 0 and generators[0].random() < self.config.mirror
+        sample = self.targets(example, generators[0] if train else None)
+        if train and example.stored is not None:
+            return [sample | self.kept(example, "mirrored" if mirror else "plain")]
+        image, boxes = example.image, sample["boxes"].numpy()
+        if mirror:
             image, boxes = mirrored(image, boxes)
         picture, inner_hw = sam_picture(image, self.sam_size, self.kind)
         height, width = image.shape[:2]
@@ -64,20 +69,55 @@ class RegionSpotProcessor(FamilyProcessor, PushToHubMixin):
         if example.prompts:
             sizes = inner_hw, self.sam_size, self.mask_hw
             prompts = user_prompts(example, boxes * scale, scale[:2], *sizes, options.mask_prompts)
-        index = self.categories.index
         return [
-            {
-                "ids": [region.id for region in regions],
+            sample
+            | {
                 "boxes": torch.from_numpy(boxes),
-                "image_hw": torch.tensor([[height, width]] * len(regions)),
                 "sam_picture": torch.from_numpy(picture),
                 "inner_hw": torch.tensor(inner_hw),
                 "clip_pixels": self.clip_pixels(image),
                 "prompts": prompts,
-                "boxed": torch.tensor([prompt.box for prompt in example.prompts] or [True] * len(regions)),
-                "categories": torch.tensor([index.get(region.category, -1) for region in regions]),
             }
         ]
+
+    def variants(self) -> tuple[str, ...]:
+        return VARIANTS if self.config.mirror else VARIANTS[:1]
+
+    def kept(self, example: Example, variant: str) -> dict:
+        """What the frozen parts have made of the example: tokens (R, W), memory (1+P, D)."""
+        if variant not in example.variants:
+            raise ValueError(
+                f"{example.key}: model.mirror is {self.config.mirror}, but its features are not kept mirrored; run "
+                "`python -m train.extract` into another folder, or set model.mirror=0"
+            )
+        return dict(example.stored(variant))
+
+    def targets(self, example: Example, generator: np.random.Generator | None) -> dict:
+        """Everything of a sample but what SAM and CLIP see. generator: draws the names that an example of a data set
+        labelled in part is compared with; None: all of them count."""
+        regions = example.regions
+        names = self.categories if example.vocabulary is None else vocabulary(example.vocabulary)
+        categories = [names.index.get(region.category, -1) for region in regions]
+        for region, number in zip(regions, categories, strict=True):
+            if number < 0 and region.category is not None and example.vocabulary is not None:
+                raise ValueError(
+                    f"region {region.id}: category {region.category!r} is not one of the {len(names)} of its data "
+                    f"set's vocabulary.{suggestion(region.category, names.words)} Name another `vocabulary`, or mend "
+                    "the records"
+                )
+        against = None
+        if generator is not None and example.negatives is not None and example.negatives < len(names):
+            drawn = generator.choice(len(names), example.negatives, replace=False)
+            against = torch.from_numpy(np.union1d(drawn, [number for number in categories if number >= 0]))
+        return {
+            "ids": [region.id for region in regions],
+            "boxes": torch.tensor([region.box for region in regions], dtype=torch.float32),
+            "image_hw": torch.tensor([regions[0].image_hw] * len(regions)),
+            "boxed": torch.tensor([prompt.box for prompt in example.prompts] or [True] * len(regions)),
+            "categories": torch.tensor(categories),
+            "names": names.words,
+            "against": against,
+        }
 
     def clip_pixels(self, image: np.ndarray) -> Tensor:
         """image (H, W, 3) uint8 -> (3, C, C) normalized: the whole picture, squashed to a square."""
@@ -98,22 +138,31 @@ class RegionSpotProcessor(FamilyProcessor, PushToHubMixin):
             "boxed": torch.zeros(0, dtype=torch.bool),
         }
         rows = {name: torch.cat([none, *(sample[name] for sample in samples)]) for name, none in empty.items()}
+        whats = {"tokens" in sample for sample in samples}
+        if len(whats) > 1:
+            raise ValueError(
+                "a batch with features of some examples and pictures of others; keep features of all data sets, or set "
+                "data.mix=batches"
+            )
+        names = list(dict.fromkeys(sample["names"] for sample in samples))
+        return RegionSpotBatch(
+            ids=[name for sample in samples for name in sample["ids"]],
+            seen=Kept.of(samples) if whats == {True} else self.pictures(samples),
+            present=present_of([len(sample["ids"]) for sample in samples]),
+            vocabularies=names,
+            vocabulary=torch.tensor([names.index(sample["names"]) for sample in samples], dtype=torch.long),
+            against=[sample["against"] for sample in samples],
+            **rows,
+        )
+
+    def pictures(self, samples: Sequence[dict]) -> Pictures:
         one = {
             "sam_picture": torch.zeros(0, 3, self.sam_size, self.sam_size, dtype=torch.uint8),
             "inner_hw": torch.zeros(0, 2, dtype=torch.long),
             "clip_pixels": torch.zeros(0, 3, self.config.image_size, self.config.image_size),
         }
-        one = {
-            name: torch.stack([sample[name] for sample in samples]) if samples else none for name, none in one.items()
-        }
-        return RegionSpotBatch(
-            ids=[name for sample in samples for name in sample["ids"]],
-            sam_pictures=one.pop("sam_picture"),
-            prompts=[sample["prompts"] for sample in samples],
-            present=present_of([len(sample["ids"]) for sample in samples]),
-            **rows,
-            **one,
-        )
+        one = {name: torch.stack([s[name] for s in samples]) if samples else none for name, none in one.items()}
+        return Pictures(one.pop("sam_picture"), **one, prompts=[sample["prompts"] for sample in samples])
 
     # ------------------------------------------------------------------------------------------ texts
 
@@ -171,6 +220,12 @@ class RegionSpotProcessor(FamilyProcessor, PushToHubMixin):
             config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **hub)
         hub["subfolder"] = f"{hub['subfolder']}/{TOKENIZER}" if hub.get("subfolder") else TOKENIZER
         return cls(config, AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **hub))
+
+
+@lru_cache(maxsize=64)
+def vocabulary(names: tuple[str, ...]) -> Vocabulary:
+    """Of one data set, made once."""
+    return Vocabulary(names, "category")
 
 
 def mirrored(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
