@@ -247,7 +247,9 @@ def test_points_of_a_family_without_them_and_those_that_are_none_are_refused(mon
 def test_no_regions_and_boxes_partly_or_wholly_outside():
     assert pointed(boxes=[]) == pointed(points=[]) == []
     clipped, inside = pointed(boxes=[[-30, -30, 90, 90], [0, 0, 90, 90]], independent=True)
-    assert clipped.box == inside.box and clipped.categories == inside.categories
+    assert clipped.box == inside.box
+    names = [category["name"] for category in inside.categories]  # rows of one batch differ in the last digit
+    assert torch.allclose(regionspot.scores([clipped], names), regionspot.scores([inside], names), atol=1e-6)
     with pytest.raises(ValueError, match="box 0"):
         pointed(boxes=[[300, 400, 310, 410]])
 
