@@ -249,15 +249,15 @@ def test_no_regions_and_boxes_partly_or_wholly_outside():
     clipped, inside = pointed(boxes=[[-30, -30, 90, 90], [0, 0, 90, 90]], independent=True)
     assert clipped.box == inside.box
     names = [category["name"] for category in inside.categories]  # rows of one batch differ in the last digit
-    assert torch.allclose(regionspot.scores([clipped], names), regionspot.scores([inside], names), atol=1e-6)
+    assert torch.allclose(scores([clipped], names), scores([inside], names), atol=1e-6)
     with pytest.raises(ValueError, match="box 0"):
         pointed(boxes=[[300, 400, 310, 410]])
 
 
 def test_masks_are_sams_own_at_the_size_of_the_image():
     results = recognised(with_masks=True)
-    features = model().sam.image_features(model().sam.normalize(*(batch(example(FIRST)).sam_pictures, _inner())))
-    ((rows, prompts),) = batch(example(FIRST)).prompts[0]
+    features = model().sam.image_features(model().sam.normalize(*(batch(example(FIRST)).seen.sam_pictures, _inner())))
+    ((rows, prompts),) = batch(example(FIRST)).seen.prompts[0]
     decoded = model().sam.decode(features[0], prompts)
     low = decoded.masks[rows][:, None]
     large = torch.nn.functional.interpolate(low, (128, 128), mode="bilinear")[..., :128, :79]
@@ -267,7 +267,7 @@ def test_masks_are_sams_own_at_the_size_of_the_image():
 
 
 def _inner():
-    inner = batch(example(FIRST)).inner_hw
+    inner = batch(example(FIRST)).seen.inner_hw
     assert inner.tolist() == [[128, 79]]  # 331 x 203
     return inner
 
