@@ -50,12 +50,14 @@ def evaluate(
     annotations: str | None = None,
     judge: Callable[[str], str] | None = None,
     boxes: DetectedBoxes | None = None,
+    masks: Mapping[str, RegionResult] | None = None,
 ) -> tuple[Scores, dict[str, RegionResult]]:
     """Predicts the records with the task's options and those that are given, see `task_options` and `predict`, and
     scores the predictions.
 
     Of several processes all predict and the main one scores; the others get no scores and no predictions.
     annotations, judge: see `score`. boxes: what is predicted instead of the records, where a task's are detected.
+    masks: results of another model, whose masks these are scored with.
     """
     names = task.word_lists(records.path)
     results = predict(
@@ -72,6 +74,8 @@ def evaluate(
     )
     if not is_main():
         return Scores(), {}
+    if masks is not None:
+        results = {i: replace(result, mask=masks[i].mask) for i, result in results.items()}
     found = boxes.detections(results) if boxes else Predictions(results)
     known = {"names": names, "images": found.images, "annotations": annotations, "judge": judge}
     known["weights"] = found.weights

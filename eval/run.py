@@ -33,6 +33,7 @@ from dynrefer.processes import is_main, launched
 from . import pair
 from .benchmarks import get_task
 from .compare import table
+from .crops import CROPS, crop_namer
 from .evaluate import (
     ITEMS,
     PREDICTIONS,
@@ -96,7 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tag-threshold", type=float, help="least probability of a tag, over the task's; option tag_threshold too"
     )
-    parser.add_argument("--baselines", action="store_true", help="also score constant captions and people")
+    parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help="also score constant captions and people; for categories, crops named by the model's own encoder",
+    )
     parser.add_argument(
         "--train-data", nargs="+", metavar="FILE", help="records that the baselines learn from; train.jsonl beside data"
     )
@@ -133,7 +138,9 @@ def _run(args: argparse.Namespace) -> None:
     if args.compare:
         _compare(args, task, records, everything, boxes)
         return
-    train = _train_records(task, records, args.train_data) if args.baselines else None
+    captioned = args.baselines and "captions" in task.metrics
+    train = _train_records(task, records, args.train_data) if captioned else None
+    crops: dict[str, dict[str, float]] = {}
     settings: dict[str, Any] = {}
     predicted, seeds = {}, {}
     if args.predictions:
@@ -174,6 +181,12 @@ def _run(args: argparse.Namespace) -> None:
             judge=_judge(args),
             boxes=boxes,
         )
+        if args.baselines and (namer := crop_namer(model, task)):
+            own = {name: value for name, value in given.items() if name in namer.NAMES}
+            alike = {"batch_size": args.batch_size, "num_workers": args.num_workers, "overwrite": args.overwrite}
+            alike |= {"annotations": args.annotations, "boxes": boxes, "masks": results}
+            of_crops, _ = evaluate(namer, task, records, out / CROPS, own, **alike)
+            crops = {namer.name: of_crops.corpus}
         if not is_main():
             return
         predicted = {str(out / PREDICTIONS): results}
@@ -187,7 +200,7 @@ def _run(args: argparse.Namespace) -> None:
         if settings.get("tag_threshold") not in (None, task.tag_threshold):  # that a file's control words lie above
             settings["control_threshold"] = settings["tag_threshold"]
         settings["tag_threshold"] = task.tag_threshold
-    baselines = baseline_scores(task, records, train) if args.baselines else {}
+    baselines = (baseline_scores(task, records, train) if args.baselines else {}) | crops
     if not baselines:
         _computed(task, scores, f"; the predictions are kept in {out / PREDICTIONS}" if args.model else "")
     content = report_scores(

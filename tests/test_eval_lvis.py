@@ -73,9 +73,9 @@ def mask_overlap(a, b):
     return (a & b).sum() / (a | b).sum()
 
 
-def by_hand(predictions, references, masks=None, fixed=None, limit=300):
-    """LVIS's rules, one category, size and threshold at a time. fixed: detections of a category that count, instead of
-    `limit` an image."""
+def by_hand(predictions, references, masks=None, fixed=None, limit=300, frequencies=FREQUENCIES):
+    """LVIS's rules, one category, size and threshold at a time. masks: image -> those of its objects and those of its
+    detections. fixed: detections of a category that count, instead of `limit` an image."""
     kept = {(i, k) for i, found in predictions.items() for k in range(len(found.scores))}
     if fixed is None:
         order = {i: np.argsort(-np.array(found.scores), kind="stable")[:limit] for i, found in predictions.items()}
@@ -83,7 +83,7 @@ def by_hand(predictions, references, masks=None, fixed=None, limit=300):
     else:
         ranked = [(-f.scores[k], n, k, i) for n, (i, f) in enumerate(predictions.items()) for k in range(len(f.scores))]
         kept = set()
-        for name in NAMES:
+        for name in frequencies:
             own = sorted(entry for entry in ranked if predictions[entry[3]].categories[entry[2]] == name)
             kept |= {(i, k) for _, _, k, i in own[:fixed]}
 
@@ -122,13 +122,13 @@ def by_hand(predictions, references, masks=None, fixed=None, limit=300):
 
     scores = {}
     for part, ends in RANGES.items():
-        parts = {n: [precision(n, least, *ends) for least in np.linspace(0.5, 0.95, 10)] for n in NAMES}
+        parts = {n: [precision(n, least, *ends) for least in np.linspace(0.5, 0.95, 10)] for n in frequencies}
         parts = {n: np.array(values) for n, values in parts.items() if values[0] is not None}
         scores[f"AP{part}"] = list(parts.values())
         if not part:
             scores |= {"AP50": [v[0] for v in parts.values()], "AP75": [v[5] for v in parts.values()]}
             for letter, group in (("r", "APr"), ("c", "APc"), ("f", "APf")):
-                scores[group] = [values for n, values in parts.items() if FREQUENCIES[n] == letter]
+                scores[group] = [values for n, values in parts.items() if frequencies[n] == letter]
     return {name: float(np.mean(values)) for name, values in scores.items() if values}
 
 

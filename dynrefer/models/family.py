@@ -9,7 +9,8 @@ and a row in `models/__init__.py`; docs/new_family.md builds a small one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -88,6 +89,19 @@ class Processor(Protocol):
     def save_pretrained(self, folder: str) -> None: ...
 
 
+@dataclass(frozen=True)
+class ImageText:
+    """Encoders that name a whole picture. name: for people, such as "CLIP".
+
+    pixels: a picture (H, W, 3) uint8 -> what the encoder reads of it, a tensor of one shape; it is sent to workers, so
+    it holds no weights. logits: N such tensors, stacked, and C names -> (N, C), of which the softmax is taken.
+    """
+
+    name: str
+    pixels: Callable[[np.ndarray], Tensor]
+    logits: Callable[[Tensor, Sequence[str]], Tensor]
+
+
 class FamilyProcessor:
     """What processors share: nothing is decoded smaller or mirrored, and an example weighs its regions."""
 
@@ -149,6 +163,11 @@ class FamilyModel:
     def frozen_key(self) -> str:
         """A short name of the frozen parts and of the settings that their features depend on."""
         raise ValueError(f"{type(self).__name__}: no features to keep; leave out `features`")
+
+    def image_text(self) -> ImageText | None:
+        """The encoders of pictures and names that this model is built on, None where it has none that fit each other.
+        `eval.run --baselines` names each region's crop with them, beside the model."""
+        return None
 
     def after_load(self) -> None:
         """Checks what a saved model brought along, when its processor is set. ValueError where it does not fit."""

@@ -79,6 +79,13 @@ class TransformersClip(nn.Module):
         return summary_and_patches(seen[0].last_hidden_state)
 
     @torch.no_grad()
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """pixels (N, 3, S, S) normalized -> (N, E), not normalized: what texts are compared with."""
+        pixels = pixels.to(next(self.model.vision_model.parameters()).dtype)
+        read = cut_patches(pixels, self.patch_size, self.grid) if self.patchwise else {"pixel_values": pixels}
+        return self.model.get_image_features(**read, **self.extra).pooler_output
+
+    @torch.no_grad()
     def embed_texts(self, ids: Tensor) -> Tensor:
         """ids (N, T) -> (N, E), not normalized."""
         return self.model.get_text_features(input_ids=ids).pooler_output
@@ -132,6 +139,10 @@ class OpenClip(nn.Module):
         patches = found["image_intermediates"][-1]
         prefix = found.get("image_intermediates_prefix") or [patches[:, :0]]
         return summary_and_patches(torch.cat([prefix[-1], patches], 1))
+
+    @torch.no_grad()
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        return self.model.encode_image(pixels.to(next(self.model.parameters()).dtype))
 
     @torch.no_grad()
     def embed_texts(self, ids: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel
 
@@ -19,6 +20,7 @@ from dynrefer.losses import focal_loss
 from dynrefer.masks import mask_to_rle, rle_to_box
 
 from ..card import About
+from ..family import ImageText
 from ..fingerprint import model_fingerprint
 from ..ranking import ranked
 from ..saving import RegionModel
@@ -242,6 +244,15 @@ class RegionSpotModel(RegionModel):
                 f"categories: only {shown(names[0])}, so softmax gives every region 1.0 of it; give more names, or "
                 "scores=sigmoid"
             )
+
+    def image_text(self) -> ImageText:
+        return ImageText("CLIP", self.processor.clip_pixels, self.picture_logits)
+
+    @torch.no_grad()
+    def picture_logits(self, pixels: Tensor, names: Sequence[str]) -> Tensor:
+        """Pictures (N, 3, C, C) as CLIP reads them, or crops of them -> (N, names), by CLIP alone."""
+        embeds = F.normalize(self.clip.embed_images(pixels).float(), dim=-1)
+        return self.logits(embeds, self.text_bank(names))
 
     # ------------------------------------------------------------------------------------------ answers
 
