@@ -21,6 +21,7 @@ pytest.importorskip("faster_coco_eval", reason="pip install faster-coco-eval")
 NAMES = {7: "cup", 3: "dog", 12: "lamp", 5: "tree"}
 SIDE = 240
 PARTS = ("", "50", "75", "/small", "/medium", "/large")
+RECALLS = ("1", "10", "100", "100/small", "100/medium", "100/large")
 
 
 def polygon(generator, x, y, width, height):
@@ -100,7 +101,8 @@ def rle(polygon_or_corners):
     return {"size": [SIDE, SIDE], "counts": found["counts"].decode()}
 
 
-def official(document, results, kind):
+def official(document, results, kind, count=6):
+    """The first numbers of pycocotools' summary: precisions, then recalls."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -112,7 +114,7 @@ def official(document, results, kind):
         counted.evaluate()
         counted.accumulate()
         counted.summarize()
-    return counted.stats[:6].tolist()
+    return counted.stats[:count].tolist()
 
 
 def converted(tmp_path, document):
@@ -148,6 +150,10 @@ def test_boxes_and_masks_equal_pycocotools(tmp_path, seed):
     assert 0.05 < boxes[0] < 0.9 and 0.05 < masks[0] < 0.9 and boxes != masks
     assert boxes == pytest.approx(official(document, results, "bbox"), abs=1e-15)
     assert masks == pytest.approx(official(document, results, "segm"), abs=1e-15)
+    for name, kind in (("COCO box AR", "bbox"), ("COCO mask AR", "segm")):
+        recalls = [content["scores"][f"{name}{part}"] for part in RECALLS]
+        assert recalls == pytest.approx(official(document, results, kind, 12)[6:], abs=1e-15)
+        assert 0.05 < recalls[0] < recalls[2] and f"{name}1" in content["metric_versions"]
     assert content["regions_scored"] == {"detection": len(document["annotations"])} and content["annotations_sha256"]
     other = copy.deepcopy(document)
     for image in other["images"]:

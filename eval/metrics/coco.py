@@ -23,6 +23,8 @@ from .base import WORDS, Metric, Scoring
 from .categories import named, not_in_list
 
 SCORE_SOURCES = ("model", "one")
+SIZES = ("small", "medium", "large")
+NUM_DETECTIONS = (1, 10, 100)  # the surest of an image and category, for recalls; all of them for precision
 DECIMALS = 9  # of a width that was a number of a file before it was added to x1: what it was comes back
 
 
@@ -92,10 +94,13 @@ def coco_map(
     order: Sequence[str] | None = None,
     *,
     name: str = "COCO mAP",
+    recalls: str | None = None,
     masks: bool = False,
 ) -> dict[str, float]:
     """COCO's scores: {"COCO mAP" (overlaps 0.5 to 0.95), "COCO mAP50", "COCO mAP75", of sizes "COCO mAP/small",
-    "/medium", "/large"}, under `name`. masks: of masks, not of boxes.
+    "/medium", "/large"}, under `name`; under `recalls`, where given, average recalls of the 1, 10 and 100 surest
+    detections of an image and category, "COCO AR1", "COCO AR10", "COCO AR100", of sizes "COCO AR100/small" and so on.
+    masks: of masks, not of boxes.
 
     predictions: image id -> detections, of which the 100 surest of each category and image count; an image without any
     is missed. references: image id -> ground truth. categories: the names; a category without an object counts
@@ -107,8 +112,8 @@ def coco_map(
     """
     check_objects(predictions, references, categories)
     places = places_of(references, order)
-    precision = precision_of(predictions, references, list(categories), 100, places, masks=masks)
-    precision = precision[..., -1]  # (T, R, K, A)
+    counted = counted_by_coco(predictions, references, list(categories), NUM_DETECTIONS, places, masks=masks)
+    precision, recall = counted["precision"][..., -1], counted["recall"]  # (T, R, K, A), (T, K, A, M)
     scores = {
         name: precision[..., 0],
         f"{name}50": precision[0, ..., 0],
@@ -117,21 +122,25 @@ def coco_map(
         f"{name}/medium": precision[..., 2],
         f"{name}/large": precision[..., 3],
     }
+    if recalls is not None:
+        scores |= {f"{recalls}{most}": recall[:, :, 0, m] for m, most in enumerate(NUM_DETECTIONS)}
+        scores |= {f"{recalls}100/{size}": recall[:, :, a, -1] for a, size in enumerate(SIZES, 1)}
     return {name: float(values[values > -1].mean()) for name, values in scores.items() if (values > -1).any()}
 
 
-def precision_of(
+def counted_by_coco(
     predictions: Mapping[str, Objects],
     references: Mapping[str, Objects],
     categories: Sequence[str],
-    max_detections: int,
+    max_detections: Sequence[int],
     places: Mapping[str, int],
     *,
     federated: bool = False,
     masks: bool = False,
-) -> np.ndarray:
-    """faster-coco-eval's precision (T overlaps, R recalls, K categories, A sizes, 1), -1 where there is no object.
-    places: image -> its place among all, in the order of their ids."""
+) -> dict[str, np.ndarray]:
+    """faster-coco-eval's precision (T overlaps, R recalls, K categories, A sizes, M) and recall (T, K, A, M), -1 where
+    there is no object. max_detections: M numbers of the surest that count; places: image -> its place among all, in the
+    order of their ids."""
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
@@ -168,10 +177,10 @@ def precision_of(
     for entry, area in zip(results.dataset["annotations"], areas, strict=True):
         entry["area"] = area
     counted = COCOeval_faster(truth, results, "segm" if masks else "bbox", lvis_style=federated)
-    counted.params.maxDets = [max_detections]
+    counted.params.maxDets = list(max_detections)
     counted.evaluate()
     counted.accumulate()
-    return np.asarray(counted.eval["precision"])
+    return {kind: np.asarray(counted.eval[kind]) for kind in ("precision", "recall")}
 
 
 def places_of(references: Mapping[str, Objects], order: Sequence[str] | None) -> dict[str, int]:

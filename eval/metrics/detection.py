@@ -18,6 +18,7 @@ from .categories import OUTSIDE, category_finder, not_in_list
 from .coco import Objects, box_area, coco_map, left_out, region_area
 
 BOX, MASK = "COCO box AP", "COCO mask AP"
+BOX_RECALL, MASK_RECALL = "COCO box AR", "COCO mask AR"
 NO_FILE = (
     "the records are the ground truth: crowds, images without an object and the ids of images are not known; "
     "--annotations FILE with the benchmark's COCO JSON gives the official numbers"
@@ -39,7 +40,7 @@ def add_scores(s: Scoring) -> None:
         return
     outside = left_out(s, truth)
     labels = {i: said for i, said in named_labels(s, names).items() if i not in outside}
-    corpus = coco_map(detections(s, labels), truth, names, order, name=BOX)
+    corpus = coco_map(detections(s, labels), truth, names, order, name=BOX, recalls=BOX_RECALL)
     lacking = sum(mask is None for objects in truth.values() for mask in objects.masks or ())
     if not with_mask:
         s.scores.left_out["mask AP"] = "no prediction has a mask (`segmentation`)"
@@ -48,7 +49,9 @@ def add_scores(s: Scoring) -> None:
     else:
         if with_mask < len(s.results):
             s.scores.counts[NO_MASK] = len(s.results) - with_mask
-        corpus |= coco_map(detections(s, labels, sizes), truth, names, order, name=MASK, masks=True)
+        corpus |= coco_map(
+            detections(s, labels, sizes), truth, names, order, name=MASK, recalls=MASK_RECALL, masks=True
+        )
     s.scores.corpus |= corpus
     s.scores.regions["detection"] = sum(len(objects.categories) for objects in truth.values())
     s.scores.no_interval |= dict.fromkeys(corpus, "COCO's matching would be repeated on every draw")
@@ -183,7 +186,9 @@ def _add(objects: Objects, annotation: Mapping, name: str, image_hw: Sequence[in
 DETECTION = Metric(
     WORDS,
     add_scores,
-    {"COCO box AP": lambda task, judge: f"{package('faster-coco-eval')}; detection 2, categories 2"}
-    | {"COCO mask AP": lambda task, judge: f"{package('faster-coco-eval')}; detection 2, categories 2"},
+    dict.fromkeys(
+        (BOX, MASK, BOX_RECALL, MASK_RECALL),
+        lambda task, judge: f"{package('faster-coco-eval')}; detection 2, categories 2",
+    ),
     own_images=True,
 )

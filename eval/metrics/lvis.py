@@ -17,7 +17,7 @@ from dynrefer.masks import record_rle
 from ..inputs.coco_json import Pairing, pair_images, read_document
 from ..versions import package
 from .base import WORDS, Metric, Scoring
-from .coco import Objects, check_objects, chosen, left_out, places_of, precision_of
+from .coco import Objects, check_objects, chosen, counted_by_coco, left_out, places_of
 from .detection import NO_MASK, detections, named_labels
 
 FREQUENCIES = {"r": "APr", "c": "APc", "f": "APf"}  # categories of 1-10, 11-100 and more training images
@@ -62,7 +62,8 @@ def lvis_ap(
         truth = {i: true_by[each].get(i) or chosen(references[i], []) for i in judged[each]}
         found = {i: found_by[each][i] for i in judged[each] if i in found_by.get(each, ())}
         most = max([1, *(len(objects.categories) for objects in found.values())])
-        rows.append(precision_of(found, truth, [each], most, places, federated=True, masks=masks)[:, :, 0, :, -1])
+        counted = counted_by_coco(found, truth, [each], [most], places, federated=True, masks=masks)
+        rows.append(counted["precision"][:, :, 0, :, -1])
     precision = np.stack(rows, 2)  # (T, R, K, A)
     groups = {
         f"{name} AP": precision[..., 0],
