@@ -150,6 +150,8 @@ WRONG = {
     "no images": ({"images": []}, "images: list should have at least 1 item"),
     "no key": ({}, "images is missing"),
     "a wrong key": ({"imagess": []}, "unknown key 'imagess' (imagess). Did you mean 'images'?"),
+    "a key like a kind's": ({"images": [], "None": None}, "unknown key 'None' (None)."),
+    "a key like a type": (regions_body({"str": 1}), "unknown key 'str' (images[0].regions[0].str)"),
     "a wrong key of a region": (regions_body({"boxs": BOX}), "unknown key 'boxs'"),
     "three numbers": (regions_body(BOX[:3]), "images[0].regions[0].box: list should have at least 4 items"),
     "a text as number": (regions_body([1, 2, "3", 4]), "images[0].regions[0].box[2]: input should be a valid number"),

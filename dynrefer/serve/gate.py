@@ -21,7 +21,8 @@ from .logs import log
 from .service import Gone, Service, Visit
 from .settings import Refusal, Settings, too_large
 
-PATHS = ("/v1/regions", "/v1/chat/completions", "/v1/models", "/health", "/ready", "/metrics", "/openapi.json", "/docs")
+WITH_BODY = ("/v1/regions", "/v1/chat/completions")
+PATHS = (*WITH_BODY, "/v1/models", "/health", "/ready", "/metrics", "/openapi.json", "/docs")
 QUIET = ("/health", "/ready", "/metrics")  # asked every few seconds: not logged while they answer 200
 REQUEST_ID = re.compile(r"[\w.-]{1,64}")
 VISIT = "visit"  # key of a scope
@@ -60,7 +61,7 @@ class Gate:
         held = [0, 0]  # bytes, places among those that are worked on
         try:
             self._check(scope, headers)
-            if scope["method"] == "POST" and scope["path"].startswith("/v1/"):
+            if scope["method"] == "POST" and scope["path"] in WITH_BODY:
                 visit.body = await self._read(receive, headers, held)
                 visit.size, visit.began = len(visit.body), time.monotonic()
                 if self.working >= self.settings.max_requests:
@@ -98,7 +99,7 @@ class Gate:
                 raise Refusal(
                     401, "no key, or a wrong one; send the header Authorization: Bearer KEY", "invalid_api_key"
                 )
-        if scope["method"] != "POST":
+        if scope["method"] != "POST" or scope["path"] not in WITH_BODY:
             return
         if self.draining:
             raise Refusal(503, "the server is ending; try again later", "ending", retry_after=5)

@@ -7,6 +7,7 @@ the process ends with status 0. A second signal ends it at once.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 import warnings
@@ -15,6 +16,8 @@ from typing import Any
 import uvicorn
 from PIL import Image
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from dynrefer.errors import INTERRUPTED
 
 from . import logs
 from .gate import Gate
@@ -65,9 +68,8 @@ class Drained(uvicorn.Server):
         self._until: float | None = None
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        if self._until is not None:  # asked a second time
-            self.should_exit = self.force_exit = True
-            return
+        if self._until is not None:  # asked a second time: whatever runs, in whatever thread
+            os._exit(INTERRUPTED)
         self.gate.draining = True
         self._until = time.monotonic() + self.gate.settings.drain_timeout
 

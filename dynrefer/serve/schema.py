@@ -68,7 +68,19 @@ class ImageIn(Strict):
     id: str | None = Field(None, max_length=200, description="comes back with the results")
 
 
+# a red square of 8 x 8 pixels, for the page's example
+SQUARE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mM8oaHBgA0wMeAAg1MCAOA4ASjhBhuDAAAAAElF"
+    "TkSuQmCC"
+)
+
+
 class RegionsRequest(Strict):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"images": [{"image": SQUARE, "regions": [[1, 1, 7, 6], {"id": "a", "box": [0, 2, 8, 8]}]}]}]
+        }
+    )
     model: str | None = Field(None, max_length=1000, description="the server's model; may be left out")
     images: Annotated[list[ImageIn], Field(min_length=1)]
     box_format: BoxFormat = Field(
@@ -165,6 +177,8 @@ def _refusal(error: ValidationError, kind: type[BaseModel]) -> Refusal:
     found = error.errors(include_url=False, include_context=False)
     first = max(found, key=lambda each: (len(each["loc"]), each["type"] == "extra_forbidden"))
     parts = [part for part in first["loc"] if isinstance(part, int) or not KINDS.match(part)]
+    if first["type"] == "extra_forbidden" and parts[-1:] != [first["loc"][-1]]:
+        parts.append(first["loc"][-1])  # the client's key, whatever it is called
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{cut(part, 60)}" for part in parts).lstrip(".")
     if first["type"] == "extra_forbidden":
         name = str(parts[-1])
