@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig
+from transformers import AutoConfig, ResNetConfig
+from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
 
 from dynrefer.data.dataset import ExampleDataset
 from dynrefer.data.packing import Piece
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.models import build
 from dynrefer.models.dynrefer.options import Options
-from dynrefer.models.vision import VisionEncoder
+from dynrefer.models.vision import StandardizedConv2d, VisionEncoder
 from tests import tiny_dynrefer as small
 
 VIT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -106,6 +107,25 @@ def test_every_language_model_trains_and_speaks(model_type):
     for beams in (1, 2):
         results = small.predict(model, inference, control="", generation={"num_beams": beams, "max_new_tokens": 4})
         assert len(results) == 4 and all(0 <= result.score <= 1 for result in results)
+
+
+def test_groups_normalize_each_picture_by_itself_and_each_filter():
+    config = ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic")
+    encoder, views = VisionEncoder(config, 32, norm="group").train(), torch.randn(3, 3, 32, 32)
+    together = encoder(views)
+    assert torch.allclose(torch.cat([encoder(view[None]) for view in views]), together, atol=1e-5)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            if parameter.dim() == 4:
+                parameter.mul_(2).add_(0.5)
+    assert torch.allclose(encoder(views), together, atol=1e-3), "neither a filter's mean nor its size matters"
+
+
+def test_standardized_filters_are_those_of_transformers_but_for_their_size():
+    ours, theirs = StandardizedConv2d(8, 4, 3, padding=1, bias=False), WeightStandardizedConv2d(8, 4, 3, padding=None)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 8, 5, 5)
+    assert torch.allclose(ours(x) * 72**0.5, theirs(x), atol=1e-3)
 
 
 def test_frozen_norms_of_a_new_encoder_have_the_statistics_of_training_views(tmp_path):

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoConfig, AutoModel, Blip2VisionModel, CLIPVisionModel, PreTrainedConfig, SiglipVisionModel
@@ -21,9 +22,9 @@ VISION_CLASSES = {
 
 
 # What convolutional encoders normalize with: the statistics of each batch, those that they were saved with, or each
-# picture's own, by which a picture's features do not depend on the others of its batch.
+# picture's own (and filters their own), by which a picture's features do not depend on the others of its batch.
 NORMS = ("batch", "frozen", "group")
-GROUP = 16  # channels normalized together
+GROUP = 4  # channels normalized together
 
 
 class OpenClipVisionConfig(PreTrainedConfig):
@@ -190,10 +191,25 @@ def batch_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm))
 
 
-def use_group_norm(model: nn.Module) -> None:
-    """A group normalization in the place of every batch normalization: groups of GROUP channels, or one of all.
+class StandardizedConv2d(nn.Conv2d):
+    """A convolution whose filters have mean 0 and variance 1 / (their number of weights) whenever they are applied.
 
-    Its statistics are those of one picture. ValueError for a normalization that does more, such as timm's with an
+    Group normalization divides by what varies within a picture. Channels behind a ReLU have means far from 0, which
+    filters of another mean turn into differences between channels: large ones, and the same in every picture, beside
+    which pictures hardly differ. https://arxiv.org/abs/1903.10520
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, h, w)."""
+        filters = F.layer_norm(self.weight, self.weight.shape[1:], eps=1e-6) * self.weight[0].numel() ** -0.5
+        return self._conv_forward(x, filters, self.bias)
+
+
+def use_group_norm(model: nn.Module) -> None:
+    """A group normalization in the place of every batch normalization: groups of GROUP channels, or one of all. Filters
+    without a bias, as they have before a normalization, are standardized.
+
+    Statistics are those of one picture. ValueError for a normalization that does more, such as timm's with an
     activation.
     """
     for name, old in list(batch_norms(model)):
@@ -203,5 +219,20 @@ def use_group_norm(model: nn.Module) -> None:
             )
         channels = old.num_features
         groups = 1 if channels % GROUP else channels // GROUP
-        where, _, last = name.rpartition(".")
-        setattr(model.get_submodule(where), last, nn.GroupNorm(groups, channels, eps=old.eps, affine=old.affine))
+        exchange(model, name, nn.GroupNorm(groups, channels, eps=old.eps, affine=old.affine))
+    for name, old in list(model.named_modules()):
+        if type(old) is nn.Conv2d and old.bias is None:
+            with torch.device("meta"):  # it takes the old one's weights
+                new = StandardizedConv2d(
+                    *(old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation),
+                    groups=old.groups,
+                    bias=False,
+                    padding_mode=old.padding_mode,
+                )
+            new.weight = old.weight
+            exchange(model, name, new)
+
+
+def exchange(model: nn.Module, name: str, new: nn.Module) -> None:
+    where, _, last = name.rpartition(".")
+    setattr(model.get_submodule(where), last, new)
