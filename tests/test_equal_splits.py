@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dynrefer.config import load_config
-from dynrefer.data.record_files import write_records
+from dynrefer.data.record_files import open_records, write_records
 from dynrefer.models import build
+from tests import regionspot
 from tests import tiny_dynrefer as small
 from train.run import RunConfig, main
 
@@ -61,7 +62,10 @@ def folder(tmp_path_factory):
 def settings(folder, config):
     """What a run of a configuration is told beside the YAML."""
     start = [f"init={folder}/init-{config}"]
-    if config in NEW:
+    if config.startswith("regionspot"):
+        names = sorted({region.category for region in open_records(folder / "train.jsonl")} - {None})
+        start = [f"init={regionspot.small()}", "model={mirror: 0.5}", f"model.categories={json.dumps(names)}"]
+    elif config in NEW:
         start = ["init=null", NO_DROPOUT, *WORDS]
     elif config == "flickr30k_small":
         start = [f"init={folder}/runs/flickr30k_pretrain", NO_DROPOUT, *WORDS]

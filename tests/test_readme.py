@@ -265,7 +265,8 @@ def test_a_configuration_starts_from_what_a_documented_command_makes():
         assert config.init is None or config.init in made, (
             f"{path.name}: no page has a command that makes {config.init}"
         )
-        for file in (config.data.train, config.data.val):
+        trains = [config.data.train] if isinstance(config.data.train, str) else [one.path for one in config.data.train]
+        for file in filter(None, (*trains, config.data.val)):
             written = {str(file), str(Path(file).parent)} & records
             assert written, f"{path.name}: no page has a command that writes {file}"
 
