@@ -35,3 +35,12 @@ def test_no_region_no_word_and_no_number():
     assert ranked(NAMES, torch.zeros(0, 8)) == []
     assert ranked([], torch.zeros(2, 0)) == [[], []]
     assert ranked(NAMES[:2], torch.tensor([[torch.nan, 1.0]])) == [[{"name": "b", "score": 1.0}]]
+
+
+def test_the_best_of_a_long_list_are_the_first_of_the_whole_list_also_where_scores_are_equal():
+    few = torch.randint(0, 4, (6, 50), generator=torch.Generator().manual_seed(0)).float()
+    few[2, :40], few[3] = torch.nan, torch.nan
+    names = [str(number) for number in range(50)]
+    for above in (-np.inf, 1):
+        whole = ranked(names, few, above)
+        assert ranked(names, few, above, most=7) == [row[:7] for row in whole]

@@ -17,7 +17,11 @@ def ranked(names: Sequence[str], scores: Tensor, above: float = -np.inf, most: i
     [['b', 'c', 'a'], ['c']]
     """
     values = scores.cpu().numpy()
-    where = np.flatnonzero(values > above)  # region by region, in the list's order
+    kept = values > above
+    if most is not None and most < values.shape[1]:  # of long lists only the best are sorted, and all that equal them
+        known = np.where(kept, values, -np.inf)
+        kept &= values >= np.partition(known, -most, axis=1)[:, -most, None]
+    where = np.flatnonzero(kept)  # region by region, in the list's order
     rows, columns = np.divmod(where, max(values.shape[1], 1))
     chosen = values.reshape(-1)[where]
     order = np.lexsort((-chosen, rows))  # stable

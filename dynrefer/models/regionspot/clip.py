@@ -164,17 +164,18 @@ def tidy_of(config: PreTrainedConfig) -> Callable[[str], str]:
 
 
 def make_clip(config: PreTrainedConfig, image_size: int) -> TransformersClip | OpenClip:
-    """ValueError for a size that is no whole number of patches."""
+    """ValueError for a size that is no whole number of patches, and for a model of one tower."""
     if isinstance(config, OpenClipConfig):
-        return OpenClip(config, image_size)
-    patch = getattr(getattr(config, "vision_config", None), "patch_size", None)
-    if patch is None or not hasattr(config, "text_config"):
+        kind, patch = OpenClip, config.model_cfg["vision_cfg"].get("patch_size", 16)
+    elif hasattr(config, "text_config") and hasattr(getattr(config, "vision_config", None), "patch_size"):
+        kind, patch = TransformersClip, config.vision_config.patch_size
+    else:
         raise ValueError(
             f"clip_config: model_type {config.model_type!r} is not a model of two towers such as clip or siglip"
         )
-    if image_size % patch:
-        near = image_size // patch * patch or patch
+    if image_size < patch or image_size % patch:
+        near = max(1, image_size // patch) * patch
         raise ValueError(
             f"image_size {image_size}: CLIP's patches have {patch} pixels; give a multiple, such as {near}"
         )
-    return TransformersClip(config, image_size)
+    return kind(config, image_size)

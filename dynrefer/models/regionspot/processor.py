@@ -177,10 +177,10 @@ class RegionSpotProcessor(FamilyProcessor, PushToHubMixin):
                 )
         pad = self.tokenizer.pad_token_id
         pad = self.tokenizer.eos_token_id if pad is None else pad
-        ids = torch.full((len(rows), max_tokens if full_length else max(map(len, rows), default=1)), pad)
-        for target, row in zip(ids, rows, strict=True):
-            target[: len(row)] = torch.tensor(row)
-        return ids
+        lengths = np.array([len(row) for row in rows])
+        ids = np.full((len(rows), max_tokens if full_length else lengths.max(initial=1)), pad)
+        ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate([[], *rows])
+        return torch.from_numpy(ids)
 
     def check_names(self, names: Sequence[str], max_tokens: int) -> None:
         """ValueError for a name that CLIP's text encoder cannot hold in the longest of the templates."""
