@@ -41,6 +41,6 @@ def test_the_best_of_a_long_list_are_the_first_of_the_whole_list_also_where_scor
     few = torch.randint(0, 4, (6, 50), generator=torch.Generator().manual_seed(0)).float()
     few[2, :40], few[3] = torch.nan, torch.nan
     names = [str(number) for number in range(50)]
-    for above in (-np.inf, 1):
+    for above in (-torch.inf, 1):
         whole = ranked(names, few, above)
         assert ranked(names, few, above, most=7) == [row[:7] for row in whole]

@@ -35,6 +35,7 @@ from .text_bank import TextBanks, template_list
 logger = logging.getLogger(__name__)
 
 REGIONS_AT_ONCE = 64  # in SAM's decoder, and in ours where regions are independent
+PICTURES_AT_ONCE = 16  # in CLIP's encoder
 TINY = 1e-7  # beside a vector's length, as released
 
 
@@ -114,15 +115,16 @@ class RegionSpotModel(RegionModel):
         seen = batch.seen
         if isinstance(seen, Kept):
             return Encoded(seen.tokens, seen.memory, seen.tokens.new_zeros(len(seen.tokens)))
-        memory = self.clip.image_tokens(seen.clip_pixels)  # (N, 1+P, D)
+        memory = torch.cat([self.clip.image_tokens(some) for some in seen.clip_pixels.split(PICTURES_AT_ONCE)])
+        none = torch.zeros(0, self.sam.width, dtype=next(self.sam.parameters()).dtype, device=memory.device)
         counts = batch.present.sum(1).tolist()
         tokens, quality, masks = [], [], []
         for n, count in enumerate(counts):
             picture, inner_hw = seen.sam_pictures[n : n + 1], seen.inner_hw[n : n + 1]
             features = self.sam.image_features(self.sam.normalize(picture, inner_hw))[0]
             image_hw = batch.image_hw[sum(counts[:n])].tolist()
-            own_tokens = memory.new_zeros(count, self.sam.width)
-            own_quality, own_masks = memory.new_zeros(count), [None] * count  # None: no pixel is inside
+            own_tokens, own_quality = none.new_zeros(count, self.sam.width), none.new_zeros(count)
+            own_masks = [None] * count  # None: no pixel is inside
             for positions, prompts in seen.prompts[n]:
                 for start in range(0, len(positions), REGIONS_AT_ONCE):
                     rows = positions[start : start + REGIONS_AT_ONCE]
@@ -135,10 +137,8 @@ class RegionSpotModel(RegionModel):
             tokens.append(own_tokens)
             quality.append(own_quality)
             masks += own_masks
-        none = memory.new_zeros(0, self.sam.width)
-        return Encoded(
-            torch.cat([none, *tokens]), memory, torch.cat([none[:, 0], *quality]), masks if with_masks else []
-        )
+        quality = torch.cat([none[:, 0], *quality])
+        return Encoded(torch.cat([none, *tokens]), memory, quality, masks if with_masks else [])
 
     def recognise(self, tokens: Tensor, memory: Tensor, present: Tensor) -> Tensor:
         """SAM's tokens (I, W) of the regions of N pictures and CLIP's tokens (N, 1+P, D) -> region_embeds (I, E) of
