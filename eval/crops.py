@@ -21,7 +21,6 @@ from dynrefer.models.ranking import ranked
 
 from .task import Task
 
-CROPS = "crops"  # the folder of its predictions
 NAMING = frozenset(("categories", "recognition", "detection", "lvis"))  # metrics of names
 
 

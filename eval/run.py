@@ -25,7 +25,7 @@ from typing import Any
 
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import Region, RegionRecords
-from dynrefer.errors import run_command
+from dynrefer.errors import Parser, run_command
 from dynrefer.files import file_sha256, write_json
 from dynrefer.models.fingerprint import model_fingerprint
 from dynrefer.processes import is_main, launched
@@ -33,7 +33,6 @@ from dynrefer.processes import is_main, launched
 from . import pair
 from .benchmarks import get_task
 from .compare import table
-from .crops import CROPS, crop_namer
 from .evaluate import (
     ITEMS,
     PREDICTIONS,
@@ -58,7 +57,14 @@ from .task import Task
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a mistake in input or settings."""
-    parser = arguments("python -m eval.run", "Scores a model or a predictions file on a benchmark.")
+    parser = run_arguments("python -m eval.run", "Scores a model or a predictions file on a benchmark.", argv)
+    args = parser.parse_intermixed_args(argv)
+    return run_command("eval.run", launched()(run), args, STOPPED if args.model else "stopped")
+
+
+def run_arguments(prog: str, description: str, argv: Sequence[str] | None) -> Parser:
+    """What `run` is told; with --help also the options of the model that argv names."""
+    parser = arguments(prog, description)
     parser.add_argument("--model", help="run folder, model folder or hub id")
     parser.add_argument(
         "--captioner",
@@ -116,11 +122,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         add_options_help(parser, argv)
     except ValueError as error:
         parser.epilog = f"no options are listed: {error}"
-    args = parser.parse_intermixed_args(argv)
-    return run_command("eval.run", launched()(_run), args, STOPPED if args.model else "stopped")
+    return parser
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Scores what the arguments name, prints and writes the scores; ValueError for a mistake in input or settings."""
     if sum(map(bool, (args.model, args.predictions, args.compare))) > 1 or not (
         args.model or args.predictions or args.compare or args.baselines
     ):
@@ -181,11 +187,11 @@ def _run(args: argparse.Namespace) -> None:
             judge=_judge(args),
             boxes=boxes,
         )
-        if args.baselines and (namer := crop_namer(model, task)):
+        if args.baselines and (namer := _crop_namer(model, task)):
             own = {name: value for name, value in given.items() if name in namer.NAMES}
             alike = {"batch_size": args.batch_size, "num_workers": args.num_workers, "overwrite": args.overwrite}
             alike |= {"annotations": args.annotations, "boxes": boxes, "masks": results}
-            of_crops, _ = evaluate(namer, task, records, out / CROPS, own, **alike)
+            of_crops, _ = evaluate(namer, task, records, out / "crops", own, **alike)
             crops = {namer.name: of_crops.corpus}
         if not is_main():
             return
@@ -340,6 +346,12 @@ def _all_different(paths: Sequence[str]) -> None:
             if sha256 in first:
                 raise ValueError(f"{path} holds what {first[sha256]} holds; several files are seeds, each with its own")
             first[sha256] = path
+
+
+def _crop_namer(model: Any, task: Task) -> Any:
+    from .crops import crop_namer  # which needs torch
+
+    return crop_namer(model, task)
 
 
 def _settings_of(path: str) -> dict[str, Any]:

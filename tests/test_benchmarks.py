@@ -32,6 +32,12 @@ def option(command, name: str) -> str | None:
     return words[words.index(name) + 1] if name in words else None
 
 
+def folders(command) -> list[str]:
+    """What a command names before its options."""
+    words = command.arguments
+    return words[: next((n for n, word in enumerate(words) if word.startswith("--")), len(words))]
+
+
 def written(command) -> list[str]:
     """The record files that a command writes."""
     out = option(command, "--out")
@@ -39,6 +45,8 @@ def written(command) -> list[str]:
         return []
     if out.endswith(".jsonl"):
         return [out]
+    if command.module == "data_prep.coco_folders":
+        return [f"{out}/{Path(folder).name}/{option(command, '--split')}.jsonl" for folder in folders(command)]
     splits = [option(command, "--split")] if option(command, "--split") else ["train", "val", "test"]
     return [f"{out}/{split}.jsonl" for split in splits]
 
@@ -54,6 +62,8 @@ def test_every_task_has_its_row_and_a_command_that_writes_its_records():
 
 def test_a_tasks_annotations_are_written_or_are_what_a_converter_reads():
     written_beside = {str(Path(option(c, "--out")).parent / QUESTIONS) for c in COMMANDS if "dlc_bench" in c.module}
+    copied = [c for c in COMMANDS if c.module == "data_prep.coco_folders"]
+    written_beside |= {path.removesuffix("l") for command in copied for path in written(command)}
     read = {option(command, "--annotations") for command in COMMANDS}
     wanted = {task.annotations for task in TASKS.values() if task.annotations}
     assert wanted and wanted <= written_beside | read

@@ -148,7 +148,13 @@ def test_a_task_of_another_version_is_not_scored(tmp_path, monkeypatch):
 
 # --- which tasks, and how regions are shown --------------------------------------------------------------------------
 
-SCORED = ("ovad", "coco-recognition", "lvis-boxes", "lvis-minival-boxes")  # what a model says needs scores
+SCORED = (
+    "ovad",
+    "coco-recognition",
+    "lvis-boxes",
+    "lvis-minival-boxes",
+    "odinw-boxes",
+)  # what a model says needs scores
 TEXTS = [name for name, task in TASKS.items() if task.boxes == "given" and name not in SCORED]
 
 
