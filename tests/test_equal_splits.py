@@ -109,10 +109,11 @@ def launch(folder, config, name, *more):
 
 def assert_equal(rows, others):
     assert len(rows) == len(others) == 4  # three steps and an evaluation
-    for row, other in zip(rows, others, strict=True):
+    for number, (row, other) in enumerate(zip(rows, others, strict=True)):
         assert row.keys() == other.keys() and len(row) > 1
+        close = 5e-5 if number else 1e-5  # Adam makes much of what rounding leaves of gradients that are 0
         for name, value in row.items():
-            assert other[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+            assert other[name] == pytest.approx(value, rel=close, abs=1e-7), name
 
 
 def test_there_are_configurations():
