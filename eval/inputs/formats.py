@@ -91,7 +91,8 @@ def read_any(
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"predictions {str(path)!r}: no such file; `python -m eval.run --model M --task T` writes it")
+        said = "a folder; name the file in it" if path.is_dir() else "no such file"
+        raise ValueError(f"predictions {str(path)!r}: {said}; `python -m eval.run --model M --task T` writes it")
     document = read_document(annotations) if annotations else {}
     known = category_names(document, annotations) or categories or {}
     entries = _entries(path)
