@@ -153,7 +153,60 @@ def hash_weights(side):
     return weights.astype(np.float32)
 
 
-KINDS = {"views": describe_views}
+# --- models that look at the whole picture, and at its regions together -----------------------------------------------
+
+
+def describe_picture(exported, image, boxes):
+    rules, answers = exported.about["preprocessing"], exported.about["answers"]
+    memory = exported.run("clip", image=image.transpose(2, 0, 1)[None])["memory"]
+    picture, inner_hw = sam_picture(rules, image)
+    maps = exported.run("sam", picture=picture[None], inner_hw=np.array([inner_hw]))
+    scale = np.array([inner_hw[1] / image.shape[1], inner_hw[0] / image.shape[0]] * 2, np.float32)
+    found = exported.run("regions", boxes=boxes * scale, memory=memory, **maps)
+    results = [{"box": box.tolist()} for box in boxes]
+    if rule := answers.get("categories"):
+        logits = rule["scale"] * found[rule["output"]] @ exported.arrays[rule["array"]].T + rule["bias"]
+        for result, row in zip(results, SCORES[rule["score"]](logits), strict=True):
+            result["categories"] = ranked(exported.words["categories"], row, rule["most"])
+    for result, logits, sure in zip(results, found["mask_logits"], found["mask_iou"], strict=True):
+        large = bilinear(logits, (rules["sam_size"], rules["sam_size"]))[: inner_hw[0], : inner_hw[1]]
+        result["mask"] = run_lengths(bilinear(large, image.shape[:2]) > answers["mask"]["above"])
+        result["mask_iou"] = round(float(sure), 6)
+    return results
+
+
+def sam_picture(rules, image):
+    """SAM's square (3, S, S) uint8, zero where nothing of the image is, and the image's height and width in it."""
+    size, (height, width) = rules["sam_size"], image.shape[:2]
+    inner = size, size
+    if rules["letterbox"]:
+        inner = tuple(max(1, int(side * (size / max(height, width)) + 0.5)) for side in (height, width))
+    square = np.zeros((size, size, 3), np.uint8)
+    square[: inner[0], : inner[1]] = Image.fromarray(image).resize(inner[::-1], Image.Resampling.BILINEAR)
+    return square.transpose(2, 0, 1), inner
+
+
+def bilinear(values, hw):
+    """values (h, w) -> (H, W), without antialiasing."""
+    for axis, size in enumerate(hw):
+        length = values.shape[axis]
+        where = np.maximum((np.arange(size) + 0.5) * np.float32(length / size) - 0.5, 0).astype(np.float32)
+        low = np.minimum(where.astype(int), length - 1)
+        share = np.expand_dims(where - low, 1 - axis)
+        high = np.minimum(low + 1, length - 1)
+        values = values.take(low, axis) * (1 - share) + values.take(high, axis) * share
+    return values
+
+
+def run_lengths(mask):
+    """COCO's run lengths of a mask (H, W): down the columns, outside first."""
+    flat = mask.T.reshape(-1)
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
+    return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
+
+
+KINDS = {"views": describe_views, "picture": describe_picture}
 
 
 def main():

@@ -6,6 +6,7 @@ Every graph is run by onnxruntime before it is kept, on inputs of other sizes th
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -67,9 +68,13 @@ def write_graph(graph: Graph, path: Path) -> None:
     """
     names = {size: torch.export.Dim(size, min=1) for size in graph.free}
     free = [{axis: names[size] for axis, size in enumerate(shape) if size in names} for shape in graph.inputs.values()]
+    own = list(inspect.signature(graph.module.forward).parameters.values())
+    if own[-1].kind is inspect.Parameter.VAR_POSITIONAL:  # *arguments are one tuple to torch.export
+        free = [*free[: len(own) - 1], tuple(free[len(own) - 1 :])]
     given = graph.example(sizes(graph, MADE_WITH), torch.Generator().manual_seed(0))
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet(), slow_attention():
         program = torch.export.export(graph.module.eval(), given, dynamic_shapes=tuple(free), strict=False)
+        drop_checks(program.graph)
         made = torch.onnx.export(
             program,
             dynamo=True,
@@ -80,6 +85,17 @@ def write_graph(graph: Graph, path: Path) -> None:
         )
         tidy(made.model, graph)
         made.save(path)
+
+
+def drop_checks(graph: torch.fx.Graph) -> None:
+    """Takes out checks of values, and what only they read: ONNX has no operator for some of it."""
+    read: set[torch.fx.Node] = set()  # by what was taken out
+    for node in reversed(graph.nodes):
+        unread = node in read and not node.users and node.op == "call_function"
+        changes = getattr(getattr(node.target, "_schema", None), "is_mutable", False)  # something in place
+        if "_assert" in str(node.target) or (unread and not changes):
+            read.update(node.all_input_nodes)
+            graph.erase_node(node)
 
 
 def tidy(model: Any, graph: Graph) -> None:
@@ -139,6 +155,17 @@ def described(graph: Graph, path: Path) -> dict[str, Any]:
 
     inputs, outputs = each(running.get_inputs(), graph.inputs), each(running.get_outputs(), graph.outputs)
     return {"name": graph.name, "file": path.name, "inputs": inputs, "outputs": outputs}
+
+
+@contextlib.contextmanager
+def slow_attention() -> Iterator[None]:
+    """nn.MultiheadAttention without its shortcut of one kernel, which ONNX does not have."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager

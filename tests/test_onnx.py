@@ -1,12 +1,9 @@
 """`dynrefer export --onnx`: onnxruntime agrees with PyTorch, and nobody needs PyTorch to run what was written."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -20,38 +17,17 @@ from dynrefer.models.dynrefer.options import Options
 from dynrefer.models.graphs import Graph
 from tests import tiny_dynrefer
 from tests.toy_family import ToyConfig, ToyModel
+from tests.without_torch import run_without_torch, scores, session
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 CATEGORIES = ["cup", "lamp", "bird", "a big house"]
-# a script of ours, run where these cannot be imported
-WITHOUT = """
-import runpy, sys
-for name in ("torch", "torchvision", "transformers", "dynrefer"):
-    sys.modules[name] = None
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def run_without_torch(*arguments):
-    """The objects that docs/run_onnx.py prints."""
-    command = [sys.executable, "-c", WITHOUT, str(REPOSITORY / "docs" / "run_onnx.py"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def session(path):
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
 def assert_same_answers(found, results, names):
     assert len(found) == len(results) > 0
     for one, result in zip(found, results, strict=True):
         for name in names:
-            expected = {item["name"]: item["score"] for item in getattr(result, name)}
-            given = {item["name"]: item["score"] for item in one[name]}
-            assert given == pytest.approx(expected, abs=1e-4) and (given or name == "tags")
+            given = scores(one[name])
+            assert given == pytest.approx(scores(getattr(result, name)), abs=1e-4) and (given or name == "tags")
 
 
 # --- what can be said without exporting -------------------------------------------------------------------------------
@@ -196,14 +172,13 @@ def test_dynrefer_gives_the_same_by_onnxruntime(changes, tmp_path, capsys):
     Image.fromarray(image).save(tmp_path / "photo.png")
     asked = [(4, 4, 40, 30), (50.5, 10.2, 90.9, 60), (99.4, 0, 100, 0.5), (0, 0, 100, 80)]
     results = dynrefer.RegionPredictor(model)(image, boxes=asked, categories=CATEGORIES)
-    arguments = [part for box in asked for part in ("--box", *box)]
-    found = run_without_torch(out, tmp_path / "photo.png", *arguments)
+    found = run_without_torch(out, tmp_path / "photo.png", asked)
     assert_same_answers(found, results, ("tags", "attributes", "categories"))
     assert [one["scales"] for one in found] == [pytest.approx(result.extra["scales"]) for result in results]
     if model.config.num_views > 1:
         results = dynrefer.RegionPredictor(model)(image, boxes=asked, categories=CATEGORIES, view_strategy="phash")
         about["preprocessing"]["scales"] = "phash"
         (out / "export.json").write_text(json.dumps(about))
-        found = run_without_torch(out, tmp_path / "photo.png", *arguments)
+        found = run_without_torch(out, tmp_path / "photo.png", asked)
         assert [one["scales"] for one in found] == [pytest.approx(result.extra["scales"]) for result in results]
         assert_same_answers(found, results, ("tags", "attributes", "categories"))

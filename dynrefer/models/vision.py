@@ -179,7 +179,7 @@ def summary_and_patches(output: Tensor) -> Tensor:
 
 def cut_patches(views: Tensor, patch: int, grid: int) -> dict[str, Tensor]:
     """What SigLIP 2 takes: (N, 3, S, S) -> patches (N, P, 3*p*p), pixels of a patch in (row, column, channel) order."""
-    n = len(views)
+    n = views.shape[0]  # len() would fix it in a graph
     cut = views.reshape(n, 3, grid, patch, grid, patch).permute(0, 2, 4, 3, 5, 1).reshape(n, grid * grid, -1)
     shapes = torch.full((n, 2), grid, device=views.device)
     mask = torch.ones(n, grid * grid, dtype=torch.long, device=views.device)

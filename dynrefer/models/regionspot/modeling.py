@@ -22,12 +22,14 @@ from dynrefer.masks import mask_to_rle, rle_to_box
 from ..card import About
 from ..family import ImageText
 from ..fingerprint import model_fingerprint
+from ..graphs import Graphs
 from ..ranking import ranked
 from ..saving import RegionModel
 from .batch import Kept, RegionSpotBatch
 from .clip import OpenClip, make_clip
 from .configuration import RegionSpotConfig
 from .decoder import Looks, make_decoder, present_of, spread
+from .graphs import graphs
 from .options import Options
 from .sam import Sam
 from .text_bank import TextBanks, template_list
@@ -149,7 +151,11 @@ class RegionSpotModel(RegionModel):
             memory = memory[:, 1:]
         queries = spread(self.to_clip(tokens.to(dtype)), present)  # (N, R, D)
         hidden = self.decoder(queries, memory, tgt_key_padding_mask=None if present.all() else ~present)
-        embeds = self.projector(hidden[present]).float()  # (I, E)
+        return self.embed(hidden[present])
+
+    def embed(self, hidden: Tensor) -> Tensor:
+        """What the decoder gives, (I, D) -> region_embeds (I, E) of length 1."""
+        embeds = self.projector(hidden).float()
         return embeds / (embeds.norm(dim=-1, keepdim=True) + TINY)
 
     def recognise_each(self, tokens: Tensor, memory: Tensor, present: Tensor) -> Tensor:
@@ -253,6 +259,11 @@ class RegionSpotModel(RegionModel):
         """Pictures (N, 3, C, C) as CLIP reads them, or crops of them -> (N, names), by CLIP alone."""
         embeds = F.normalize(self.clip.embed_images(pixels).float(), dim=-1)
         return self.logits(embeds, self.text_bank(names))
+
+    def graphs(self, options: Options) -> Graphs:
+        if self.processor is not None:
+            self.processor.check_names(self.names(options), self.clip.max_tokens)
+        return graphs(self, options)
 
     # ------------------------------------------------------------------------------------------ answers
 

@@ -102,23 +102,18 @@ class Sam(nn.Module):
         pixels = (pictures.float() - mean) / std
         return torch.where(inside, pixels, 0.0).to(next(self.model.parameters()).dtype)
 
+    def maps(self, pixels: Tensor) -> dict[str, Any]:
+        """pixels (N, 3, S, S) normalized -> {argument of `decode`'s model: maps (N, ...), one or a list}."""
+        found = self.model.get_image_embeddings(pixels)
+        if self.kind is KINDS["sam_hq"]:
+            return dict(zip(("image_embeddings", "intermediate_embeddings"), found, strict=True))
+        return {"image_embeddings": found}
+
     @torch.no_grad()
     def image_features(self, pixels: Tensor) -> list[dict[str, Any]]:
         """pixels (N, 3, S, S) normalized -> what `decode` needs of each picture."""
-        if self.kind is KINDS["sam2"]:
-            maps = self.model.get_image_embeddings(pixels)
-            return [{"image_embeddings": [level[n : n + 1] for level in maps]} for n in range(len(pixels))]
-        if self.kind is KINDS["sam_hq"]:
-            embeddings, inner = self.model.get_image_embeddings(pixels)
-            return [
-                {
-                    "image_embeddings": embeddings[n : n + 1],
-                    "intermediate_embeddings": [level[n : n + 1] for level in inner],
-                }
-                for n in range(len(pixels))
-            ]
-        embeddings = self.model.get_image_embeddings(pixels)
-        return [{"image_embeddings": embeddings[n : n + 1]} for n in range(len(pixels))]
+        maps = self.maps(pixels)
+        return [{name: rows_of(value, slice(n, n + 1)) for name, value in maps.items()} for n in range(len(pixels))]
 
     # ------------------------------------------------------------------------------------------ regions
 
@@ -147,9 +142,9 @@ class Sam(nn.Module):
             if self.token == "mlp":
                 tokens = decoder.output_hypernetworks_mlps[0](tokens)
         return Decoded(
-            tokens.reshape(len(prompts), self.width),
-            output.pred_masks.reshape(len(prompts), *output.pred_masks.shape[-2:]),
-            output.iou_scores.reshape(len(prompts)),
+            tokens.reshape(-1, self.width),
+            output.pred_masks.reshape(-1, *output.pred_masks.shape[-2:]),
+            output.iou_scores.reshape(-1),
         )
 
     def masks(self, logits: Tensor, image_hw: Sequence[int], inner_hw: Sequence[int]) -> Iterator[np.ndarray]:
@@ -187,6 +182,11 @@ def sam_picture(image: np.ndarray, size: int, kind: Kind) -> tuple[np.ndarray, t
     square = np.zeros((size, size, 3), np.uint8)
     square[:height, :width] = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     return square.transpose(2, 0, 1).copy(), (height, width)
+
+
+def rows_of(value: Any, rows: slice) -> Any:
+    """Some pictures' features."""
+    return [rows_of(level, rows) for level in value] if isinstance(value, list | tuple) else value[rows]
 
 
 def repeated(value: Any, count: int) -> Any:
