@@ -6,6 +6,7 @@ pickle makes plain values and tensors only. Whatever else it names, hooks, setti
 
 from __future__ import annotations
 
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -138,6 +139,11 @@ class TorchFile:
             for name, lazy in tensors.items():
                 numbers = bytearray(file.read(f"{self.folder}data/{lazy.storage.name}"))
                 flat = torch.frombuffer(numbers, dtype=lazy.storage.dtype) if numbers else torch.empty(0)
+                if math.prod(lazy.shape) > len(flat):
+                    raise ValueError(
+                        f"checkpoint {str(self.path)!r}: {name} is {lazy.shape}, of {len(flat):,} numbers in the file; "
+                        "it is damaged, copy or download it again"
+                    )
                 found[name] = flat.as_strided(lazy.shape, lazy.stride, lazy.offset).clone()
         return found
 

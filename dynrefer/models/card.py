@@ -41,9 +41,10 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 @dataclass(frozen=True)
 class About:
     """What a card and `dynrefer info` say of a model's family beside its answers. reads: in words, of each region, with
-    fields of the config in braces; paper: its arXiv number."""
+    fields of the config in braces; paper: its arXiv number; asks: what the example of a call names beside boxes."""
 
     reads: str = "an image"
+    asks: str = ""
     paper: str | None = None
 
 
@@ -109,7 +110,7 @@ def model_card(model, config, records: Mapping[str, dict], name: str | None = No
         f"An image and regions (boxes or masks) in; for each region {answers_text(model)}. "
         f"Model family `{config.model_type}`"
         + (f" ([arXiv {about.paper}](https://arxiv.org/abs/{about.paper}))." if about.paper else "."),
-        usage(name),
+        usage(name, about),
         "## Parts\n\n" + parts_table(model, config, records),
         "## Training\n\n" + training_text(config.training or []),
         "## Scores\n\n" + scores_text(scores),
@@ -155,14 +156,15 @@ def front_matter(model, config, scores: Sequence[Mapping], name: str | None) -> 
     return metadata
 
 
-def usage(name: str | None) -> str:
+def usage(name: str | None, about: About) -> str:
+    asks = f", {about.asks}" if about.asks else ""
     return f"""## Use
 
 ```python
 import dynrefer
 
 model = dynrefer.load({json.dumps(name or "FOLDER_OR_HUB_ID")})
-results = dynrefer.RegionPredictor(model)("photo.jpg", boxes=[[40, 30, 180, 200]])
+results = dynrefer.RegionPredictor(model)("photo.jpg", boxes=[[40, 30, 180, 200]]{asks})
 print(results[0].to_dict())
 ```
 

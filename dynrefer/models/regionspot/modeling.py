@@ -71,6 +71,7 @@ class RegionSpotModel(RegionModel):
     BASE_PARTS = {"sam": "sam.model", "clip": "clip.model"}
     CARD = About(
         reads="the whole picture, squashed to {image_size} x {image_size} pixels for CLIP, and as SAM reads it",
+        asks='categories=["cup", "plate"]',
         paper="2311.01373",
     )
 
