@@ -12,6 +12,7 @@ from .crops import draft, view_construction, view_construction_large
 from .data import loader_samples, world_scenes
 from .metrics import caption_metrics, densecap_matching
 from .ranking import ranked_tags
+from .recognition import recognition
 from .timing import Budget, MissingPackage, Result, report
 from .views import transform, view_choice, view_choice_large
 
@@ -25,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[Budget], Result]] = {
     "loader": loader_samples,
     "world": world_scenes,
     "tags": ranked_tags,
+    "recognition": recognition,
     "captions": caption_metrics,
     "densecap": densecap_matching,
 }

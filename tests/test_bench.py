@@ -54,6 +54,22 @@ def test_view_construction_is_measured_against_an_array_a_crop(monkeypatch, caps
 
 
 @pytest.mark.slow
+def test_recognition_is_measured_beside_other_orders_of_the_same_work(monkeypatch, capsys):
+    lines = bench(monkeypatch, capsys, "recognition", "--quick").split("\n")
+    assert lines[0].startswith("recognition: 80 names for 16 regions") and len(lines) == 11
+    assert [line[2:24].strip() for line in lines[1:8]] == [
+        "a picture at a time",
+        "the same with masks",
+        "a region at a time",
+        "CLIP on each crop",
+        "all pictures together",
+        "frozen parts alone",
+        "image encoders alone",
+    ]
+    assert re.search(r"^  bound: .* reach \d+% of it, and \d+% of the image encoders alone$", lines[9])
+
+
+@pytest.mark.slow
 def test_ranking_is_measured_beside_region_by_region(monkeypatch, capsys):
     lines = bench(monkeypatch, capsys, "tags", "--quick").split("\n")
     assert lines[0].startswith("tags: ") and len(lines) == 7 and lines[3].startswith("  equal lists, ")
