@@ -58,6 +58,7 @@ bench: $(TEST_VENV)/.installed-dev
 	$(TEST_PY) -m bench.run $(BENCH)
 	$(TEST_PY) -m bench.scale
 	$(TEST_PY) -m bench.scores
+	$(TEST_PY) -m bench.serve
 
 # the real LAVIS, in an environment of its own (Python 3.11), against ours with each other's weights
 lavis: $(VENV)/.installed-all

@@ -148,10 +148,9 @@ def events(text):
 
 
 if __name__ == "__main__":
-    from dynrefer.serve.process import bind, serve
+    from dynrefer.serve.process import bind, run_until_signal
 
     seconds = float(sys.argv[1]) if sys.argv[1:] else 0.0
     limits = {name: float(value) for name, value in (pair.split("=") for pair in sys.argv[2:])}
     gate = gate_of(StubModel(seconds), **{name: int(v) if v == int(v) else v for name, v in limits.items()})
-    asyncio.run(serve(gate, bind("127.0.0.1", 0)))
-    gate.service.close()
+    sys.exit(run_until_signal(gate, bind("127.0.0.1", 0)))

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from bench import loading, regions, run
+from bench import loading, regions, run, serve
 from bench.timing import Budget, Result, compare
 
 
@@ -111,3 +111,13 @@ def test_a_folder_without_a_loader_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         loading.main(["--before", str(tmp_path)])
     assert "no checkout with dynrefer/data/loader.py" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_server_is_loaded_in_batches_and_region_by_region(capsys):
+    serve.main(["--clients", "1", "4", "--seconds", "1", "--requests", "20", "--regions", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if re.match(r"\| \d", line)]
+    assert [row[:2] for row in rows] == [[n, way] for way in serve.WAYS for n in ("1", "4")]
+    assert all(int(row[5].replace(",", "")) > 0 for row in rows)
+    assert re.fullmatch(r"MB of the server after each fifth of 20 requests: ([\d,]+, ){4}[\d,]+", lines[-1])

@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -240,6 +241,8 @@ def test_too_much_is_refused_with_413(gate):
         "5000 regions; this server takes up to 1000"
         in error_of(post(gate, regions_body(*[BOX] * 5000)), 413)["message"]
     )
+    error = error_of(post(gate, regions_body(*[BOX] * 20_000)), 413)
+    assert error["message"].startswith("images[0].regions: list should have at most 10000 items")
     many = {"images": regions_body(BOX)["images"] * 65}
     assert "65 images" in error_of(post(gate, many), 413)["message"]
     zigzag = [0.0, 0.0, 900.0, 700.0] * 2500
@@ -391,6 +394,9 @@ def test_the_openapi_page_describes_requests_and_errors(gate):
     assert set(page["paths"]) >= {"/v1/regions", "/v1/chat/completions", "/v1/models", "/health", "/ready", "/metrics"}
     schemas = page["components"]["schemas"]
     assert {"RegionsRequest", "ChatRequest", "RegionIn", "RegionsAnswer", "ErrorBody"} <= schemas.keys()
-    named = set(__import__("re").findall(r'"#/components/schemas/(\w+)"', json.dumps(page)))
+    named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(page)))
     assert named <= schemas.keys()
     assert "422" not in json.dumps(page) and ask(gate, "GET", "/docs").status_code == 200
+    assert "security" not in page["paths"]["/v1/regions"]["post"]
+    page = ask(gate_of(api_key="key"), "GET", "/openapi.json").json()
+    assert page["paths"]["/v1/models"]["get"]["security"] and "security" not in page["paths"]["/health"]["get"]

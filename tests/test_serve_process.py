@@ -151,6 +151,17 @@ def test_a_second_signal_ends_it_at_once(start):
     assert server.process.wait(30) == 130 and read_all(running) == b""
 
 
+def test_what_does_not_end_in_time_is_left(start):
+    server = start("tests.serving", "600", "drain_timeout=0.5")
+    running = server.raw(request_bytes(regions_body(BOX)))
+    while not server.count("dynrefer_requests_in_flight"):
+        time.sleep(0.02)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 1
+    assert b'"code":"ending"' in read_all(running) and "Traceback" not in Path(server.log).read_text()
+    assert server.lines()[-1]["event"] == "ended while the model was working"
+
+
 def test_clients_that_vanish_leave_nothing_behind(start):
     server = start("tests.serving", "0.3")
     whole = request_bytes(regions_body(BOX))

@@ -166,7 +166,7 @@ def create_app(model: Any, settings: Settings, options: Mapping[str, Any] | None
     async def metrics() -> Response:
         return Response(service.metrics.page(), media_type=service.metrics.content_type)
 
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, gate.key is not None)  # type: ignore[method-assign]
     return gate
 
 
@@ -235,7 +235,7 @@ def _body(name: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _openapi(app: FastAPI, with_key: bool) -> dict[str, Any]:
     """FastAPI's page with the requests' schemas: bodies are read by the gate, so it does not see them."""
     if app.openapi_schema is None:
         page = FastAPI.openapi(app)
@@ -247,5 +247,10 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for path in page["paths"].values():
             for method in path.values():
                 method["responses"].pop("422", None)
+        if with_key:
+            page["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            for path in (each for name, each in page["paths"].items() if name.startswith("/v1/")):
+                for method in path.values():
+                    method["security"] = [{"key": []}]
         app.openapi_schema = page
     return app.openapi_schema

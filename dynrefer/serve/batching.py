@@ -169,7 +169,7 @@ class Batcher:
         """Puts a job into the queue; Refusal 429 where it is full, 503 where the server ends."""
         with self._change:
             if self._closed:
-                raise Refusal(503, "the server is ending; try again later", "ending", retry_after=5)
+                raise _ending()
             self.check_room(job.waiting)
             job.submitted = time.monotonic()
             self._jobs.append(job)
@@ -182,15 +182,20 @@ class Batcher:
             if job in self._jobs:
                 self._jobs.remove(job)
 
-    def close(self, timeout: float | None = 10.0) -> None:
-        """Ends the thread after its batch; what waits is refused."""
+    def give_up(self, running: bool = True) -> None:
+        """Takes nothing more, and refuses with 503 what waits; also what runs, so that nobody waits for it."""
         with self._change:
             self._closed = True
-            jobs, self._jobs = list(self._jobs), deque()
+            jobs, self._jobs = [*self._jobs, *(self._busy if running else ())], deque()
             self._change.notify_all()
         for job in jobs:
-            job.tell(Refusal(503, "the server is ending; try again later", "ending", retry_after=5))
+            self._fail(job, _ending())
+
+    def close(self, timeout: float = 5.0) -> bool:
+        """Ends the thread after its batch, and says whether it has ended in time."""
+        self.give_up(running=False)
         self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     # --- on the model's thread ---
 
@@ -317,7 +322,11 @@ class Batcher:
                 elif job.key is None:
                     job.tell(None)
                 else:
-                    job.tell(Refusal(503, "the server is ending; try again later", "ending", retry_after=5))
+                    job.tell(_ending())
+
+
+def _ending() -> Refusal:
+    return Refusal(503, "the server is ending; try again later", "ending", retry_after=5)
 
 
 @contextmanager

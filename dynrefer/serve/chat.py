@@ -41,6 +41,7 @@ HARMLESS: dict[str, tuple] = {
     "functions": (None, []),
     "modalities": (None, ["text"]),
 }
+MOST_LETTERS = 1_000_000  # of a text: boxes are looked for in it
 NO_INSTRUCTION = "the text was read for boxes only: this model describes regions and follows no instruction"
 
 
@@ -51,7 +52,7 @@ class ImageUrl(Strict):
 
 class TextPart(Strict):
     type: Literal["text"]
-    text: str
+    text: Annotated[str, Field(max_length=MOST_LETTERS)]
 
 
 class ImagePart(Strict):
@@ -64,7 +65,11 @@ class Message(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore")
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] | None = None
+    content: (
+        Annotated[str, Field(max_length=MOST_LETTERS)]
+        | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+        | None
+    ) = None
 
 
 class ResponseFormat(Strict):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
@@ -76,13 +74,8 @@ def run(args: argparse.Namespace, load: Callable) -> int:
     options = parse_options(kind, args.options)
     make_options(kind, options)
     from .app import create_app
-    from .process import bind, serve
+    from .process import bind, run_until_signal
 
     sock = bind(args.host, args.port)
     gate = create_app(load(args), settings, options)
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(serve(gate, sock))
-    finally:
-        gate.service.close()
-    return 0
+    return run_until_signal(gate, sock)

@@ -7,6 +7,7 @@ the process ends with status 0. A second signal ends it at once.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -23,6 +24,18 @@ from . import logs
 from .gate import Gate
 
 
+def run_until_signal(gate: Gate, sock: socket.socket) -> int:
+    """The exit status: 0, or 1 where the model did not come back from its last batch."""
+    try:
+        asyncio.run(serve(gate, sock))
+    finally:
+        ended = gate.service.close()
+    if not ended:  # Python would wait for it, or crash beside it
+        logs.log("ended while the model was working", level=logging.WARNING)
+        os._exit(1)
+    return 0
+
+
 async def serve(gate: Gate, sock: socket.socket) -> None:
     """Until a signal comes; sock: from `bind`."""
     logs.set_up()
@@ -37,7 +50,7 @@ async def serve(gate: Gate, sock: socket.socket) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=max(1, round(gate.settings.drain_timeout)),
+        timeout_graceful_shutdown=1,  # `Drained` has waited
     )
     where = sock.getsockname()
     logs.log("listening", address=f"http://{where[0]}:{where[1]}", model=gate.settings.name, key=gate.key is not None)
@@ -59,6 +72,9 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
+LAST = 1.0  # seconds for the last refusals to leave
+
+
 class Drained(uvicorn.Server):
     """Stops listening only when running requests are through."""
 
@@ -78,7 +94,9 @@ class Drained(uvicorn.Server):
             if not counter or self._until is not None and not getattr(self, "_told", False):
                 self._told = True
                 logs.log("ending", running=self.gate.working)
-            self.should_exit = not self.gate.working or time.monotonic() > self._until
+            if self.gate.working and time.monotonic() > self._until:
+                self.gate.service.batcher.give_up()
+            self.should_exit = not self.gate.working or time.monotonic() > self._until + LAST
         return await super().on_tick(counter)
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from dynrefer.boxes import BOX_FORMATS
 from dynrefer.errors import cut, shown, suggestion
 
-from .settings import Refusal, invalid, too_large
+from .settings import MOST_REGIONS, Refusal, invalid, too_large
 
 MOST_VALUES = 500_000  # lists, objects and numbers in a request: parsing them must not hold up the others
 BoxFormat = Literal[BOX_FORMATS]
@@ -55,7 +55,10 @@ class _OrBox:
         return {"anyOf": [handler(core), four]}
 
 
-Regions = list[Annotated[RegionIn, BeforeValidator(_region), _OrBox()]] | Literal["alpha"]
+Regions = (
+    Annotated[list[Annotated[RegionIn, BeforeValidator(_region), _OrBox()]], Field(max_length=MOST_REGIONS)]
+    | Literal["alpha"]
+)
 
 
 class ImageIn(Strict):
@@ -82,7 +85,7 @@ class RegionsRequest(Strict):
         }
     )
     model: str | None = Field(None, max_length=1000, description="the server's model; may be left out")
-    images: Annotated[list[ImageIn], Field(min_length=1)]
+    images: Annotated[list[ImageIn], Field(min_length=1, max_length=MOST_REGIONS)]
     box_format: BoxFormat = Field(
         "xyxy", description="of all boxes; pixels without a suffix, -unit 0..1, -1000 0..1000"
     )
@@ -151,7 +154,9 @@ class ErrorBody(BaseModel):
 # --- one line for what does not fit ---
 
 Request = TypeVar("Request", bound=BaseModel)
-KINDS = re.compile(r"^(list\[|literal\[|function-|[A-Z]|(str|float|int|bool|text|image_url)$)")  # not keys of a request
+KINDS = re.compile(
+    r"^(list\[|literal\[|function-|constrained-|[A-Z]|(str|float|int|bool|text|image_url)$)"
+)  # not keys of a request
 
 
 def parse(kind: type[Request], body: bytes) -> Request:
@@ -184,6 +189,8 @@ def _refusal(error: ValidationError, kind: type[BaseModel]) -> Refusal:
         name = str(parts[-1])
         known = {key for each in (kind, RegionIn, ImageIn, RunLengths) for key in each.model_fields}
         return invalid(f"unknown key {shown(name)} ({where}).{suggestion(name, known)} /docs lists the keys.", where)
+    if first["type"] in ("too_long", "string_too_long"):
+        return too_large(f"{where}: {cut(first['msg'][:1].lower() + first['msg'][1:], 300)}", where)
     if first["type"] == "missing":
         return invalid(f"{where} is missing; /docs lists the keys", where, "missing_value")
     rule = first["msg"][:1].lower() + first["msg"][1:]

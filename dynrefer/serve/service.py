@@ -119,10 +119,11 @@ class Service:
         while await job.answers() is not None:
             pass
 
-    def close(self) -> None:
-        self.batcher.close()
+    def close(self) -> bool:
+        """Ends the threads; False where the model did not come back."""
         self.readers.shutdown(wait=False, cancel_futures=True)
         self.fetchers.shutdown(wait=False, cancel_futures=True)
+        return self.batcher.close()
 
     async def on_thread(self, work: Callable[..., Value], *arguments: Any) -> Value:
         """Off the event loop, which the other clients need."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MEGABYTE = 2**20
+MOST_REGIONS = 10_000  # of a request, whatever the operator sets: they are checked all together
 # status -> OpenAI's type of an error
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -47,6 +48,8 @@ class Settings:
         for name in ("max_batch", "max_queue", "max_requests", "max_regions", "max_images", "max_pixels", "timeout"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: expected more than 0")
+        if self.max_regions > MOST_REGIONS:
+            raise ValueError(f"max-regions {self.max_regions}: expected at most {MOST_REGIONS}; send several requests")
         if self.max_regions > self.max_queue:
             raise ValueError(
                 f"max-regions {self.max_regions} of a request are more than max-queue {self.max_queue} lets wait; "
