@@ -52,15 +52,12 @@ def lvis_ap(
     for image_id, truth in references.items():
         for each in sorted({*truth.categories, *truth.negative}):
             judged.setdefault(each, []).append(image_id)
-    if fixed:
-        found_by = {each: _surest_of_all(found) for each, found in _by_category(predictions).items()}
-    else:
-        found_by = _by_category({image_id: _surest(found) for image_id, found in predictions.items()})
-    places, true_by = places_of(references, order), _by_category(references)
-    rows, names = [], [each for each in frequencies if each in true_by]
+    found_by, true_by = _counted(predictions, judged, fixed), _places_by_category(references)
+    places, rows, names = places_of(references, order), [], [each for each in frequencies if each in true_by]
     for each in names:  # one at a time: all pairs of 20,000 images and 1,203 categories would not fit into memory
-        truth = {i: true_by[each].get(i) or chosen(references[i], []) for i in judged[each]}
-        found = {i: found_by[each][i] for i in judged[each] if i in found_by.get(each, ())}
+        truth = {i: chosen(references[i], true_by[each].get(i, [])) for i in judged[each]}
+        own = found_by.get(each, {})
+        found = {i: chosen(predictions[i], own[i]) for i in judged[each] if i in own}
         most = max([1, *(len(objects.categories) for objects in found.values())])
         counted = counted_by_coco(found, truth, [each], [most], places, federated=True, masks=masks)
         rows.append(counted["precision"][:, :, 0, :, -1])
@@ -76,34 +73,43 @@ def lvis_ap(
     return {group: float(values[values > -1].mean()) for group, values in groups.items() if (values > -1).any()}
 
 
-def _by_category(images: Mapping[str, Objects]) -> dict[str, dict[str, Objects]]:
-    """category -> image id -> its objects of that category."""
-    result: dict[str, dict[str, Objects]] = {}
+def _places_by_category(images: Mapping[str, Objects]) -> dict[str, dict[str, list[int]]]:
+    """category -> image id -> where its objects stand in the image's lists."""
+    result: dict[str, dict[str, list[int]]] = {}
     for image_id, objects in images.items():
-        places: dict[str, list[int]] = {}
         for place, name in enumerate(objects.categories):
-            places.setdefault(name, []).append(place)
-        for name, own in places.items():
-            result.setdefault(name, {})[image_id] = chosen(objects, own)
+            result.setdefault(name, {}).setdefault(image_id, []).append(place)
     return result
 
 
-def _surest(objects: Objects) -> Objects:
-    """Of one image."""
-    return chosen(objects, sorted(np.argsort(-np.asarray(objects.scores), kind="stable")[:MOST_OF_IMAGE]))
-
-
-def _surest_of_all(images: Mapping[str, Objects]) -> Mapping[str, Objects]:
-    """Of one category's detections in all images; of equal ones those that stand first."""
-    lengths = [len(objects.categories) for objects in images.values()]
-    if sum(lengths) <= MOST_OF_CATEGORY:
-        return images
-    scores = np.concatenate([np.asarray(objects.scores, float) for objects in images.values()])
-    kept = np.zeros(len(scores), bool)
-    kept[np.argsort(-scores, kind="stable")[:MOST_OF_CATEGORY]] = True
-    parts = np.split(kept, np.cumsum(lengths)[:-1])
-    own = zip(images.items(), parts, strict=True)
-    return {image_id: chosen(objects, np.flatnonzero(part)) for (image_id, objects), part in own if part.any()}
+def _counted(
+    predictions: Mapping[str, Objects], judged: Mapping[str, Sequence[str]], fixed: bool
+) -> dict[str, dict[str, list[int]]]:
+    """As `_places_by_category`, of the detections that count: the surest, in images that are marked for their category.
+    Most of millions are not."""
+    images, names = list(predictions), {}
+    for found in predictions.values():
+        for name in found.categories:
+            names.setdefault(name, len(names))
+    lengths = [len(found.categories) for found in predictions.values()]
+    codes = np.concatenate(
+        [np.zeros(0, np.int64), *([names[n] for n in found.categories] for found in predictions.values())]
+    ).astype(np.int64)
+    scores = np.concatenate([np.zeros(0), *(np.asarray(found.scores, float) for found in predictions.values())])
+    owners = np.repeat(np.arange(len(images)), lengths)
+    groups, most = (codes, MOST_OF_CATEGORY) if fixed else (owners, MOST_OF_IMAGE)
+    order = np.lexsort((-scores, groups))  # of equal ones those that stand first come first
+    starts = np.searchsorted(groups[order], groups[order])
+    kept = np.sort(order[np.arange(len(order)) - starts < most])
+    place = {image_id: n for n, image_id in enumerate(images)}
+    pairs = [names[n] * len(images) + place[i] for n in judged if n in names for i in judged[n] if i in place]
+    kept = kept[np.isin(codes[kept] * len(images) + owners[kept], pairs)]
+    firsts, words = np.cumsum([0, *lengths]), list(names)
+    result: dict[str, dict[str, list[int]]] = {}
+    for n in kept.tolist():
+        owner = owners[n]
+        result.setdefault(words[codes[n]], {}).setdefault(images[owner], []).append(n - int(firsts[owner]))
+    return result
 
 
 # --- in a benchmark ------------------------------------------------------------------------------------------------
