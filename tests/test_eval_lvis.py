@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region, RegionResult
 from dynrefer.masks import mask_to_rle
+from eval import run
 from eval.benchmarks import get_task
 from eval.metrics import lvis as lvis_module
 from eval.metrics.coco import Objects
@@ -244,3 +246,26 @@ def test_mask_ap_needs_masks_on_both_sides(tmp_path):
     results["r-0-0"].mask = references["image 0"].masks[0]
     scores = score(get_task("lvis-boxes"), regions, results, annotations=str(path))
     assert scores.left_out == {"LVIS mask AP": f"1 objects of {path} have no mask"}
+
+
+def test_a_results_list_with_masks_is_read(tmp_path):
+    """As detectors write it: a category, a box and run lengths an entry, by the ids of the JSON."""
+    predictions, references, masks = random_benchmark(2)
+    regions, _, _ = files(tmp_path, predictions, references, False)
+    write_records(tmp_path / "val.jsonl", regions)
+    entries = [
+        {"image_id": k, "category_id": NAMES.index(name) + 1, "score": score, "segmentation": mask}
+        | {"bbox": [x1, y1, x2 - x1, y2 - y1]}
+        for k, found in enumerate(predictions.values())
+        for (x1, y1, x2, y2), name, score, mask in zip(
+            found.boxes, found.categories, found.scores, found.masks, strict=True
+        )
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(entries))
+    given = ["--task", "lvis-proposals", "--data", tmp_path / "val.jsonl", "--annotations", tmp_path / "lvis.json"]
+    given += ["--predictions", tmp_path / "results.json", "--out", tmp_path / "out"]
+    assert run.main([*map(str, given)]) == 0
+    scores = json.loads((tmp_path / "out/scores.json").read_text())["scores"]
+    expected = named(by_hand(predictions, references), "LVIS")
+    expected |= named(by_hand(predictions, references, masks), "LVIS mask")
+    assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-12)

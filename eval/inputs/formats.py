@@ -39,6 +39,7 @@ OWN_KEYS = frozenset(RegionResult.__dataclass_fields__)
 NAMING = frozenset(
     ("categories", "recognition", "detection", "lvis", "similarity")
 )  # metrics that read a prediction's category
+MASKED = frozenset(("detection", "lvis"))  # metrics that read a prediction's mask
 RANKING = {
     "densecap": False,
     "recognition": True,
@@ -101,7 +102,7 @@ def read_any(
     read.named = metrics is None or bool(NAMING & set(metrics))
     if detected:
         pairing = pair_images(document, [r.image for r in regions], annotations) if document.get("images") else None
-        return _detections(entries, regions, read, pairing, masks="detection" in (metrics or ()))
+        return _detections(entries, regions, read, pairing, masks=bool(MASKED & set(metrics or ())))
     if all(_is_own(entry) for _, entry in entries):
         results = [RegionResult.from_dict(_without_null(entry), where) for where, entry in entries]
         for key, own in ((id_key, "id"), (text_key, "caption")):
