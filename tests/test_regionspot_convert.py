@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import dynrefer
 from dynrefer import RegionPredictor, cli
+from dynrefer.models.regionspot.clip import OpenClipConfig
 from dynrefer.models.regionspot.configuration import RegionSpotConfig
-from dynrefer.models.regionspot.convert import convert, export, named_size, read_released, released_names
+from dynrefer.models.regionspot.convert import check_variant, convert, export, named_size, read_released, released_names
 from dynrefer.models.regionspot.modeling import RegionSpotModel
 from tests.regionspot import (
     ALL,
@@ -146,6 +149,14 @@ def test_a_state_dict_of_parameters_is_read_and_a_tensor_larger_than_its_numbers
         read_released(tmp_path / "state.pth")
 
 
+def test_files_of_before_the_zip_format_and_safetensors_are_read_too(tmp_path):
+    torch.save({"model": tensors()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    save_file({name: tensor.contiguous() for name, tensor in tensors().items()}, tmp_path / "new.safetensors")
+    for name in ("old.pth", "new.safetensors"):
+        found = read_released(tmp_path / name)
+        assert all(torch.equal(found[key], value) for key, value in read_released(CHECKPOINT).items())
+
+
 @pytest.mark.parametrize(("width", "texts", "parameters"), [(768, 512, 24_226_304), (1024, 768, 38_853_376)])
 def test_models_of_the_released_sizes_have_the_released_tensors(width, texts, parameters):
     heads = {"num_hidden_layers": 1, "num_attention_heads": 8, "intermediate_size": 64}
@@ -183,6 +194,14 @@ def test_a_file_name_that_says_another_size_is_an_error_and_the_users_size_a_war
     loaded = dynrefer.load(tmp_path / "model", device="cpu")
     (result,) = RegionPredictor(loaded)(picture(RECORDS[0]), boxes=[[5, 5, 90, 90]], categories=NAMES)
     assert loaded.clip.grid == 6 and len(result.categories) == 5
+
+
+def test_a_file_that_is_named_as_the_other_model_is_an_error():
+    config = SimpleNamespace(clip_config=OpenClipConfig(architecture="ViT-L-14-336"), image_size=336)
+    line = check_variant(config, 1024, "regionspot_bl_336.pth", "clip", None)
+    assert line == "RegionSpot BL@336: clip clip with pictures of 336 x 336 pixels"
+    with pytest.raises(ValueError, match="by its name BB and by its tensors BL"):
+        check_variant(config, 1024, "regionspot_bb.pth", "clip", None)
 
 
 def test_a_size_that_is_no_number_of_patches_is_an_error(tmp_path):

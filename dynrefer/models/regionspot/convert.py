@@ -10,14 +10,15 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import is_zipfile
 
 from torch import Tensor
 
-from dynrefer.convert.tensors import check_new, new_folder, read_safetensors, save_torch, seems
+from dynrefer.convert.tensors import check_new, new_folder, read_torch, save_torch, seems
 from dynrefer.convert.torch_pickle import TorchFile, tensors_in
 
 from ..base_parts import fill_part
-from ..folder_check import check_numbers
+from ..folder_check import check_file, check_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ LAYERS, HEADS = 3, 8
 WRAPPERS = ("module.", "model.")  # of DDP and of the training program
 FROZEN = ("sam.", "clip_model.")  # copies of SAM and CLIP, which come from their own models
 LICENCE = "cc-by-nc-4.0"  # of the released code; nothing says that of the weights is another
+KINDS = {768: "bb", 1024: "bl"}  # in file names, by CLIP's width
 VARIANTS = {(768, 224): "BB", (1024, 224): "BL", (1024, 336): "BL@336"}  # by CLIP's width and picture
 
 
@@ -101,11 +103,9 @@ def convert(
 def read_released(path: str | Path) -> dict[str, Tensor]:
     """The 60 tensors of a released file under our names, which are theirs. ValueError where it holds others."""
     what = f"checkpoint {str(path)!r}"
-    if Path(path).suffix == ".safetensors":
-        file, found = None, read_safetensors(Path(path))
-    else:
-        file = TorchFile(path)
-        found = tensors_in(file.content)
+    check_file(path, "checkpoint")
+    file = TorchFile(path) if is_zipfile(path) else None
+    found = read_torch(path) if file is None else tensors_in(file.content)
     named: dict[str, str] = {}
     for name in found:
         ours = bare(name)
@@ -174,6 +174,12 @@ def check_variant(config, width: int, checkpoint: str, clip: str, image_size: in
     from .configuration import native_size
 
     native, said = native_size(config.clip_config), named_size(checkpoint)
+    words, own = name_words(checkpoint), KINDS.get(width)
+    if own is not None and (others := words & set(KINDS.values()) - {own}):
+        raise ValueError(
+            f"checkpoint {checkpoint!r} is by its name {others.pop().upper()} and by its tensors {own.upper()}; name "
+            "the file as what it is"
+        )
     if image_size is None and said is not None and said != native:
         raise ValueError(
             f"checkpoint {checkpoint!r} is by its name for a CLIP of {said} x {said} pixels, and clip {clip!r} has "
@@ -196,10 +202,14 @@ def named_size(checkpoint: str) -> int | None:
     >>> named_size("regionspot_bl.pth"), named_size("regionspot_bl_336.pth"), named_size("model_final.pth")
     (224, 336, None)
     """
-    words = re.split(r"[^a-z0-9]+", Path(checkpoint).stem.lower())
-    if "336" in words or "bl336" in words:
+    words = name_words(checkpoint)
+    if {"336", "bl336"} & words:
         return 336
-    return 224 if {"bb", "bl", "224"} & set(words) else None
+    return 224 if {"bb", "bl", "224"} & words else None
+
+
+def name_words(checkpoint: str) -> set[str]:
+    return set(re.split(r"[^a-z0-9]+", Path(checkpoint).stem.lower()))
 
 
 # ------------------------------------------------------------------------------------------------ ours -> released
