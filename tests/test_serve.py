@@ -202,6 +202,11 @@ def test_what_is_wrong_is_said_in_a_line(gate, name):
     assert message in error["message"] and error["type"] == "invalid_request_error"
 
 
+def test_a_message_does_not_repeat_all_that_was_sent(tiny_gate):
+    error = error_of(post(tiny_gate, regions_body(BOX, options={"categories": "a" * 50_000})), 400)
+    assert error["message"].startswith("options: categories: 'aaa") and len(error["message"]) == 1000
+
+
 @pytest.mark.parametrize(
     "content, message",
     [

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dynrefer.errors import cut
+
 MEGABYTE = 2**20
+MOST_SAID = 1000  # letters of a message, which may repeat what the client has sent
 MOST_REGIONS = 10_000  # of a request, whatever the operator sets: they are checked all together
 # status -> OpenAI's type of an error
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -77,7 +80,7 @@ class Refusal(Exception):
 
     def body(self) -> dict[str, Any]:
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        line = " ".join(str(self).split())
+        line = cut(" ".join(str(self).split()), MOST_SAID)
         return {"error": {"message": line, "type": kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
