@@ -33,6 +33,7 @@ from dynrefer.errors import Parser, run_command
 from dynrefer.files import atomic_path, file_sha256, read_jsonl, write_json
 from dynrefer.images import open_image
 
+MASK_PIXELS = 2**27  # of masks that are brought to the picture's size together, half a gigabyte
 STOPPED = "stopped; the same command goes on"
 SETTINGS = {  # option -> (default, what it is); the names are those of Transformers' pipeline
     "points-per-side": ("points_per_crop", 32, "points of the grid along a side"),
@@ -55,7 +56,7 @@ class Proposer:
     """
 
     def __init__(self, name: str, settings: Mapping[str, Any], points_at_once: int = 64, device: str = "auto"):
-        from transformers import AutoConfig, AutoModelForMaskGeneration, MaskGenerationPipeline
+        from transformers import AutoConfig, AutoModelForMaskGeneration
         from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING_NAMES
 
         from dynrefer.models.auto import model_folder, pick_device
@@ -76,26 +77,46 @@ class Proposer:
         check_numbers(model.named_parameters(), f"SAM {name!r}")
         model = model.float().to(pick_device(device)).eval()
         self.fingerprint = model_fingerprint(model)
-        self.pipeline = MaskGenerationPipeline(model=model, image_processor=processor, device=model.device)
-        self.settings = {**settings, "points_per_batch": points_at_once, "output_bboxes_mask": True}
+        self.pipeline = _pipeline(model, processor)
+        self.settings, self.points_at_once = dict(settings), points_at_once
 
     def __call__(self, image: np.ndarray) -> dict[str, list]:
         """image (H, W, 3) uint8 -> {"scores", "labels", "boxes"}, the surest first."""
         from PIL import Image
 
-        found = self.pipeline(Image.fromarray(image), **self.settings)
-        if not len(found["masks"]):
-            return {"scores": [], "labels": [], "boxes": []}
-        boxes, scores = (found[key].float().cpu().numpy().astype(np.float64) for key in ("bounding_boxes", "scores"))
-        boxes = boxes.reshape(-1, 4) + [0, 0, 1, 1]  # of the last pixels -> of the edges behind them
+        # each point has three masks, which are brought to the picture's size together
+        points = min(self.points_at_once, max(1, MASK_PIXELS // (3 * image.shape[0] * image.shape[1])))
+        boxes, scores = self.pipeline(Image.fromarray(image), points_per_batch=points, **self.settings)
+        boxes = boxes + [0, 0, 1, 1]  # of the last pixels -> of the edges behind them
         boxes = np.clip(boxes, 0, np.tile(image.shape[1::-1], 2))
         order = np.argsort(-scores, kind="stable")
-        order = [n for n in order if found["masks"][n].any()]  # an empty mask has a box all the same
         return {
             "scores": np.round(scores[order], 6).tolist(),
             "labels": [0] * len(order),
             "boxes": np.round(boxes[order], 2).tolist(),
         }
+
+
+def _pipeline(model: Any, processor: Any) -> Any:
+    """Transformers' mask generation, which gives boxes (N, 4) of masks and scores (N,) and decodes no mask."""
+    import torch
+    from torchvision.ops import batched_nms
+    from transformers import MaskGenerationPipeline
+
+    class BoxGeneration(MaskGenerationPipeline):
+        def postprocess(
+            self, model_outputs: list[dict], crops_nms_thresh: float = 0.7
+        ) -> tuple[np.ndarray, np.ndarray]:
+            boxes, scores = (
+                torch.cat([each[key] for each in model_outputs]).float() for key in ("boxes", "iou_scores")
+            )
+            filled = [len(mask["counts"]) > 1 for each in model_outputs for mask in each["masks"]]  # run lengths
+            filled = torch.tensor(filled, dtype=torch.bool, device=boxes.device)
+            boxes, scores = boxes[filled], scores[filled]  # an empty mask has a box all the same
+            kept = batched_nms(boxes, scores, torch.zeros_like(scores), crops_nms_thresh)
+            return boxes[kept].double().cpu().numpy(), scores[kept].double().cpu().numpy()
+
+    return BoxGeneration(model=model, image_processor=processor, device=model.device)
 
 
 def _image_processor(folder: str, config: Any) -> Any:

@@ -107,6 +107,21 @@ def test_boxes_and_scores_are_those_of_a_plain_count(folder, lively, least):
         assert np.abs(boxes - true).max() <= 1
 
 
+def test_a_large_picture_takes_fewer_points_at_once_and_has_the_same_boxes(folder, lively, monkeypatch):
+    given = ["--points-per-side", "3", "--pred-iou", "0", "--stability", "0", "--device", "cpu"]
+    assert run(folder, *given, sam=lively) == 0
+    whole = json.loads((folder / "sam.json").read_text())
+    calls, forward = [], SamModel.forward
+    monkeypatch.setattr(SamModel, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
+    monkeypatch.setattr(proposals, "MASK_PIXELS", 3 * 90 * 120 * 2)
+    assert run(folder, *given, sam=lively) == 0
+    alone = json.loads((folder / "sam.json").read_text())
+    assert len(calls) == 5 + 2 + 9  # of nine points, two, five and one at once
+    for name, own in whole.items():
+        assert alone[name]["boxes"] == own["boxes"]
+        assert alone[name]["scores"] == pytest.approx(own["scores"], abs=1e-5)
+
+
 def test_what_it_writes_is_read_by_the_evaluation(folder):
     assert run(folder, *LOW) == 0
     records = open_records(folder / "r.jsonl")
