@@ -161,6 +161,14 @@ def test_a_slow_host_is_given_up(host):
     assert "(not within 0.3 s)" in str(refusal(get, "/drip", 1000, 0.3))
 
 
+def test_pictures_that_come_slowly_do_not_outlast_the_request(monkeypatch):
+    monkeypatch.setattr("dynrefer.serve.service.fetch", lambda *arguments: time.sleep(0.2) or encoded(picture()))
+    gate = gate_of(allow_hosts=HOSTS, timeout=0.1)
+    answer = post(gate, {"images": regions_body([4, 4, 40, 30], image="https://images.example.com/a")["images"] * 9})
+    assert "pictures were not read within 0.1 s" in error_of(answer, 504)["message"]
+    assert gate.service.memory.used == 0
+
+
 def test_a_host_that_is_not_there_is_one_line(monkeypatch):
     monkeypatch.setattr(module, "resolve", lambda host, port, where: "127.0.0.1")
     monkeypatch.setitem(module.PORTS, "http", 9)

@@ -82,6 +82,8 @@ class Gate:
             pass
         except Exception as error:
             problem = error
+            if answer.status is None:
+                await answer.refuse(Refusal(500, "the server made a mistake; its log says which", "internal_error"))
         finally:
             if watch is not None:
                 watch.cancel()
@@ -110,9 +112,9 @@ class Gate:
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise Refusal(415, "a packed body; send it without content-encoding", "unsupported_media_type")
 
-    async def _read(self, receive: Any, headers: dict[bytes, bytes], held: list[int]) -> bytes:
+    async def _read(self, receive: Any, headers: dict[bytes, bytes], held: list[int]) -> bytearray:
         """The body; held[0] counts its bytes as they come, so that announcing many takes no room."""
-        limit, parts, size = self.settings.max_body, [], 0
+        limit, body, size = self.settings.max_body, bytearray(), 0
         announced = headers.get(b"content-length", b"")
         too_much = too_large(f"a body of more than {limit:,} bytes; send fewer or smaller pictures at once")
         too_many = announced.isdigit() and (len(announced) > 15 or int(announced) > limit)
@@ -125,15 +127,15 @@ class Gate:
                     part = message.get("body", b"")
                     size += len(part)
                     if size > limit or too_many:  # read on for a while: who still sends hears no answer
-                        parts.clear()
+                        body.clear()
                         if size > 4 * limit or not message.get("more_body"):
                             raise too_much
                     else:
                         self.service.memory.take(len(part))
                         held[0] += len(part)
-                        parts.append(part)
+                        body += part
                     if not message.get("more_body"):
-                        return b"".join(parts)
+                        return body
         except TimeoutError:
             raise Refusal(
                 408, f"the request did not come within {self.settings.read_timeout:g} s; send it faster", "too_slow"

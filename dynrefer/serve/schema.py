@@ -159,7 +159,7 @@ KINDS = re.compile(
 )  # not keys of a request
 
 
-def parse(kind: type[Request], body: bytes) -> Request:
+def parse(kind: type[Request], body: bytes | bytearray) -> Request:
     """A request's body; Refusal 400 or 413 names the place that is wrong and the rule."""
     if sum(map(body.count, (b"[", b"{", b","))) > MOST_VALUES:
         raise too_large(f"the request holds more than {MOST_VALUES:,} values; send fewer regions at once")

@@ -59,7 +59,7 @@ class Visit:
     """
 
     id: str
-    body: bytes = b""
+    body: bytes | bytearray = b""
     size: int = 0
     code: str | None = None
     began: float = field(default_factory=time.monotonic)  # read to its last byte
@@ -168,6 +168,10 @@ class Service:
                 examples.append((example, own))
                 if visit.gone.is_set():
                     raise Gone
+                if time.monotonic() > visit.began + settings.timeout:
+                    raise Refusal(
+                        504, f"its pictures were not read within {settings.timeout:g} s; send fewer", "timeout"
+                    )
             job = Job(examples, seed)
             del examples, example
             self.batcher.submit(job)
