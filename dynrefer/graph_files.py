@@ -24,7 +24,7 @@ from dynrefer.models.graphs import Graph, Graphs
 DESCRIPTION = "export.json"
 OPSET = 20  # RoiAlign as torchvision has it since 16, Resize and ScatterElements with "max" since 18, Gelu since 20
 TOLERANCE = 1e-4  # of outputs, in units of 1 or of the largest
-MADE_WITH, CHECKED_WITH = 3, (1, 5)  # sizes that may be any, when graphs are made and checked
+MADE_WITH, CHECKED_WITH = 3, (1, 2)  # sizes that may be any, when graphs are made and checked
 
 
 def need_onnx() -> None:
