@@ -67,7 +67,9 @@ def load(
                 f"model {str(name)!r}: {kind.replace('_', ' ')} in its weights: {', '.join(names[:5])}"
                 f"{' ...' if len(names) > 5 else ''} ({len(names)}); the file belongs to another config.json"
             )
-    check_numbers([*model.named_parameters(), *model.named_buffers()], f"model {str(name)!r}")
+    saved = model.state_dict().keys()  # a buffer that no file holds, such as a mask, may be infinite
+    buffers = [row for row in model.named_buffers() if row[0] in saved]
+    check_numbers([*model.named_parameters(), *buffers], f"model {str(name)!r}")
     with reading(f"model {str(name)!r}", "its processor cannot be read"):
         model.processor = row.load("processor").from_pretrained(source, config=model.config, **place)
     model.after_load()
