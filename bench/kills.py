@@ -6,6 +6,7 @@ other run: the rows of log.jsonl (all but `seconds` and `regions_per_second`), a
 checkpoint and of best/, the averaged weights, the optimizer's state and the random generators'.
 """
 
+import argparse
 import contextlib
 import io
 import json
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from dynrefer.errors import Parser
+from dynrefer.errors import Parser, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = "run"
@@ -240,6 +241,10 @@ def main() -> int:
     for name in args.cases:
         if name not in CASES:
             parser.error(f"no case {name!r}; there are {', '.join(CASES)}")
+    return run_command("bench.kills", run, args, "stopped; what was written stays in the temporary folder")
+
+
+def run(args: argparse.Namespace) -> int:
     print(f"{'case':<14} {'kills':>5} {'while saving':>12} {'steps lost':>10} {'steps':>5}  differences", flush=True)
     different = False
     folder = Path(tempfile.mkdtemp(prefix="kills-"))

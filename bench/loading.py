@@ -18,8 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dynrefer.errors import Parser
-
 HERE = Path(__file__).resolve()
 BATCH_SIZE = 64
 
@@ -125,19 +123,26 @@ def in_turns(checkouts: dict[str, Path], turns: int, *arguments: object):
             way.close()
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["--serve"]:
+        serve(*given[1:])
+        return 0
+    from dynrefer.errors import Parser, run_command  # which version 0.3.0 has not
+
     parser = Parser(prog="python -m bench.loading", description=__doc__.splitlines()[0])
     parser.add_argument("--before", type=Path, metavar="PATH", help="another checkout, of version 0.3.0 or later")
     parser.add_argument("--small", action="store_true", help="a few images and one turn: shows that all runs")
     parser.add_argument("--scenes", type=int, help="of the world (default 300)")
     parser.add_argument("--images", type=int, help="photos of 50 regions each (default 2000)")
     parser.add_argument("--turns", type=int, help="epochs of each (default 5), of which the median counts")
-    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    if args.serve:
-        return serve(*args.serve)
+    args = parser.parse_args(given)
     if args.before is not None and not (args.before / "dynrefer" / "data" / "loader.py").is_file():
         parser.error(f"--before {args.before}: no checkout with dynrefer/data/loader.py; `git worktree add` makes one")
+    return run_command("bench.loading", run, args)
+
+
+def run(args: argparse.Namespace) -> None:
     scenes, images, turns = (20, 40, 1) if args.small else (300, 2000, 5)
     scenes, images, turns = args.scenes or scenes, args.images or images, args.turns or turns
 
@@ -161,4 +166,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,11 +6,13 @@
 The model is the tiny one of the tests, so what is measured is everything around a model. Times are those of one CPU.
 """
 
+import argparse
+import sys
 import time
 
 import numpy as np
 
-from dynrefer.errors import Parser
+from dynrefer.errors import Parser, run_command
 from dynrefer.predictor import RegionPredictor
 
 IMAGE_HW = (480, 640)
@@ -33,10 +35,13 @@ def seconds(predictor: RegionPredictor, number: int, controls: bool) -> float:
     return time.process_time() - start
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m bench.regions", description=__doc__.splitlines()[0])
     parser.add_argument("--regions", type=int, nargs="+", default=[1000, 5000, 20000], help="how many, one run each")
-    args = parser.parse_args(argv)
+    return run_command("bench.regions", run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
     import torch
 
     from tests import tiny_dynrefer
@@ -55,4 +60,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

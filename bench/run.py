@@ -4,9 +4,11 @@ A benchmark is one function of a Budget and one row in BENCHMARKS. Its ways are 
 of its turns; the ratio to the first, the plain way, is what counts: the machine divides out.
 """
 
+import argparse
+import sys
 from collections.abc import Callable
 
-from dynrefer.errors import Parser
+from dynrefer.errors import Parser, run_command
 
 from .crops import draft, view_construction, view_construction_large
 from .data import loader_samples, world_scenes
@@ -32,7 +34,7 @@ BENCHMARKS: dict[str, Callable[[Budget], Result]] = {
 }
 
 
-def main() -> None:
+def main() -> int:
     parser = Parser(prog="python -m bench.run", description=__doc__.splitlines()[0])
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"benchmarks to run: {', '.join(BENCHMARKS)}; all if none"
@@ -43,6 +45,10 @@ def main() -> None:
     for name in args.names:
         if name not in BENCHMARKS:
             parser.error(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+    return run_command("bench.run", run, args)
+
+
+def run(args: argparse.Namespace) -> None:
     budget = Budget(0, 1) if args.quick else Budget(args.seconds)
     for name in args.names or BENCHMARKS:
         title = BENCHMARKS[name].__doc__.splitlines()[0]
@@ -53,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

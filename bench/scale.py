@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dynrefer.errors import Parser
+from dynrefer.errors import Parser, run_command
 
 from .generated import (
     HW,
@@ -296,7 +296,7 @@ FULL, SMALL = 108_000, 2_160  # images
 PROBES = {probe.__name__: probe for probe in (probe_records, probe_coco, probe_pass)}
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m bench.scale", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"sections: {', '.join(SECTIONS)}; all if none")
     parser.add_argument("--small", action="store_true", help="a fiftieth of the size: shows that all runs")
@@ -306,10 +306,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.probe:
         print(json.dumps(PROBES[args.probe[0]](*args.probe[1:])))
-        return
+        return 0
     for name in args.names:
         if name not in SECTIONS:
             parser.error(f"no section {name!r}; there are {', '.join(SECTIONS)}")
+    return run_command("bench.scale", run, args)
+
+
+def run(args: argparse.Namespace) -> None:
     num_images = args.images or (SMALL if args.small else FULL)
     for name in args.names or SECTIONS:
         print(f"{name}: {SECTIONS[name].__doc__}")
@@ -319,4 +323,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

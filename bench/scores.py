@@ -7,6 +7,7 @@ Memory is the most that Python and its Java programs have held together. Caption
 phrases (5 words in the mean, up to 40) and words as frequent as in a language, from METEOR's own list.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dynrefer.errors import Parser
+from dynrefer.errors import Parser, run_command
 
 from .metrics import densecap_loop, same_words
 
@@ -157,12 +158,15 @@ def command(what: str, folder: Path, task: str) -> Rows:
     yield what, f"{wall:.1f} s", f"{sum(seconds.values()):.0f} CPU s, {most / 1e9:.2f} GB at most, load {load:.1f}"
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m bench.scores", description=__doc__.splitlines()[0])
     parser.add_argument("--captions", nargs="*", type=int, default=[5000, 230_000], help="how many; nothing: none")
     parser.add_argument("--images", nargs="*", type=int, default=[5000], help="of dense captions; nothing: none")
     parser.add_argument("--folder", type=Path, help="where to write for the time being (default: the system's place)")
-    args = parser.parse_args(argv)
+    return run_command("bench.scores", run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
     for section, numbers in ((captions, args.captions), (dense_captions, args.images)):
         print(f"{section.__name__}: {section.__doc__}")
         for number in numbers:
@@ -172,4 +176,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,6 +8,7 @@ Each client sends its next request when it has its answer. Every answer is compa
 the order kept. Then the server's memory over many requests.
 """
 
+import argparse
 import asyncio
 import base64
 import io
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from dynrefer.errors import Parser
+from dynrefer.errors import Parser, run_command
 
 WAYS = {"one region a call": ["--max-batch", "1", "--max-wait-ms", "0"], "batches": []}
 STEPS = 5
@@ -115,14 +116,17 @@ def cpu_seconds(pid: int) -> float:
     return sum(psutil.Process(pid).cpu_times()[:2])
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m bench.serve", description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="run, model folder or hub id; the tiny one of the tests where not given")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64], help="at once, one row each")
     parser.add_argument("--regions", type=int, default=4, help="of a request, in one picture")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement")
     parser.add_argument("--requests", type=int, default=5000, help="over which the memory is watched; 0: not")
-    args = parser.parse_args(argv)
+    return run_command("bench.serve", run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
     import torch
 
     import dynrefer
@@ -162,4 +166,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

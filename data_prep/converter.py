@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from data_prep.counts import nothing
+from data_prep.counts import Tally, nothing
 from dynrefer.data.arrow import save_arrow
 from dynrefer.data.record_files import open_records, write_records
-from dynrefer.data.records import Region
+from dynrefer.data.records import Region, check_whole, whole_text
 from dynrefer.errors import Parser
 from dynrefer.files import atomic_path, read_text
 
@@ -85,16 +85,25 @@ def write(out: Path, regions: Iterable[Region], counts: Mapping[str, int]) -> in
 
 
 def _some(regions: Iterable[Region], out: Path, counts: Mapping[str, int]) -> Iterator[Region]:
-    region = None
+    tally = counts if isinstance(counts, Tally) else Tally(strict=True)
+    written = whole = False
     for region in regions:
-        yield region
-    if region is None:
+        with tally.entries("regions"):
+            check_whole(region)
+            written = whole = True
+        if whole:
+            yield region
+            whole = False
+    if not written:
         raise nothing(out, counts)
 
 
 def write_list(path: Path, entries: Sequence[str] | Sequence[dict], check_only: bool = False) -> None:
     """A word list beside the records: one name a line, or JSON where the path ends so. ValueError where other words
     stand there already, of another dataset in the same folder. check_only: nothing is written."""
+    for entry in entries:
+        for word in entry.values() if isinstance(entry, dict) else [entry]:
+            whole_text(str(word), f"a word for {path.name},")
     if path.suffix == ".json":
         text = "[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries) + "\n]\n"
     else:

@@ -3,7 +3,8 @@
 for image in read_items("region_descriptions.json", "item"): ...
 
 Packed by gzip under any name, with a byte order mark or in UTF-16, they are read like others. NaN and Infinity, which
-other programs write though JSON has none, come as floats: harmless in a key that nobody reads.
+other programs write though JSON has none, come as floats: harmless in a key that nobody reads. Half a surrogate in an
+escape comes as it stands, as Python's own reader has it; whoever reads the text refuses it.
 """
 
 import codecs
@@ -31,6 +32,14 @@ DEEP = f"more than {MAX_DEPTH:,} lists and objects within each other"
 TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 STRANGE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?(?:NaN|Infinity)', re.DOTALL)  # texts, which stay, and numbers JSON lacks
 MARK = "\ufdd0"  # begins a text that stands for such a number; a character that no text has
+# escapes one after the other, where the group is half a surrogate without its other half
+ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u([dD][89a-fA-F][0-9a-fA-F]{2})|.?)", re.DOTALL
+)
+MOST_ESCAPED = 12  # bytes of such a pair
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+HALF = "\ufdd1"  # stands before the four digits of such a half
+HALVES = re.compile(HALF + "([0-9a-fA-F]{4})")
 
 
 def read_items(path: str | os.PathLike, prefix: str, required: bool = True) -> Iterator[Any]:
@@ -70,7 +79,7 @@ def read_list(path: str | os.PathLike, key: str, required: bool = True) -> list:
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             start = data.rfind(b'"%s"' % key.encode())
-            if start >= 0 and len(data) - start <= MAX_TAIL:
+            if start >= 0 and len(data) - start <= MAX_TAIL and not SURROGATE.search(data, start):
                 tail = io.BytesIO(b"{" + data[start:])  # an object again, if this is the list and not a word in a text
                 if entries := list(ijson.items(tail, f"{key}.item", use_float=True)):
                     return entries
@@ -113,17 +122,19 @@ def read_object(path: str | os.PathLike) -> dict[str, Any]:
 
 def _stream(path: Path, prefix: str | None) -> Iterator[Any]:
     """Values at a prefix, or the pairs of the whole object (None). From where the quick reader meets a number that JSON
-    lacks, a slower one goes on that knows them."""
+    lacks, or half a surrogate, a slower one goes on that knows them."""
     count = 0
     for known in (False, True):
         try:
             with open_text(path) as file:
-                flat = _Flat(file, path)
+                flat = _Flat(file, path, halves=known)
                 for number, value in enumerate(_values(_Marked(flat) if known else flat, prefix)):
                     if number >= count:
                         count += 1
-                        yield _numbers(value) if known else value
+                        yield _unmarked(value) if known else value
             return
+        except _HalfFound:
+            continue
         except OSError as error:
             raise _unreadable(path, error) from error
         except (ValueError, EOFError, zlib.error) as error:  # ijson's own are of ijson.JSONError
@@ -148,19 +159,46 @@ def _json_error() -> type[Exception]:
     return ijson.JSONError
 
 
-class _Flat:
-    """A stream of JSON; ValueError where it is nested so deep that the quick reader would take all memory."""
+class _HalfFound(Exception):
+    """The quick reader would make "?" of half a surrogate."""
 
-    def __init__(self, file: BinaryIO, path: Path):
-        self._file, self._path, self._open = file, path, 0
+
+class _Flat:
+    """A stream of JSON; ValueError where it is nested so deep that the quick reader would take all memory, _HalfFound
+    where half a surrogate is in it, unless `halves` are known."""
+
+    def __init__(self, file: BinaryIO, path: Path, halves: bool):
+        self._file, self._path, self._open, self._last, self._halves = file, path, 0, b"", halves
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
+        if not self._halves and SURROGATE.search(self._last + data):
+            self._halves = True  # looked for in the whole file, once
+            if _has_halves(self._path):
+                raise _HalfFound
+        self._last = data[-MOST_ESCAPED:]
         if self._open <= MAX_DEPTH:
             self._open += _opened(data)  # those in texts too
             if self._open > MAX_DEPTH and _is_deep(self._path):
                 raise ValueError(DEEP)
         return data
+
+
+def _has_halves(path: Path) -> bool:
+    rest = b""
+    with open_text(path) as file:
+        while data := file.read(2**20):
+            rest += data
+            end = len(rest) - MOST_ESCAPED
+            for match in ESCAPE.finditer(rest):
+                if match.start() > end:
+                    rest = rest[match.start() :]  # may not be over yet
+                    break
+                if match[1]:
+                    return True
+            else:
+                rest = b""
+    return any(match[1] for match in ESCAPE.finditer(rest))
 
 
 def _opened(data: bytes) -> int:
@@ -181,7 +219,8 @@ def _is_deep(path: Path) -> bool:
 
 
 class _Marked:
-    """A stream of JSON in which NaN and Infinity outside of texts are texts that begin with MARK."""
+    """A stream of JSON in which NaN and Infinity outside of texts are texts that begin with MARK, and half a surrogate
+    in a text is HALF and its digits."""
 
     def __init__(self, file: BinaryIO):
         self._file, self._rest = file, b""
@@ -209,16 +248,20 @@ class _Marked:
 
 def _marked(match: re.Match) -> bytes:
     text = match[0]
-    return text if text.startswith(b'"') else b'"' + MARK.encode() + text + b'"'
+    if text.startswith(b'"'):
+        return ESCAPE.sub(lambda escape: HALF.encode() + escape[1] if escape[1] else escape[0], text)
+    return b'"' + MARK.encode() + text + b'"'
 
 
-def _numbers(value: Any) -> Any:
-    """A value with floats where `_Marked` has put texts."""
+def _unmarked(value: Any) -> Any:
+    """A value with floats and halves of surrogates where `_Marked` has put texts."""
     if isinstance(value, str):
-        return float(value[1:].lower()) if value.startswith(MARK) else value
+        if value.startswith(MARK):
+            return float(value[1:].lower())
+        return HALVES.sub(lambda half: chr(int(half[1], 16)), value) if HALF in value else value
     if isinstance(value, list | tuple):
-        return type(value)([_numbers(entry) for entry in value])
-    return {key: _numbers(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+        return type(value)([_unmarked(entry) for entry in value])
+    return {_unmarked(key): _unmarked(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
 def _has_strange_numbers(path: Path) -> bool:

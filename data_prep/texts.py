@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_prep.counts import BadEntry, Undecided
+from dynrefer.data.records import whole_text
 from dynrefer.errors import cut, suggestion
 
 TEXT_KEY = "where texts stand (default: caption, description, text and the like; a.b leads into a)"
@@ -66,6 +67,8 @@ def texts_of(value: Any, key: str, where: str) -> list[str]:
     entries = [_inside(entry) if isinstance(entry, dict) else entry for entry in entries]
     if not all(isinstance(text, str) for text in entries):
         raise BadEntry(f"{where}: {key} {cut(repr(value))}: expected a text or a list of texts")
+    for text in entries:
+        whole_text(text, f"{where}: {key}")
     return [text for text in (" ".join(text.split()) for text in entries) if text]
 
 

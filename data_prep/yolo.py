@@ -40,6 +40,7 @@ from data_prep.own_data import Found, own_arguments, write_found
 from dynrefer.data.record_files import detector_file, open_records
 from dynrefer.errors import cut, run_command
 from dynrefer.files import atomic_path, read_text
+from dynrefer.packed import other_text
 from dynrefer.vocabulary import read_words
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"))
@@ -63,12 +64,15 @@ class Layout:
 def read_data_yaml(path: Path) -> dict[str, Any]:
     """A data.yaml as texts: YAML makes false of a class called no. ValueError for what is none."""
     try:
-        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
+        text = read_text(path)
+        content = yaml.load(text, Loader=yaml.BaseLoader)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); name the data.yaml") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{path}: not YAML ({other_text(text) or ' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
+        if kind := other_text(text):
+            raise ValueError(f"{path}: not YAML ({kind})")
         raise ValueError(f"{path}: expected lines such as `names: [cup, table]` and `train: images/train`")
     return content
 

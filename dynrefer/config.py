@@ -36,6 +36,7 @@ import yaml
 
 from dynrefer.errors import check_keys, cut, suggestion
 from dynrefer.files import atomic_path, read_text
+from dynrefer.packed import other_text
 
 Config = TypeVar("Config")
 
@@ -143,10 +144,12 @@ def _read_yaml(path: Path, below: tuple[Path, ...]) -> dict:
     try:
         tree = _load_yaml(text)
     except ValueError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
+        raise ValueError(f"{path}: not valid YAML: {other_text(text) or error}") from error
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
+        if kind := other_text(text):
+            raise ValueError(f"{path}: not valid YAML: {kind}")
         raise ValueError(f"{path}: expected `key: value` lines at the top level, found a {type(tree).__name__}")
     base = tree.pop(BASE_KEY, None)
     if base is None:
@@ -202,7 +205,7 @@ def load_config(cls: type[Config], yaml_path: str | os.PathLike | None = None, o
 
     Fields may be bool, int, float, str, Path, Literal, `X | None`, list[X], tuple[X, ...], tuple[X, Y], dict,
     dict[str, X], Any and nested dataclasses; a plain dict takes any nested keys. An int is accepted for a float,
-    nothing else is converted.
+    nothing else is converted. null for a text whose default is empty is an empty one.
 
     Raises ValueError naming key, value and expected type for a wrong type, the nearest known key for an unknown one,
     and the section in front of whatever a `__post_init__` says.
@@ -314,7 +317,8 @@ def _build(cls: type[Config], tree: Any, where: str, section: str) -> Config:
     for name, field in fields.items():
         key = f"{section}.{name}" if section else name
         if name in tree:
-            values[name] = _convert(tree[name], hints[name], where, key)
+            none = _plain(tree[name]) is None and field.default == ""  # null says what an empty text says
+            values[name] = "" if none else _convert(tree[name], hints[name], where, key)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{where}: {key!r} is missing; it has no default, set it in the YAML or with {key}=VALUE")
     try:
@@ -373,7 +377,7 @@ def _convert(value: Any, hint: Any, where: str, key: str) -> Any:
     if hint is str:
         if isinstance(value, str):
             return value
-        if text is not None:
+        if text is not None and value is not None:
             return text
         raise wrong()
     if hint is Path:

@@ -230,6 +230,19 @@ def write_lines(path: str | os.PathLike, lines: Iterable[bytes], *, packed: bool
     return count
 
 
+def check_out(folder: str | os.PathLike) -> None:
+    """OSError that names what stands in the way where a folder cannot be written into, or made; nothing is written."""
+    place = Path(folder).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    if not os.access(place, os.W_OK | os.X_OK):
+        read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+        number = errno.EROFS if read_only else errno.EACCES
+        raise OSError(number, os.strerror(number), str(place))
+
+
 def file_sha256(path: str | os.PathLike) -> str:
     """Of a file's bytes, or of those of all files of a folder in the order of their names; in hexadecimal."""
     path = Path(path)

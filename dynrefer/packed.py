@@ -83,6 +83,11 @@ def other_kind(path: str | os.PathLike) -> str | None:
     return kind_of(head)
 
 
+def other_text(text: str) -> str | None:
+    """`other_kind` of a text that was read but is not what it should be."""
+    return kind_of(text[:200].encode("utf-8", "replace"))
+
+
 def kind_of(head: bytes) -> str | None:
     """`other_kind` of the first 200 bytes."""
     if head and not head.strip(b"\0"):

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from dynrefer.errors import run_command
-from dynrefer.files import write_json
+from dynrefer.files import check_out, write_json
 from dynrefer.processes import is_main, launched
 
 from .compare import read_scores, table
@@ -99,6 +99,7 @@ def _run(args: argparse.Namespace) -> None:
         if pattern and "{name}" not in pattern:
             raise ValueError(f"{option} {pattern!r}: expected {{name}} in it, in the place of the set's name")
     out, contents = Path(args.out), {}
+    check_out(out)
     for name, path in sets.items():
         beside = path.with_name(f"{path.name.partition('.')[0]}.json")
         own = {"data": str(path), "out": str(out / name), "annotations": str(beside) if beside.is_file() else None}

@@ -26,7 +26,7 @@ from typing import Any
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import Region, RegionRecords
 from dynrefer.errors import Parser, run_command
-from dynrefer.files import file_sha256, write_json
+from dynrefer.files import check_out, file_sha256, write_json
 from dynrefer.models.fingerprint import model_fingerprint
 from dynrefer.processes import is_main, launched
 
@@ -137,6 +137,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--report shows the scores of a model: give --model or --predictions with it")
     if args.report and Path(args.report).is_dir():
         raise ValueError(f"--report {args.report} is a folder; name the file to write, for instance report.html")
+    for folder in [args.out] * bool(args.out) + [Path(args.report or "").parent] * bool(args.report):
+        check_out(folder)
     task, records, everything = open_task(args)
     if args.tag_threshold is not None:
         task = get_task(args.task, tag_threshold=args.tag_threshold)
@@ -150,6 +152,8 @@ def run(args: argparse.Namespace) -> None:
     settings: dict[str, Any] = {}
     predicted, seeds = {}, {}
     if args.predictions:
+        out = Path(args.out or predictions_out(args.predictions, task.name))
+        check_out(out)
         _all_different(args.predictions)
         for path in args.predictions:
             predictions = _read(args, path, task, records, everything, boxes)
@@ -158,7 +162,6 @@ def run(args: argparse.Namespace) -> None:
         settings = {"generation": None} | _settings_of(args.predictions[0])
         settings.pop("answers", None)
         name = args.model_name or args.predictions[0]
-        out = Path(args.out or predictions_out(args.predictions, task.name))
     elif args.model:
         if task.boxes == "detected" and not boxes:
             raise ValueError(

@@ -3,6 +3,7 @@
 import json
 import shutil
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ from PIL import Image
 
 from data_prep import coco, csv_boxes, cvat, label_studio, llava, swift
 from data_prep.coco import known_id
+from data_prep.converter import write
+from data_prep.counts import Tally
 from data_prep.polygons import turn
 from dynrefer.data import open_records
+from dynrefer.data.records import Region
 from dynrefer.images import upright
 from dynrefer.masks import mask_to_box, mask_to_rle, to_mask
 
@@ -456,3 +460,32 @@ def test_boxes_drawn_before_exif_turned_the_picture(folder, capsys):
     options = ("--box-format", "xyxy", "--stored-pixels")
     records = convert(folder, csv_boxes.main, "--csv", table, *options)[1]
     assert records[0].image_hw == (64, 48) and records[0].box == (26, 30, 46, 45)
+
+
+@pytest.mark.parametrize("text", ["a cup \ud83d", "\ude00 a cup"])
+def test_half_of_a_character_is_named_left_out_and_counted(folder, capsys, text):
+    entries = [{**GOOD, "caption": "a cup 😀"}, {**GOOD, "id": 2, "caption": text}, {**GOOD, "id": 3, "area": text}]
+    status, found = own(folder, entries)
+    assert status == 0 and [region.captions for region in found] == [("a cup 😀",), ()]
+    printed = capsys.readouterr()
+    assert "annotation 2: caption " in printed.err and "half of a character in it" in printed.err
+    assert "1  annotations left out: not as the format has it" in printed.out
+    assert own(folder, entries, "--strict") == (2, [])
+    assert own(folder, [GOOD], categories=[{"id": 1, "name": text}]) == (2, [])
+    assert "error: a word for categories.txt, " in capsys.readouterr().err
+
+
+def test_half_of_a_character_in_any_text_of_a_region_is_not_written(tmp_path, capsys):
+    whole = Region("1", "a.jpg", HW, (0, 0, 9, 9), captions=("é",), attributes={"color:red": 1})
+    halves = {"id": "\ud83d", "category": "\ud83d", "tags": ("cup", "\ud83d"), "attributes": {"\ud83d": 1}}
+    regions, tally = (
+        [whole, *(replace(whole, **{"id": f"{key}-2", key: half}) for key, half in halves.items())],
+        Tally(),
+    )
+    assert write(tmp_path / "r.jsonl", regions, tally) == 1 and list(open_records(tmp_path / "r.jsonl")) == [whole]
+    assert tally == {"regions left out: not as the format has it": 4}
+    assert "region 'category-2': category '\\ud83d': half of a character in it" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no regions came out; 4 regions left out"):
+        write(tmp_path / "none.jsonl", regions[1:], Tally())
+    with pytest.raises(ValueError, match="half of a character"):
+        write(tmp_path / "strict.jsonl", regions, Tally(strict=True))

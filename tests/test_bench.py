@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-from bench import loading, regions, run, serve
+from bench import kills, loading, regions, run, scale, scores, serve
 from bench.timing import Budget, Result, compare
 
 
 def bench(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["bench.run", *arguments])
-    run.main()
+    assert run.main() == 0
     return capsys.readouterr().out
 
 
@@ -121,3 +121,28 @@ def test_a_server_is_loaded_in_batches_and_region_by_region(capsys):
     assert [row[:2] for row in rows] == [[n, way] for way in serve.WAYS for n in ("1", "4")]
     assert all(int(row[5].replace(",", "")) > 0 for row in rows)
     assert re.fullmatch(r"MB of the server after each fifth of 20 requests: ([\d,]+, ){4}[\d,]+", lines[-1])
+
+
+@pytest.mark.parametrize("module", [run, kills, regions, scale, scores, serve])
+def test_a_mistake_in_any_benchmark_is_a_line(monkeypatch, capsys, module):
+    def fails(args):
+        raise ValueError("a folder\nthat is none")
+
+    monkeypatch.setattr(module, "run", fails)
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    assert module.main() == 2
+    assert capsys.readouterr().err == f"{module.__name__}: error: a folder that is none\n"
+
+
+def test_a_folder_that_is_none_is_told_by_the_benchmarks_that_write(tmp_path, capsys):
+    for main in (scale.main, scores.main):
+        assert main(["--folder", str(tmp_path / "none")]) == 2
+        assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def test_the_served_part_of_the_loading_benchmark_needs_nothing_that_an_old_checkout_lacks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dynrefer.errors", None)
+    monkeypatch.setattr(loading, "serve", lambda *given: served.append(given))
+    served = []
+    assert loading.main(["--serve", "r.jsonl", "Boxes", "2"]) == 0 and served == [("r.jsonl", "Boxes", "2")]
+    assert not any(line.startswith("from dynrefer") for line in loading.HERE.read_text().splitlines())

@@ -29,6 +29,8 @@ class Data:
     weights: dict[str, float] = field(default_factory=dict)
     folder: Path = Path("data")
     order: Literal["shuffled", "file", 3] = "shuffled"
+    val: str = ""
+    extra: str | list[str] = ""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,9 @@ def test_an_integer_serves_as_a_float_and_nothing_else_is_converted():
         ("loop.steps=1.5", r"loop\.steps: expected int, got 1\.5 \(float\)"),
         ("loop.steps=true", r"loop\.steps: expected int, got True \(bool\)"),
         ("loop.steps=", r"loop\.steps: expected int, got '' \(str\)"),
+        ("name=null", r"name: expected str, got None"),
+        ("data.train=null", r"data\.train: expected str or list\[str\], got None"),
+        ("data.folder=~", r"data\.folder: expected Path, got None"),
         ("loop.steps=null", r"loop\.steps: expected int, got None"),
         ("loop.learning_rate=fast", r"loop\.learning_rate: expected float, got 'fast' \(str\)"),
         ("loop.resume=1", r"loop\.resume: expected bool, got 1 \(int\)"),
@@ -227,3 +232,27 @@ def test_yaml_that_cannot_be_written_out_is_named_by_file(tmp_path, text, messag
 def test_an_alias_that_is_used_twice_is_fine(tmp_path):
     path = write(tmp_path, "c.yaml", "name: x\nmodel: {a: &a [1, 2], b: *a}\n")
     assert load_config(Run, path).model == {"a": [1, 2], "b": [1, 2]}
+
+
+@pytest.mark.parametrize("key", ["val", "extra"])
+def test_null_for_a_text_that_may_be_empty_is_an_empty_one(tmp_path, key):
+    for text in ("null", "~", ""):
+        assert getattr(load(f"data.{key}={text}").data, key) == ""
+        assert getattr(load(yaml=write(tmp_path, "r.yaml", f"data: {{{key}: {text}}}")).data, key) == ""
+    assert getattr(load(f"data.{key}='null'").data, key) == "null"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 5\n", "a Git LFS pointer.*`git lfs pull`"),
+        ("<!DOCTYPE html>\n<html><head><title>404: not found</title></head>\n", "a page in HTML.*download it again"),
+        ("\n<html>\n", "a page in HTML"),
+        ("\0" * 40, "nothing but zeros"),
+    ],
+)
+def test_a_file_that_is_something_else_than_yaml_is_named_as_what_it_is(tmp_path, content, said):
+    path = write(tmp_path, "run.yaml", content)
+    for wrong in (path, write(tmp_path, "above.yaml", "base: run.yaml\n")):
+        with pytest.raises(ValueError, match=rf"run\.yaml: not valid YAML: {said}"):
+            load(yaml=wrong)

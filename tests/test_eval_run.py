@@ -1,9 +1,13 @@
 """Prediction files, scores, baselines and the command, with a model that knows some answers."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -561,3 +565,37 @@ def test_results_do_not_depend_on_workers(data):
 def test_scoring_a_file_needs_no_torch():
     code = "import sys, eval.run; assert not {'torch', 'transformers', 'matplotlib'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("taken", "Not a directory; a file stands where a folder is needed"),
+        ("taken/inner", "Not a directory; a file stands where a folder is needed"),
+        ("locked/new", "Permission denied; change who may"),
+        ("mounted/new", "Read-only file system; write somewhere else"),
+    ],
+)
+def test_where_nothing_can_be_written_is_told_before_the_work(tiny, monkeypatch, capsys, place, said):
+    data, _ = tiny
+    path = predictions_of(data / "p.json", open_records(data / "test.jsonl"), lambda n, r: r.captions[0])
+    parent = data / place.partition("/")[0]
+    if parent.name == "taken":
+        parent.write_text("x")
+    else:
+        parent.mkdir()
+        shutil.copy(path, parent / "predictions.jsonl")
+        monkeypatch.setattr("os.access", lambda folder, mode: Path(folder) != parent)
+        flags = SimpleNamespace(f_flag=os.ST_RDONLY * (parent.name == "mounted"))
+        monkeypatch.setattr("os.statvfs", lambda folder: flags)
+    for name in ("_read", "load_model"):
+        monkeypatch.setattr(run, name, lambda *args: pytest.fail("the work was begun"))
+    tries = [[*more, "--out", data / place] for more in (["--predictions", path], ["--model", "m"])]
+    tries += [["--compare", path, path, "--out", data / place]]
+    tries += [["--predictions", path, "--report", data / place / "report.html"]]
+    if parent.is_dir():
+        tries += [["--predictions", parent / "predictions.jsonl"]]  # scores go beside it
+    for arguments in tries:
+        assert run.main(["--task", "tiny", *map(str, arguments)]) == 2
+        printed = capsys.readouterr()
+        assert f"error: {parent}: {said}" in printed.err and not printed.out

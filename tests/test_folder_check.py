@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import warnings
 
 import pytest
 import tiny_dynrefer as small
@@ -315,3 +316,15 @@ def test_files_beside_predictions_are_named_too(tmp_path):
             _settings_of(str(tmp_path / "p.jsonl"))
         with pytest.raises(ValueError, match=f"scores.json': .*{said}"):
             report_run(tmp_path, "world", predictions=tmp_path)
+
+
+def test_complex_weights_are_named_without_a_warning(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["query_tokens"] = tensors["query_tokens"].to(torch.complex64)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(
+            ValueError, match=r"model\.safetensors': 1 weights are complex numbers, such as query_tokens"
+        ):
+            dynrefer.load(folder, device="cpu")

@@ -148,3 +148,33 @@ def test_json_lines_that_are_none_are_named(tmp_path, content, rule):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rule):
         list(read_jsonl(path))
+
+
+# escapes: a whole pair, halves alone or in the wrong order, and words that only look like them
+ESCAPES = (
+    r"\ud83d\ude00",
+    r"\ud83d",
+    r"x\ude00\ud83d",
+    r"\ud83d\ud83d\ude00",
+    r"\\ud83d",
+    r"\\\ud83d",
+    r"\n\uDC00\u00e9",
+)
+
+
+@pytest.mark.parametrize("escape", ESCAPES)
+def test_half_a_surrogate_comes_as_pythons_reader_has_it(tmp_path, escape):
+    path = tmp_path / "of_others.json"
+    text = f'{{"a": ["one", {{"key {escape}": "{escape}"}}, NaN], "last": ["{escape}"]}}'.replace("NaN", "0")
+    path.write_text(text)
+    expected = json.loads(text)
+    assert list(read_items(path, "a.item")) == expected["a"] and dict(read_pairs(path)) == expected == read_json(path)
+    assert read_list(path, "last") == expected["last"]
+
+
+@pytest.mark.parametrize("shift", range(14))
+def test_half_a_surrogate_across_the_border_of_two_reads_is_found(tmp_path, shift):
+    path = tmp_path / "long.json"
+    entries = [r'"\ud83d\ude00"'] * 3 + ['"' + "x" * (CHUNK - 60 + shift) + r'\ud83d\ude00\ud83d"', '"end"']
+    path.write_text(f"[{', '.join(entries)}]")
+    assert list(read_items(path, "item")) == json.loads(path.read_text())

@@ -205,3 +205,16 @@ def test_what_export_writes_is_read_back(folder):
             assert (found.mask is None) == (expected.mask is None)
             assert found.mask is None or np.allclose(found.mask, expected.mask, atol=1e-6)
     assert yaml.safe_load((folder / "boxes" / "data.yaml").read_text())["names"] == {0: "cup", 1: "table"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 5\n", "a Git LFS pointer"),
+        ("<!DOCTYPE html>\n<html>\n", "a page in HTML"),
+    ],
+)
+def test_a_data_yaml_that_is_something_else_is_named_as_what_it_is(folder, capsys, content, said):
+    (folder / "data.yaml").write_text(content)
+    assert main(["--data", str(folder / "data.yaml"), "--out", str(folder / "r.jsonl")]) == 2
+    assert f"data.yaml: not YAML ({said}" in capsys.readouterr().err

@@ -308,6 +308,15 @@ def whole_text(text: str, key: str) -> str:
     return text
 
 
+def check_whole(region: Region) -> None:
+    """ValueError where one of a region's texts holds half of a character."""
+    texts = [("id", region.id), ("image", region.image), ("category", region.category or "")]
+    texts += [("captions", text) for text in region.captions] + [("tags", text) for text in region.tags or ()]
+    texts += [("attribute", name) for name in region.attributes]
+    for key, text in texts:
+        whole_text(text, f"region {region.id!r}: {key}")
+
+
 def texts_of(values: object, key: str) -> tuple[str, ...]:
     if not isinstance(values, (list, tuple)):
         raise ValueError(f"{key} {values!r}: expected a list of texts")

@@ -129,14 +129,21 @@ def weight_files(name: str | Path, **hub) -> list[str]:
 
 
 def read_tensors(files: Iterable[str]) -> dict[str, Tensor]:
-    """Memory-mapped: a tensor costs memory when it is looked at."""
+    """Memory-mapped: a tensor costs memory when it is looked at. ValueError for complex numbers, which torch would
+    make real ones of."""
     from safetensors import safe_open
 
     tensors: dict[str, Tensor] = {}
     for path in files:
         check_file(path, "model file")
         with reading(f"model file {str(path)!r}"), safe_open(path, "pt") as file:
-            tensors |= {name: file.get_tensor(name) for name in file.keys()}
+            own = {name: file.get_tensor(name) for name in file.keys()}
+        if wrong := [name for name, tensor in own.items() if tensor.is_complex()]:
+            raise ValueError(
+                f"model file {str(path)!r}: {len(wrong)} weights are complex numbers, such as {', '.join(wrong[:3])}; "
+                "expected a floating-point type. Save the model anew"
+            )
+        tensors |= own
     return tensors
 
 
