@@ -10,6 +10,8 @@ from transformers import (
     CLIPConfig,
     Sam2Config,
     Sam2Model,
+    Sam2VideoConfig,
+    Sam2VideoModel,
     SamConfig,
     SamHQConfig,
     SamHQModel,
@@ -123,6 +125,22 @@ def test_every_sam_recognises_by_boxes_points_and_masks(sam):
     for ways in ({"boxes": [[40, 50, 100, 120]] * 2}, {"points": [[50, 60]] * 2}, {"masks": [mask] * 2}):
         one, two = RegionPredictor(made)(photo, **ways)
         assert len(one.categories) == 5 and one.categories == two.categories
+
+
+def test_the_picture_part_of_a_published_sam_2_is_taken(tmp_path):
+    torch.manual_seed(0)
+    sizes = ("memory_attention_hidden_size", "memory_encoder_hidden_size", "memory_attention_feed_forward_hidden_size")
+    sizes += ("mask_downsampler_embed_dim", "memory_fuser_embed_dim", "memory_fuser_intermediate_dim")
+    inner = {"prompt_encoder_config": PROMPT, "mask_decoder_config": DECODER, **dict.fromkeys(sizes, 64)}
+    inner |= {"memory_attention_num_layers": 1, "memory_encoder_output_channels": 16, "image_size": 128}
+    video = Sam2VideoModel(Sam2VideoConfig(vision_config={**SIZES, "backbone_config": HIERA}, **inner))
+    video.save_pretrained(tmp_path / "video")
+    section = {"sam": {"name": str(tmp_path / "video")}, "clip": {"name": str(CLIP)}, "categories": NAMES}
+    made, _ = build({**section, "templates": "one"}, [])
+    theirs = video.state_dict()
+    ours = made.sam.model.state_dict()
+    assert isinstance(made.sam.model, Sam2Model)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 # ------------------------------------------------------------------------------------------------ CLIP
