@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import dynrefer
 from dynrefer import draw, letters, paint
+from dynrefer.data.example import Example
 from dynrefer.data.records import RegionResult
 from dynrefer.draw import LARGEST, SMALLEST, draw_results, label_of, save_picture
 from dynrefer.masks import mask_to_rle
@@ -162,6 +163,12 @@ def test_what_is_not_sure_is_called_unknown():
     scored = [{"name": "cup", "score": 0.2}]
     assert label_of(RegionResult("r", [0, 0, 1, 1], category=None, categories=scored)) == "unknown"
     assert label_of(result((0, 0, 1, 1))) == ""
+
+
+def test_regions_of_a_clip_are_drawn_on_the_frame_that_shows_them():
+    frames = np.stack([np.full((600, 800, 3), grey, np.uint8) for grey in (10, 60, 110)])
+    shown_in = Example("clip", [None], lambda indices, reduce: frames[[1] if indices is None else list(indices)])
+    assert (drawn([result((10, 10, 90, 90))], shown_in.image)[300:] == 60).all()
 
 
 def test_hundreds_of_regions_are_drawn():
