@@ -31,10 +31,18 @@ VIEWS ?= --limit 150
 endif
 RUN = runs/$(NAME)
 
-.PHONY: help quickstart quickstart-steps test bench lavis lavis-steps lint clean
+# RegionSpot from nothing: its scenes, the categories that it never learns, and its runs beside the released settings
+SPOT = data/regionspot
+HELD_OUT ?= car hat kite lamp mushroom table
+SPOT_SCENES ?= --train 6000 --val 200 --test 300
+SINGLE_SCENES ?= --train 6000 --test 0
+SPOT_SETTINGS ?=
+STAND_IN_SETTINGS ?=
+
+.PHONY: help quickstart quickstart-steps regionspot regionspot-steps spot-sam spot-clip test bench lavis lavis-steps lint clean
 help:
 	@sed -n 's/^# \(.*\)/\1/p' Makefile | head -5
-	@echo "targets: quickstart test bench lavis lint clean"
+	@echo "targets: quickstart regionspot test bench lavis lint clean"
 
 quickstart: $(VENV)/.installed-all
 	$(MAKE) quickstart-steps
@@ -50,6 +58,21 @@ quickstart-steps:
 	$(PY) -m eval.sweep --model $(RUN) --task world --data $(WORLD)/test.jsonl --overwrite $(VIEWS)
 	$(PY) -m eval.report --run $(RUN) --task world --data $(WORLD)/test.jsonl
 	@echo "look at $(RUN)/report.html"
+
+# small SAM and CLIP from nothing, RegionSpot on them, and what it recognises beside CLIP on crops
+regionspot: $(VENV)/.installed-all
+	$(MAKE) regionspot-steps
+
+regionspot-steps:
+	$(PY) -m data_prep.world --out $(SPOT) $(SPOT_SCENES) --image-hw 192 256 --hold-out $(HELD_OUT)
+	$(PY) -m data_prep.world --out $(SPOT)/single $(SINGLE_SCENES) --image-hw 192 256 --most 1 --seed 1
+	$(MAKE) -j 2 spot-sam spot-clip
+	$(PY) -m train.extract --config configs/regionspot_world.yaml $(SPOT_SETTINGS)
+	$(PY) -m train.run --config configs/regionspot_world.yaml loop.overwrite=true $(SPOT_SETTINGS)
+	$(PY) -m eval.held_out --models runs/regionspot/spot --data $(SPOT)/test.jsonl
+
+spot-sam spot-clip: spot-%:
+	$(PY) -m train.stand_ins.$* --config configs/stand_ins/$*.yaml num_threads=1 overwrite=true $(STAND_IN_SETTINGS)
 
 test: $(TEST_VENV)/.installed-dev
 	$(TEST_PY) -m pytest $(PYTEST_ARGS)

@@ -23,6 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--val", type=int, default=0, help="validation scenes, with combinations of their own")
     parser.add_argument("--test", type=int, default=200, help="test scenes")
     parser.add_argument("--image-hw", type=int, nargs=2, metavar=("H", "W"), default=world.IMAGE_HW, help="pixels")
+    parser.add_argument(
+        "--hold-out", nargs="+", default=(), metavar="NAME", help="categories that SPLIT-seen.jsonl leaves unsaid"
+    )
+    parser.add_argument("--most", type=int, metavar="N", help="objects in a scene, where there are to be fewer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes")
     return run_command("data_prep.world", _run, parser.parse_args(argv))
@@ -44,7 +48,8 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _write(args: argparse.Namespace, number: int, split: str) -> Path:
-    return world.write(args.out, number, split, args.seed, args.workers, tuple(args.image_hw))
+    size = tuple(args.image_hw)
+    return world.write(args.out, number, split, args.seed, args.workers, size, args.most, args.hold_out)
 
 
 if __name__ == "__main__":

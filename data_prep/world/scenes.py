@@ -320,13 +320,14 @@ def _set_relations(things: list[WorldObject], ground: _Ground) -> None:
 
 
 def draw_scene(
-    rng: np.random.Generator, split: str, image_hw: tuple[int, int]
+    rng: np.random.Generator, split: str, image_hw: tuple[int, int], most: int | None = None
 ) -> tuple[np.ndarray, list[WorldObject], _Ground]:
-    """Everything random about a scene comes from `rng`."""
+    """Everything random about a scene comes from `rng`. most: objects, where there are to be fewer than usual."""
     while True:
         ground = _draw_ground(image_hw, rng)
-        things = _layout(split, ground, image_hw, int(rng.choice((3, 4, 5, 6), p=(0.15, 0.4, 0.2, 0.25))), rng)
-        if len(things) < 2:
+        number = int(rng.choice((3, 4, 5, 6), p=(0.15, 0.4, 0.2, 0.25)))
+        things = _layout(split, ground, image_hw, number if most is None else min(number, most), rng)
+        if len(things) < min(2, most or 2):
             continue
         ground = _place_light(ground, things, image_hw[1], rng)
         things.sort(key=lambda thing: thing.place[3])  # lower in the picture is nearer
@@ -343,8 +344,8 @@ def draw_scene(
         return np.asarray(canvas), [things[i] for i in order], ground
 
 
-def scene(seed: int, split: str = "train", image_hw: tuple[int, int] = IMAGE_HW) -> Scene:
-    """The scene of a seed, always the same. image_hw: (height, width), at least (192, 256).
+def scene(seed: int, split: str = "train", image_hw: tuple[int, int] = IMAGE_HW, most: int | None = None) -> Scene:
+    """The scene of a seed, always the same. image_hw: (height, width), at least (192, 256); most: objects.
 
     Splits never share a layout (each has its own stream of random numbers) nor a combination of kind, colour and
     pattern (objects.COMBINATIONS). Raises ValueError for an unknown split, a negative seed or a picture too small.
@@ -358,5 +359,5 @@ def scene(seed: int, split: str = "train", image_hw: tuple[int, int] = IMAGE_HW)
             f"world image_hw {tuple(image_hw)}: objects are up to 100 px, so use at least {SMALLEST_HW} (height, width)"
         )
     rng = np.random.default_rng((1, SPLITS.index(split), seed))
-    image, things, ground = draw_scene(rng, split, tuple(image_hw))
+    image, things, ground = draw_scene(rng, split, tuple(image_hw), most)
     return Scene(seed, split, image, things, ground.light, ground.light_x)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,17 +22,24 @@ from dynrefer.processes import interrupts_held, worker_pool
 SCENES_PER_SEED = 1_000_000
 
 
-def _write_scene(number: int, folder: Path, split: str, image_hw: tuple[int, int]) -> list[Region]:
+def _write_scene(number: int, folder: Path, split: str, image_hw: tuple[int, int], most: int | None) -> list[Region]:
     """Draws one scene, saves its picture and returns its records."""
-    drawn = scene(number, split, image_hw)
+    drawn = scene(number, split, image_hw, most)
     path = folder / "images" / f"{split}-{number:07d}.png"
     with atomic_path(path) as temporary:
         Image.fromarray(drawn.image).save(temporary, format="PNG", compress_level=1)
     return drawn.regions(f"images/{path.name}")
 
 
-def _records(folder: Path, numbers: range, split: str, image_hw: tuple[int, int], workers: int) -> Iterator[Region]:
-    one = partial(_write_scene, folder=folder, split=split, image_hw=image_hw)
+def _records(
+    folder: Path,
+    numbers: range,
+    split: str,
+    image_hw: tuple[int, int],
+    workers: int,
+    most: int | None,
+) -> Iterator[Region]:
+    one = partial(_write_scene, folder=folder, split=split, image_hw=image_hw, most=most)
     if workers == 1:
         for number in numbers:
             yield from one(number)
@@ -50,8 +58,13 @@ def write(
     seed: int = 0,
     workers: int = 1,
     image_hw: tuple[int, int] = IMAGE_HW,
+    most: int | None = None,
+    held_out: Sequence[str] = (),
 ) -> Path:
     """Writes folder/images/*.png, folder/{split}.jsonl, tags.txt, categories.txt and attributes.json.
+
+    most: objects in a scene, where there are to be fewer than usual. held_out: categories that a training is to leave
+    out; {split}-seen.jsonl has the records again, without a category where it is one of them, and seen.txt the others.
 
     Returns the path of the records, which appear last and whole: a run that is killed leaves none. The same seed
     gives the same files for any number of workers. Raises ValueError for an unknown split or a bad number.
@@ -62,6 +75,11 @@ def write(
         raise ValueError(f"world num_scenes {num_scenes}: between 1 and {SCENES_PER_SEED} for one seed")
     if workers < 1:
         raise ValueError(f"world workers {workers}: must be 1 or more")
+    for name in held_out:
+        if name not in CATEGORIES:
+            raise ValueError(f"world held_out {name!r}: choose some of {', '.join(CATEGORIES)}")
+    if most is not None and most < 1:
+        raise ValueError(f"world most {most}: a scene has at least 1 object")
     if seed < 0:
         raise ValueError(f"world seed {seed}: must be 0 or more")
     folder = Path(folder)
@@ -71,10 +89,16 @@ def write(
         "categories.txt": "\n".join(CATEGORIES) + "\n",
         "attributes.json": json.dumps({"attributes": list(ATTRIBUTE_LIST)}, indent=1) + "\n",
     }
+    if held_out:
+        lists["seen.txt"] = "\n".join(name for name in CATEGORIES if name not in held_out) + "\n"
     for name, text in lists.items():
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     first = seed * SCENES_PER_SEED
     path = folder / f"{split}.jsonl"
-    write_records(path, list(_records(folder, range(first, first + num_scenes), split, image_hw, workers)))
+    records = list(_records(folder, range(first, first + num_scenes), split, image_hw, workers, most))
+    if held_out:
+        seen = [replace(record, category=None) if record.category in held_out else record for record in records]
+        write_records(folder / f"{split}-seen.jsonl", seen)
+    write_records(path, records)
     return path

@@ -24,13 +24,14 @@ CLIP_GRADIENT = 1.0
 @dataclass(frozen=True)
 class FitConfig:
     output: str  # the folder to write
-    train: str  # record file
+    train: str | list[str]  # record file, or several read as one
     val: str  # record file of pictures that are not trained on
     model: dict  # the sizes: a config of transformers
     steps: int
     batch_size: int  # pictures a step
     optim: OptimConfig = field(default_factory=OptimConfig)
     log_every: int = 50  # steps between printed lines; log.jsonl has every step
+    eval_every: int = 0  # steps between evaluations; 0: at the end only
     seed: int = 0
     num_threads: int | None = None  # of PyTorch; None: its own choice
     train_limit: int | None = None  # the first pictures only
@@ -83,9 +84,15 @@ def fit(
                 log.write(json.dumps(row) + "\n")
                 if step % cfg.log_every == 0 or step == cfg.steps:
                     print(f"step {step}/{cfg.steps} | loss {row['loss']:.4f} | {row['seconds']:.0f} s", flush=True)
+                if step == cfg.steps or (cfg.eval_every and step % cfg.eval_every == 0):
+                    model.eval()
+                    with torch.no_grad():
+                        scores = evaluate()
+                    model.train()
+                    log.write(json.dumps({"step": step, **{f"eval/{name}": of for name, of in scores.items()}}) + "\n")
+                    said = ", ".join(f"{name} {of:.3f}" for name, of in scores.items())
+                    print(f"step {step}: {said}", flush=True)
         model.eval()
-        with torch.no_grad():
-            scores = evaluate()
         save(folder)
         write_json(folder / "scores.json", {"scores": scores, "seconds": row["seconds"]})
     return scores

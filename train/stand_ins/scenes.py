@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,9 @@ class Scenes:
         return len(self.regions)
 
 
-def read_scenes(path: str, resize: Callable[[np.ndarray], np.ndarray], limit: int | None = None) -> Scenes:
+def read_scenes(
+    path: str | Sequence[str], resize: Callable[[np.ndarray], np.ndarray], limit: int | None = None
+) -> Scenes:
     """The first `limit` pictures of a record file. resize: a picture (H, W, 3) -> the same in the size to keep.
 
     Raises ValueError for records that cannot be read, and pictures that come out in different sizes.
