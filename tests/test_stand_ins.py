@@ -12,6 +12,7 @@ from data_prep import world
 from dynrefer.config import load_config
 from dynrefer.data.record_files import open_records, write_records
 from train.stand_ins import clip, sam
+from train.stand_ins.settings import CaptionConfig, ClipFitConfig, SamFitConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "stand_ins"
 
@@ -36,7 +37,7 @@ def losses(folder):
 
 
 def test_a_sam_learns_masks_and_is_read_like_a_real_one(drawn, tmp_path):
-    cfg = settings(sam.SamFitConfig, "sam", drawn, tmp_path / "sam", "steps=8", "batch_size=4", "optim.warmup_steps=2")
+    cfg = settings(SamFitConfig, "sam", drawn, tmp_path / "sam", "steps=8", "batch_size=4", "optim.warmup_steps=2")
     scores = sam.main(cfg)
     found = losses(tmp_path / "sam")
     assert len(found) == 8 and np.mean(found[-2:]) < 0.95 * found[0]
@@ -52,7 +53,7 @@ def test_a_sam_learns_masks_and_is_read_like_a_real_one(drawn, tmp_path):
 
 
 def test_sam_sees_what_the_real_processor_makes(drawn, tmp_path):
-    cfg = settings(sam.SamFitConfig, "sam", drawn, tmp_path / "sam", "steps=1", "batch_size=1", "train_limit=1")
+    cfg = settings(SamFitConfig, "sam", drawn, tmp_path / "sam", "steps=1", "batch_size=1", "train_limit=1")
     sam.main(cfg)
     processor = SamProcessor.from_pretrained(tmp_path / "sam")
     regions = [region for region in open_records(drawn / "val.jsonl") if region.image.endswith("0000000.png")]
@@ -68,7 +69,7 @@ def test_sam_sees_what_the_real_processor_makes(drawn, tmp_path):
 
 def test_a_clip_learns_captions_and_is_read_like_a_real_one(drawn, tmp_path):
     more = ("steps=6", "batch_size=8", "optim.warmup_steps=2", "optim.lr=1e-3")
-    cfg = settings(clip.ClipFitConfig, "clip", drawn, tmp_path / "clip", *more)
+    cfg = settings(ClipFitConfig, "clip", drawn, tmp_path / "clip", *more)
     scores = clip.main(cfg)
     found = losses(tmp_path / "clip")
     assert len(found) == 6 and found[-1] < found[2]
@@ -87,7 +88,7 @@ def test_a_clip_learns_captions_and_is_read_like_a_real_one(drawn, tmp_path):
 
 def test_a_caption_says_what_is_true_of_the_whole_picture():
     regions = world.scene(3, "train", (192, 256)).regions("x.png")
-    cfg, rng = clip.CaptionConfig(), np.random.default_rng(0)
+    cfg, rng = CaptionConfig(), np.random.default_rng(0)
     true = frozenset().union(*(clip.phrases(region, cfg.attribute_types) for region in regions))
     made = [clip.caption(regions, ["a photo of {}."], cfg, rng) for _ in range(100)]
     assert all(said and said <= true for _, said in made)
@@ -107,7 +108,7 @@ def test_a_caption_of_another_picture_counts_where_it_is_true():
 
 
 def test_parts_of_a_patch_start_equally_strong_whatever_their_contrast():
-    cfg = load_config(clip.ClipFitConfig, CONFIGS / "clip.yaml", [])
+    cfg = load_config(ClipFitConfig, CONFIGS / "clip.yaml", [])
     model = clip.CLIPModel(clip.CLIPConfig(**cfg.model))
     torch.manual_seed(0)
     pixels = 5 * torch.randn(20, 3, 1, 1) + torch.randn(20, 3, 96, 96)  # a picture's colour drowns all else
@@ -132,14 +133,14 @@ def test_every_place_of_the_grid_has_its_own_waves():
 def test_an_output_that_exists_is_not_replaced_unasked(drawn, tmp_path):
     (tmp_path / "sam").mkdir()
     with pytest.raises(ValueError, match="it exists; name another folder, or set overwrite=true"):
-        sam.main(settings(sam.SamFitConfig, "sam", drawn, tmp_path / "sam"))
+        sam.main(settings(SamFitConfig, "sam", drawn, tmp_path / "sam"))
 
 
 def test_records_without_categories_are_named(drawn, tmp_path):
     region = next(iter(open_records(drawn / "train.jsonl")))
     bare = type(region)(id="bare", image=str(drawn / region.image), image_hw=region.image_hw, box=region.box)
     write_records(tmp_path / "bare.jsonl", [bare])
-    cfg = settings(clip.ClipFitConfig, "clip", drawn, tmp_path / "clip", f"train={tmp_path}/bare.jsonl")
+    cfg = settings(ClipFitConfig, "clip", drawn, tmp_path / "clip", f"train={tmp_path}/bare.jsonl")
     with pytest.raises(ValueError, match=r"bare.jsonl: region bare has no category or no caption"):
         clip.main(cfg)
 
@@ -148,4 +149,4 @@ def test_records_without_categories_are_named(drawn, tmp_path):
 def test_a_sam_of_some_hundred_steps_fits_objects(drawn, tmp_path):
     """On the scenes that it has seen; docs/results.md has the score on others."""
     more = ("steps=300", f"val={drawn}/train.jsonl")
-    assert sam.main(settings(sam.SamFitConfig, "sam", drawn, tmp_path / "sam", *more))["mask_iou"] > 0.6
+    assert sam.main(settings(SamFitConfig, "sam", drawn, tmp_path / "sam", *more))["mask_iou"] > 0.6

@@ -16,7 +16,6 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,34 +29,15 @@ from dynrefer.convert.clip_text import import_open_clip
 from dynrefer.data.records import Region
 from dynrefer.errors import Parser, run_command
 from dynrefer.models.tokenizer import train_tokenizer
-from train.stand_ins.fit import FitConfig, check_output, fit
+from train.stand_ins.fit import check_output, fit
 from train.stand_ins.scenes import Scenes, read_scenes
+from train.stand_ins.settings import CaptionConfig, ClipFitConfig
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 LARGEST_SCALE = 100.0
 LENGTHS = 8  # texts are as long as a multiple of it, so that few shapes occur
 WHITENED = 300  # pictures that starting weights are fitted to
 PICTURES_AT_ONCE = 100  # without gradient
-
-
-@dataclass(frozen=True)
-class CaptionConfig:
-    per_picture: int = 4  # captions of each picture in a step
-    categories: float = 0.4  # share of captions that name categories only
-    attributes: float = 0.4  # share that put an attribute of `attribute_types` before each category
-    attribute_types: tuple[str, ...] = ("color",)
-    single: float = 0.2  # share that name one region; others name one to all of them
-    templates: float = 0.7  # share that stand in one of OpenAI's sentences for ImageNet
-    most_captions: int = 2  # regions named by their own captions in one caption, where no share above takes it
-    patches: float = 1.0  # weight of the loss in which a picture's patches take the place of its class token
-    easy_steps: int = 0  # steps that see only pictures of `easy_regions` regions or fewer
-    easy_regions: int = 1
-
-
-@dataclass(frozen=True)
-class ClipFitConfig(FitConfig):
-    captions: CaptionConfig = field(default_factory=CaptionConfig)
-    vocab_size: int = 600
 
 
 def with_attributes(region: Region, types: Sequence[str]) -> str:

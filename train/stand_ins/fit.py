@@ -1,4 +1,4 @@
-"""What both stand-ins' trainings share: settings, the loop, and the folder that appears when all is done."""
+"""What both stand-ins' trainings share: the loop, and the folder that appears when all is done."""
 
 from __future__ import annotations
 
@@ -6,44 +6,18 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynrefer.config import check_numbers
 from dynrefer.files import atomic_path, write_json
-from train.optim import OptimConfig, build_optimizer, set_lr
+from train.optim import build_optimizer, set_lr
 from train.run import NonFiniteLoss
+from train.stand_ins.settings import FitConfig
 
 CLIP_GRADIENT = 1.0
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    output: str  # the folder to write
-    train: str | list[str]  # record file, or several read as one
-    val: str  # record file of pictures that are not trained on
-    model: dict  # the sizes: a config of transformers
-    steps: int
-    batch_size: int  # pictures a step
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    log_every: int = 50  # steps between printed lines; log.jsonl has every step
-    eval_every: int = 0  # steps between evaluations; 0: at the end only
-    seed: int = 0
-    num_threads: int | None = None  # of PyTorch; None: its own choice
-    train_limit: int | None = None  # the first pictures only
-    val_limit: int | None = None
-    overwrite: bool = False
-
-    def __post_init__(self):
-        check_numbers(self)
-        for name in ("steps", "batch_size", "log_every", "num_threads", "train_limit", "val_limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be 1 or more")
 
 
 def check_output(cfg: FitConfig) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +23,11 @@ from transformers import SamConfig, SamImageProcessor, SamModel, SamProcessor
 from dynrefer.config import load_config, settings_help
 from dynrefer.errors import Parser, run_command
 from dynrefer.masks import to_mask
-from train.stand_ins.fit import FitConfig, check_output, fit
+from train.stand_ins.fit import check_output, fit
 from train.stand_ins.scenes import Scenes, read_scenes
+from train.stand_ins.settings import SamFitConfig
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # SAM's
-
-
-@dataclass(frozen=True)
-class SamFitConfig(FitConfig):
-    cross_entropy: float = 5.0  # its weight beside dice
 
 
 class MaskTask:
