@@ -69,13 +69,14 @@ def regions(
                 raise ValueError(f"{where}: two images have the id {name!r}; export one task or project at a time")
             seen.add(name)
             file = _file_of(element, images)
-            if file in files:
+            found = file and images.first(file) or file  # names that differ in case alone may be one picture
+            if found in files:
                 raise ValueError(
-                    f"{where}: images {files[file]} and {_titled(element)} would both be {file} in {images.folder}: of "
-                    "different jobs, tasks or subsets; export one at a time, or put each subset's images into a folder "
-                    "of its name"
+                    f"{where}: images {files[found]} and {_titled(element)} would both be {file} in {images.folder}: "
+                    "of different jobs, tasks or subsets; export one at a time, or put each subset's images into a "
+                    "folder of its name"
                 )
-            files[file] = _titled(element)
+            files[found] = _titled(element)
             with counts.entries("images"):
                 yield from _image_regions(
                     element, file, where, images, counts, kinds, caption_attributes, unknown_captions
@@ -163,7 +164,7 @@ def _attributes(
     captions: dict[str, list[str]] = {}
     for attribute in shape.iter("attribute"):
         key, value = attribute.get("name", ""), (attribute.text or "").strip()
-        kind = kinds.get((label, key), "checkbox" if value in ("true", "false") else "select")
+        kind = kinds.get((label, key)) or _likely_kind(key, value)
         if key in caption_attributes or (not caption_attributes and kind == "text" and key.lower() in TEXT_KEYS):
             unknown_captions.discard(key)
             captions.setdefault(key, []).extend([value] if value else [])
@@ -176,6 +177,13 @@ def _attributes(
         elif value:
             attributes[f"{key}:{value}"] = 1
     return {"attributes": attributes, "captions": list(dict.fromkeys(sum(captions.values(), [])))}
+
+
+def _likely_kind(key: str, value: str) -> str:
+    """Of an attribute that no <meta> tells of: what others have written has none."""
+    if value in ("true", "false"):
+        return "checkbox"
+    return "text" if key.lower() in TEXT_KEYS else "select"
 
 
 def _box(shape: Element, image_hw: tuple[int, int], where: str) -> tuple[list | None, list | None]:

@@ -259,6 +259,14 @@ def test_two_files_that_differ_in_case_only_are_not_guessed(folder, capsys):
     assert "but B.jpg and b.JPG are; name one of them" in capsys.readouterr().err
 
 
+def test_two_names_that_find_the_same_picture_are_refused(folder, capsys):
+    images = "".join(
+        f'<image id="{k}" name="{name}" width="100" height="50"/>' for k, name in enumerate(["a.jpg", "A.JPG"])
+    )
+    assert convert(folder, cvat.main, "--export", f"<annotations>{images}</annotations>") == (2, [])
+    assert "id='0' name='a.jpg' and id='1' name='A.JPG' would both be " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("more", ['subset="val"', 'task_id="2"', 'job_id="5"'])
 def test_two_pictures_of_one_name_are_refused(folder, capsys, more):
     box = '<box label="cat" xtl="10" ytl="8" xbr="30" ybr="28"/>'

@@ -202,3 +202,13 @@ def test_runs_of_a_cut_out_are_those_of_the_whole_image():
         if whole.any():
             assert (to_mask(rle, (height, width)) == whole).all()
         assert rle_to_box(rle) is None if not whole.any() else (rle_to_box(rle) == mask_to_box(whole)).all()
+
+
+@pytest.mark.parametrize("key", ["text", "Description"])
+def test_a_caption_of_an_export_without_meta_is_no_attribute(folder, key):
+    head, tail = XML.partition("  <meta>")[0], XML.partition("</meta>")[2]
+    (folder / "annotations.xml").write_text((head + tail).replace('name="text"', f'name="{key}"'))
+    assert run(folder) == 0
+    cup, _, mask, *_ = records(folder)
+    assert cup.captions == ("a red cup",) and cup.attributes == {"colour:red": 1, "full": -1, "price:7": 1}
+    assert mask.captions == () and mask.attributes == {"full": 1}
