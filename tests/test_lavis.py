@@ -357,7 +357,7 @@ def without(name):
     ("change", "message"),
     [
         (without("ln_vision.bias"), "missing vision_model.post_layernorm.bias"),
-        (without("query_tokens"), "no query_tokens; expected a LAVIS checkpoint"),
+        (without("query_tokens"), "no query_tokens; expected a LAVIS checkpoint of BLIP-2; it is cut, or another"),
         (without("visual_encoder.blocks.1.attn.v_bias"), "missing visual_encoder.blocks.1.attn.v_bias"),
         (without("visual_encoder.cls_token"), "missing vision_model.embeddings.class_embedding"),
         (lambda t: t.update(stray=torch.zeros(1)), "1 unknown tensors, such as stray"),
@@ -368,7 +368,7 @@ def without(name):
         (lambda t: t.update({"opt_proj.bias": torch.zeros(1)}), "found opt, t5"),
         (
             lambda t: t.update({"t5_proj.weight": torch.zeros(3, 3)}),
-            r"language_projection.weight is \(3, 3\), expected",
+            r"c.pth: tensors and config .* language_projection.weight is \(3, 3\), expected .*; is each file whole",
         ),
         (lambda t: t.update({"visual_encoder.pos_embed": torch.zeros(1, 7, 32)}), r"is \(1, 7, 32\), expected"),
         (lambda t: t.update({"query_tokens": torch.zeros(3)}), "missing query_tokens, which shows a size"),

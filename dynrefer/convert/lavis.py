@@ -132,7 +132,7 @@ def convert(
         logger.warning(f"not in {checkpoint} but taken from the other files: {said}")
     check_depth("vision", config.vision_config, KNOWN_VISION, vision_layers, base_config)
     check_depth("qformer", config.qformer_config, KNOWN_QFORMER, qformer_layers, base_config)
-    check_model(kind, config, tensors)
+    check_model(kind, config, tensors, checkpoint)
     with new_folder(output) as written:
         if folder is not None:
             copy_rest(folder, written)
@@ -159,7 +159,9 @@ def kind_of(tensors: Mapping[str, Tensor], source: str) -> tuple[str, str | None
     if any(name.startswith("cvem_") for name in tensors):
         raise ValueError(f"{source} is a DynRefer checkpoint: `dynrefer convert dynrefer --checkpoint` reads it")
     if "query_tokens" not in tensors:
-        raise ValueError(f"{source}: no query_tokens; expected a LAVIS checkpoint of BLIP-2{seems(tensors)}")
+        said = seems(tensors)
+        said = "; it is cut, or another model of LAVIS" if "LAVIS" in said else said
+        raise ValueError(f"{source}: no query_tokens; expected a LAVIS checkpoint of BLIP-2{said}")
     prefixes = {p for p in LANGUAGE_PREFIXES.values() if any(name.startswith(f"{p}_proj.") for name in tensors)}
     text_branch = "Qformer.bert.embeddings.word_embeddings.weight" in tensors
     if len(prefixes) > 1 or not (prefixes or text_branch):
@@ -367,7 +369,7 @@ def read_model(model: str | Path, revision: str | None):
     if "itm_head.weight" in tensors:
         kind, keys = "retrieval", keys[:2]
     tensors = without_copies(tensors, config.text_config)
-    check_model(kind, config, tensors)
+    check_model(kind, config, tensors, folder)
     return kind, tensors, {key: getattr(config, key) for key in keys}, []
 
 

@@ -236,15 +236,16 @@ def check_depth(part: str, config, known: Mapping[int, tuple[int, int]], given: 
         )
 
 
-def check_model(kind: str, config, tensors: Mapping[str, Tensor]) -> None:
-    """ValueError unless the tensors are those of the kind's model, in the shapes that its config says."""
+def check_model(kind: str, config, tensors: Mapping[str, Tensor], source: object) -> None:
+    """ValueError unless the tensors are those of the kind's model, in the shapes that its config says. source: for
+    errors."""
     import transformers
 
     with torch.device("meta"):
         model = getattr(transformers, KINDS[kind][0])(config)
     # what transformers ties of T5 is another matter: its output layer, which flan-t5 has apart
     model.all_tied_weights_keys = {} if kind == "retrieval" else copies(config.text_config)
-    check_fit(model, tensors)
+    check_fit(model, tensors, source=source)
 
 
 def check_settings(configs: Mapping) -> None:

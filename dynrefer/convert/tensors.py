@@ -90,9 +90,9 @@ def rename_all(
     return result
 
 
-def check_fit(model, tensors: Mapping[str, Tensor], computed: Collection[str] = ()) -> None:
+def check_fit(model, tensors: Mapping[str, Tensor], computed: Collection[str] = (), source: object = "") -> None:
     """ValueError unless there is a tensor of its shape for everything in the model, and nothing else. One of two tied
-    tensors is enough. computed: names that the model fills itself."""
+    tensors is enough. computed: names that the model fills itself. source: the file that they are of, for errors."""
     state = model.state_dict()
     tied = {name for name, original in model.all_tied_weights_keys.items() if original in tensors}
     wanted = state.keys() - set(computed)
@@ -105,7 +105,10 @@ def check_fit(model, tensors: Mapping[str, Tensor], computed: Collection[str] = 
     ]
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(f"tensors and config do not fit: {'; '.join(problems[:8])}{more}")
+        raise ValueError(
+            f"{f'{source}: ' if source else ''}tensors and config do not fit: {'; '.join(problems[:8])}{more}; is each "
+            "file whole, and are all of one model?"
+        )
 
 
 @contextmanager
