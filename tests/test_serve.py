@@ -155,6 +155,7 @@ WRONG = {
     "a key like a type": (regions_body({"str": 1}), "unknown key 'str' (images[0].regions[0].str)"),
     "a wrong key of a region": (regions_body({"boxs": BOX}), "unknown key 'boxs'"),
     "three numbers": (regions_body(BOX[:3]), "images[0].regions[0].box: list should have at least 4 items"),
+    "five numbers": (regions_body([*BOX, 1]), "images[0].regions[0].box: list should have at most 4 items"),
     "a text as number": (regions_body([1, 2, "3", 4]), "images[0].regions[0].box[2]: input should be a valid number"),
     "a boolean": (regions_body([True, 2, 3, 4]), "images[0].regions[0].box[0]: input should be a valid number"),
     "no box": (regions_body({"id": "a"}), "images[0].regions[0]: neither box nor mask"),
@@ -247,7 +248,7 @@ def test_too_much_is_refused_with_413(gate):
         in error_of(post(gate, regions_body(*[BOX] * 5000)), 413)["message"]
     )
     error = error_of(post(gate, regions_body(*[BOX] * 20_000)), 413)
-    assert error["message"].startswith("images[0].regions: list should have at most 10000 items")
+    assert error["message"].startswith("images[0].regions: 20000 regions, at most 10000")
     many = {"images": regions_body(BOX)["images"] * 65}
     assert "65 images" in error_of(post(gate, many), 413)["message"]
     zigzag = [0.0, 0.0, 900.0, 700.0] * 2500

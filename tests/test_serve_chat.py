@@ -208,7 +208,7 @@ def test_what_cannot_be_honoured_is_refused(gate, changes, message):
 
 
 def test_long_texts_are_refused_with_413(gate):
-    assert "at most 1000000 characters" in error_of(ask(gate, text="a" * 1_000_001), 413)["message"]
+    assert "1000001 letters, at most 1000000" in error_of(ask(gate, text="a" * 1_000_001), 413)["message"]
     body = {"model": "stub", "messages": [{"role": "user", "content": "a" * 1_000_001}]}
     assert error_of(post(gate, body, PATH), 413)["param"] == "messages[0].content"
 

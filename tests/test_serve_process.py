@@ -243,19 +243,20 @@ def test_the_command_serves_a_saved_model_to_the_official_client(start, tiny_fol
     assert server.process.wait(30) == 0
 
 
+@pytest.mark.timeout(600)
 def test_schemathesis_finds_nothing(start, tmp_path):
     pytest.importorskip("schemathesis", reason="pip install schemathesis")
     server = start("tests.serving", "0")
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     done = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", "run", f"{server.address}/openapi.json"]
-        + ["--checks", f"{checks},negative_data_rejection,unsupported_method", "-n", "40", "--seed", "1"]
+        + ["--checks", f"{checks},negative_data_rejection,unsupported_method", "-n", "20", "--seed", "1"]
         + ["--phases", "examples,coverage,fuzzing", "--suppress-health-check", "all"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         env=ENVIRONMENT,
-        timeout=230,
+        timeout=580,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert server.post(regions_body(BOX)).status_code == 200

@@ -21,7 +21,7 @@ from dynrefer.errors import shown
 
 from .batching import Answer
 from .client_options import sampling
-from .schema import BoxFormat, RegionIn, Regions, ResultOut, Strict
+from .schema import BoxFormat, RegionIn, Regions, ResultOut, Strict, short
 from .service import Asked, Gone, Service
 from .settings import Refusal, invalid
 
@@ -52,7 +52,7 @@ class ImageUrl(Strict):
 
 class TextPart(Strict):
     type: Literal["text"]
-    text: Annotated[str, Field(max_length=MOST_LETTERS)]
+    text: Annotated[str, short(MOST_LETTERS, "letters")]
 
 
 class ImagePart(Strict):
@@ -66,7 +66,7 @@ class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: (
-        Annotated[str, Field(max_length=MOST_LETTERS)]
+        Annotated[str, short(MOST_LETTERS, "letters")]
         | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
         | None
     ) = None
