@@ -98,6 +98,7 @@ class Converter:
         self._names: dict[int | str, str] = {}  # of the categories, by their ids
         self._labels: Labels | None = None
         self._images: dict[int | str, tuple[str, tuple[int, int]] | None] = {}  # id -> path and size, None = left out
+        self._names: dict[str, str] = {}  # path -> the name that found it
         self._read_lists()
         self._check(early=True)
 
@@ -185,6 +186,11 @@ class Converter:
                 self.counts["images left out, not in the folder"] += 1
             else:
                 found = found or (self.images.path if self._own else self.images.whole)(names[0], where)
+                if (other := self._names.setdefault(found, names[0])) != names[0]:
+                    raise Undecided(
+                        f"{where}: file_name {names[0]!r} would be {found}, and so would {other!r}; give each picture "
+                        "the name that its file has"
+                    )
                 self.images.check_size(found, image_hw, where)
                 self._images[number] = found, image_hw
 

@@ -19,6 +19,7 @@ from data_prep.check_clips import video_problems
 from data_prep.counts import Tally, nothing, tell
 from dynrefer.boxes import check_boxes
 from dynrefer.data.clips import ClipRegion, FrameRegion, write_clips
+from dynrefer.data.records import whole_text
 from dynrefer.errors import Parser
 from dynrefer.images import DECODE_ERRORS
 from dynrefer.masks import mask_to_box, mask_to_rle, rle_to_box
@@ -70,6 +71,8 @@ def write(out: Path, clips: Iterable[ClipRegion], tally: Tally) -> int:
         for clip in clips:
             if wrong := [text for text in (*clip.captions, clip.category) if text is not None and not _is_text(text)]:
                 raise ValueError(f"clip {clip.id}: caption or category {wrong[0]!r}: expected text that is not empty")
+            for text in (clip.id, clip.video, *clip.captions, clip.category or ""):
+                whole_text(text, f"clip {clip.id!r}: text")
             tally["regions"] += 1
             tally["captions"] += len(clip.captions)
             tally["regions without a caption"] += not clip.captions

@@ -267,6 +267,12 @@ def test_two_names_that_find_the_same_picture_are_refused(folder, capsys):
     assert "id='0' name='a.jpg' and id='1' name='A.JPG' would both be " in capsys.readouterr().err
 
 
+def test_two_names_of_coco_that_find_the_same_picture_are_refused(folder, capsys):
+    images = [{**IMAGE, "id": number, "file_name": name} for number, name in ((7, "a.jpg"), (8, "A.JPG"))]
+    assert own(folder, [GOOD], images=images) == (2, [])
+    assert "file_name 'A.JPG' would be ../photos/a.jpg, and so would 'a.jpg'; give" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("more", ['subset="val"', 'task_id="2"', 'job_id="5"'])
 def test_two_pictures_of_one_name_are_refused(folder, capsys, more):
     box = '<box label="cat" xtl="10" ytl="8" xbr="30" ybr="28"/>'

@@ -205,6 +205,13 @@ def test_no_right_4_gram_on_either_side_is_no_difference():
     assert found["p"] == 1.0 and found["interval"] == pytest.approx([-0.15, 0.15], abs=1e-4)  # three of 20 may differ
 
 
+def test_right_texts_are_as_sure_as_their_number_by_bleu_too():
+    texts = [f"a cup of the colour {word} on it" for word in "abcdefghijklmnopqrst"]
+    draws = samples([bleu(texts, [[text] for text in texts])], list(range(20)))["BLEU-4"]
+    low, high = interval(draws, 1 - 1e-11)
+    assert abs(low - 0.85) < 1e-6 and abs(high - 1) < 1e-9
+
+
 def test_what_is_alike_for_every_image_is_as_sure_as_their_number():
     """The rule of three: of 60 images without a mistake at most 3 in 60 of all are wrong, 95 times of 100."""
     images = [f"{n // 2}.jpg" for n in range(120)]
