@@ -74,8 +74,9 @@ regionspot-steps:
 spot-sam spot-clip: spot-%:
 	$(PY) -m train.stand_ins.$* --config configs/stand_ins/$*.yaml num_threads=1 overwrite=true $(STAND_IN_SETTINGS)
 
+# as many files of tests at a time as processes, with a thread each
 test: $(TEST_VENV)/.installed-dev
-	$(TEST_PY) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(TEST_PY) -m pytest -n $(PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 bench: $(TEST_VENV)/.installed-dev
 	$(TEST_PY) -m bench.run $(BENCH)

@@ -45,6 +45,7 @@ EXTRAS = {
         "psutil>=7",
         "pytest>=9.2",
         "pytest-timeout>=2.4",
+        "pytest-xdist>=3.8",
         "ruff>=0.17.5",
         "schemathesis>=4.32",
         "scikit-learn>=1.8",
