@@ -24,12 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from dynrefer.config import load_config, settings_help
+from dynrefer.config import load_config
 from dynrefer.convert.clip_text import import_open_clip
 from dynrefer.data.records import Region
-from dynrefer.errors import Parser, run_command
+from dynrefer.errors import run_command
 from dynrefer.models.tokenizer import train_tokenizer
-from train.stand_ins.fit import check_output, fit
+from train.stand_ins.fit import check_output, fit, fit_parser
 from train.stand_ins.scenes import Scenes, read_scenes
 from train.stand_ins.settings import CaptionConfig, ClipFitConfig
 
@@ -234,15 +234,7 @@ def main(cfg: ClipFitConfig) -> dict[str, float]:
 
 
 def command(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m train.stand_ins.clip",
-        description="Train a small CLIP from nothing.",
-        epilog=f"settings, with their types and defaults:\n{settings_help(ClipFitConfig)}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, help="configs/NAME.yaml")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over those of the file")
-    return run_command("train.stand_ins.clip", _run, parser.parse_args(argv))
+    return run_command("train.stand_ins.clip", _run, fit_parser("clip", "CLIP", ClipFitConfig).parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
-"""What both stand-ins' trainings share: the loop, and the folder that appears when all is done."""
+"""What both stand-ins' trainings share: arguments, the loop, and the folder that appears when all is done."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import time
@@ -12,12 +13,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dynrefer.config import settings_help
+from dynrefer.errors import Parser
 from dynrefer.files import atomic_path, write_json
 from train.optim import build_optimizer, set_lr
 from train.run import NonFiniteLoss
 from train.stand_ins.settings import FitConfig
 
 CLIP_GRADIENT = 1.0
+
+
+def fit_parser(name: str, what: str, kind: type[FitConfig]) -> Parser:
+    """The arguments of `python -m train.stand_ins.NAME`."""
+    parser = Parser(
+        prog=f"python -m train.stand_ins.{name}",
+        description=f"Train a small {what} from nothing.",
+        epilog=f"settings, with their types and defaults:\n{settings_help(kind)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="configs/NAME.yaml")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over those of the file")
+    return parser
 
 
 def check_output(cfg: FitConfig) -> None:

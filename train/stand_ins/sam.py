@@ -20,10 +20,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import SamConfig, SamImageProcessor, SamModel, SamProcessor
 
-from dynrefer.config import load_config, settings_help
-from dynrefer.errors import Parser, run_command
+from dynrefer.config import load_config
+from dynrefer.errors import run_command
 from dynrefer.masks import to_mask
-from train.stand_ins.fit import check_output, fit
+from train.stand_ins.fit import check_output, fit, fit_parser
 from train.stand_ins.scenes import Scenes, read_scenes
 from train.stand_ins.settings import SamFitConfig
 
@@ -151,15 +151,7 @@ def main(cfg: SamFitConfig) -> dict[str, float]:
 
 
 def command(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m train.stand_ins.sam",
-        description="Train a small SAM from nothing.",
-        epilog=f"settings, with their types and defaults:\n{settings_help(SamFitConfig)}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, help="configs/NAME.yaml")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over those of the file")
-    return run_command("train.stand_ins.sam", _run, parser.parse_args(argv))
+    return run_command("train.stand_ins.sam", _run, fit_parser("sam", "SAM", SamFitConfig).parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:
