@@ -15,6 +15,7 @@ from dynrefer.errors import first_line, shown
 
 from . import FAMILIES, FamilyModule, register_families
 from .base_parts import HUB_OPTIONS, LOOKUP_OPTIONS, check_source
+from .family import align
 from .folder_check import check_complete, check_numbers, reading
 
 BEST = "best"  # the folder of a run's best checkpoint
@@ -72,6 +73,7 @@ def load(
     check_numbers([*model.named_parameters(), *buffers], f"model {str(name)!r}")
     with reading(f"model {str(name)!r}", "its processor cannot be read"):
         model.processor = row.load("processor").from_pretrained(source, config=model.config, **place)
+    align(model)
     model.after_load()
     return model.eval() if options.get("device_map") is not None else model.to(place_on).eval()
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 ANSWERS = ("caption", "tags", "attributes", "categories", "mask", "answer")
 # what records may be annotated with, and training may leave out
 ANNOTATIONS = ("captions", "tags", "attributes", "categories", "masks")
+ALIGNMENT = 64  # bytes; torch's own on CPU
 
 
 class Batch(Protocol):
@@ -179,6 +180,7 @@ class FamilyModel:
         After this they lie alike, whatever made or loaded them.
         """
         lay_row_by_row(self)
+        align(self)
         for module in self.modules():
             if module is not self and hasattr(module, "lay_out"):
                 module.lay_out()
@@ -216,6 +218,14 @@ class FamilyModel:
         touched = [parameter.sum() * 0 for parameter in self.parameters() if parameter.requires_grad]
         zero = sum(part.float() for part in touched)
         return {task: zero for task in self.tasks}
+
+
+def align(model: torch.nn.Module) -> None:
+    """Weights and buffers on a CPU begin where torch lets its tensors begin. Those of a file begin anywhere, elsewhere
+    in each process, and MKL's products of float32 are rounded otherwise there."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.is_floating_point() and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def lay_row_by_row(model: torch.nn.Module) -> None:
