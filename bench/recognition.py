@@ -7,7 +7,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from dynrefer.data.example import Example
-from dynrefer.predictor import RegionPredictor, regions_of
+from dynrefer.predictor import RegionPredictor
+from dynrefer.regions import regions_of
 
 from .timing import Budget, Result, compare
 

@@ -52,10 +52,10 @@ from data_prep.json_files import read_items
 from data_prep.polygons import FEW_CORNERS, OUTSIDE, read_mask, turn
 from data_prep.texts import TEXT_KEY, TextKeys, texts_of
 from dynrefer.boxes import check_image_hw
+from dynrefer.data.coco import box_of_mask, known_id
 from dynrefer.data.records import Region
 from dynrefer.errors import cut, run_command
 from dynrefer.images import read_orientation
-from dynrefer.masks import mask_to_box, rle_to_box, to_mask
 
 SHARED_WITH = "the tests of RefCOCOg and OVAD"
 NO_TEXTS = ("id", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd")  # keys of the format
@@ -341,7 +341,7 @@ class Converter:
         if self.counts.strict and self.counts[FEW_CORNERS] + self.counts[OUTSIDE] > left_out:
             text = "a polygon of fewer than three corners, or nothing of it in the image"
             raise ValueError(f"{where}: {text}: {cut(str(annotation['segmentation']))}")
-        box = box or _box_of(mask, image_hw, where)
+        box = box or box_of_mask(mask, image_hw, where)
         if self.images.stored and (orientation := read_orientation(self.images.file(path))) > 1:
             box, mask, image_hw = turn(box, mask, orientation, image_hw)
             self.counts["regions turned with their pictures"] += 1
@@ -365,19 +365,6 @@ class Converter:
         return region
 
 
-def known_id(value: Any) -> int | str | None:
-    """An id as a whole number where it is one, also as text or with a point; as text; None for anything else.
-
-    >>> known_id("17"), known_id(17.0), known_id("a-017"), known_id(None), known_id("")
-    (17, 17, 'a-017', None, None)
-    """
-    if isinstance(value, str):
-        return int(value) if value.isascii() and value.isdigit() and str(int(value)) == value else value or None
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if type(value) is int else None
-
-
 def _is_crowd(value: Any, where: str) -> bool:
     text = str(value).strip().lower().removesuffix(".0")
     if text not in CROWD:
@@ -393,19 +380,6 @@ def _id_in(annotation: dict, key: str, known: Collection[int | str], place: str,
         text = f"{where}: {key} {cut(repr(annotation[key]))} is not there; expected {key} of `{place}`"
         raise BadEntry(text, f"their {key} is not of `{place}`")
     return number
-
-
-def _box_of(mask: dict | list | None, image_hw: tuple[int, int], where: str) -> tuple[float, ...]:
-    """The box of an annotation without one."""
-    if mask is None:
-        raise ValueError(f"{where}: neither a bbox nor a segmentation; an annotation has at least one of them")
-    try:
-        box = rle_to_box(mask) if isinstance(mask, dict) else mask_to_box(to_mask(mask, image_hw))
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    if box is None:
-        raise ValueError(f"{where}: no bbox, and no pixel in its segmentation")
-    return tuple(box.tolist())
 
 
 def _captions_of(annotation: dict, where: str) -> list[str]:

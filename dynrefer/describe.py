@@ -105,7 +105,8 @@ def run(args: argparse.Namespace, load: Callable) -> int:
     from dynrefer.images import open_image
     from dynrefer.models.auto import family_of
     from dynrefer.models.options import make_options, parse_options
-    from dynrefer.predictor import RegionPredictor, check_prompts, pointed_regions
+    from dynrefer.predictor import RegionPredictor
+    from dynrefer.regions import check_prompts, pointed_regions
 
     image = open_image(photos[0])
     points = args.point and [list(zip(numbers[::2], numbers[1::2], strict=True)) for numbers in args.point]
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace, load: Callable) -> int:
     row = family_of(args.model, args.revision)
     kind = row.options
     if points:
-        check_prompts(row.load("model"), points)
+        check_prompts("points" in row.load("model").prompts, None, points)
     options = make_options(kind, parse_options(kind, [*pairs, *args.options]))
     if args.draw:
         Path(args.draw).mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -29,6 +30,8 @@ DECODE_ERRORS = (
     Image.DecompressionBombError,
 )
 
+ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}
 MAX_PIXELS = "DYNREFER_MAX_PIXELS"  # environment variable: how many a file may have; Pillow's limit where not set
 
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
@@ -38,8 +41,9 @@ def open_image(source: ImageSource, reduce: int = 1) -> np.ndarray:
     """The picture as RGB uint8, (H, W, 3), the way a viewer shows it.
 
     source: a path, an encoded file's bytes, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of
-    uint8 or uint16. EXIF rotation is applied (so boxes count in the upright picture), an animation gives its first
-    frame (a PIL image its current one), 16-bit values become value // 257, transparent pixels are laid over white.
+    uint8 or uint16; a torch tensor may have its channels first, (3, H, W). EXIF rotation is applied (so boxes count in
+    the upright picture), an animation gives its first frame (a PIL image its current one), 16-bit values become
+    value // 257, transparent pixels are laid over white.
     reduce: 2, 4 or 8 decodes a JPEG file at 1/2, 1/4 or 1/8 of its size, which is quicker: at the smallest down to that
     by which both sides can be divided. Files of other kinds come whole.
     Raises ValueError that names the file or the array for anything missing, truncated or of another kind.
@@ -59,10 +63,59 @@ def open_image(source: ImageSource, reduce: int = 1) -> np.ndarray:
         except OSError as error:
             raise ValueError(f"image {source}: cannot be read ({error})") from error
     if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
-        return _from_array(np.asarray(plain_array(source)))
+        return _from_array(_channels_last(source))
     raise ValueError(
         f"image of type {type(source).__name__}: expected a path, bytes, a PIL image or a uint8 array (H, W, 3)"
     )
+
+
+def open_with_alpha(source: ImageSource) -> tuple[np.ndarray, np.ndarray | None]:
+    """The picture as `open_image` gives it, and the mask bool (H, W) that its alpha channel is, non-zero inside.
+
+    Where the alpha is a mask, the colours below it stay as they are. Without an alpha channel, or with one that is the
+    same everywhere: None, and transparent pixels are laid over white.
+    """
+    if (found := _with_alpha(source)) is None:
+        return open_image(source), None
+    return np.ascontiguousarray(found[..., :3]), found[..., 3] > 0
+
+
+def _with_alpha(source: ImageSource) -> np.ndarray | None:
+    """(H, W, 4) uint8, upright, of a picture whose alpha varies; None of another, and of what is no picture."""
+    if isinstance(source, Image.Image):
+        pixels = _rgba(source)
+    elif isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+        path = isinstance(source, (str, os.PathLike))
+        if path and not os.path.isfile(source):
+            return None
+        with open_file(source if path else io.BytesIO(bytes(source)), f"image {source}" if path else "image") as image:
+            pixels = _rgba(image)
+    else:
+        pixels = _channels_last(source) if hasattr(source, "__array__") else np.zeros(0)
+        pixels = pixels if pixels.ndim == 3 and pixels.shape[2] == 4 and pixels.dtype == np.uint8 else None
+    varies = pixels is not None and pixels.size and (pixels[..., 3] != pixels[0, 0, 3]).any()
+    return pixels if varies else None
+
+
+def _rgba(image: Image.Image) -> np.ndarray | None:
+    """(H, W, 4) uint8, upright; None of a picture without an alpha channel, and of one that cannot be decoded."""
+    if image.mode not in ALPHA_MODES and "transparency" not in image.info:
+        return None
+    try:
+        image.load()
+        orientation = _orientation(image)
+        if image.mode in PREMULTIPLIED:
+            image = image.convert(PREMULTIPLIED[image.mode])
+        return upright(np.asarray(image.convert("RGBA")), orientation)
+    except DECODE_ERRORS:
+        return None
+
+
+def _channels_last(source: Any) -> np.ndarray:
+    """An array as it is; of a torch tensor (C, H, W), as torch's programs have pictures, (H, W, C)."""
+    array = np.asarray(plain_array(source))
+    first = hasattr(source, "detach") and array.ndim == 3 and array.shape[0] in (1, 3, 4)
+    return array.transpose(1, 2, 0) if first and not (array.shape[2] in (1, 3, 4) and array.shape[1] > 4) else array
 
 
 def read_image_hw(source: str | os.PathLike | bytes) -> tuple[int, int]:
@@ -159,9 +212,9 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8 of a loaded PIL image."""
     if image.mode.startswith("I"):  # "I;16", "I;16B", "I" (16 bits in 32): Pillow's own conversion would clip at 255
         return _from_array(_sixteen_bits(np.asarray(image)))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        if image.mode in ("RGBa", "La"):  # premultiplied
-            image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
+    if image.mode in ALPHA_MODES or "transparency" in image.info:
+        if image.mode in PREMULTIPLIED:
+            image = image.convert(PREMULTIPLIED[image.mode])
         return _over_white(np.asarray(image.convert("RGBA")))
     return np.asarray(image.convert("RGB"))
 

@@ -1,5 +1,6 @@
 """Masks: arrays, PNG files, COCO run lengths and polygons -> bool (H, W); mask -> box; mask -> run lengths."""
 
+import io
 import os
 
 import numpy as np
@@ -15,9 +16,9 @@ MAX_PIXELS = 2**30  # a damaged size must not ask for all memory
 def to_mask(mask: object, image_hw: tuple[int, int]) -> np.ndarray:
     """The region's pixels, bool (H, W), where (H, W) = image_hw.
 
-    mask: an array (H, W) of bool or integers (non-zero is inside), a PIL image or the path of a PNG (non-zero is
-    inside; where its alpha varies, alpha > 0), a COCO run-length dict {"size": [H, W], "counts": str, bytes or list},
-    or polygons [[x1, y1, x2, y2, ...], ...] in pixels (also one flat polygon).
+    mask: an array (H, W) of bool or integers (non-zero is inside), a PIL image, the path of a PNG or its bytes
+    (non-zero is inside; where its alpha varies, alpha > 0), a COCO run-length dict {"size": [H, W], "counts": str,
+    bytes or list}, or polygons [[x1, y1, x2, y2, ...], ...] in pixels (also one flat polygon).
     Raises ValueError for another size than the image's, an empty mask, or a damaged one.
     """
     image_hw = check_image_hw(image_hw)
@@ -27,7 +28,7 @@ def to_mask(mask: object, image_hw: tuple[int, int]) -> np.ndarray:
         result = _from_rle(mask, image_hw)
     elif isinstance(mask, (list, tuple)) and not (len(mask) and isinstance(mask[0], np.ndarray) and mask[0].ndim > 1):
         result = _from_polygons(mask, image_hw)
-    elif isinstance(mask, (str, os.PathLike, Image.Image)):
+    elif isinstance(mask, (str, os.PathLike, Image.Image, bytes, bytearray)):
         result = _from_picture(mask)
     elif isinstance(mask, np.ndarray) or hasattr(mask, "__array__"):
         result = _from_array(np.asarray(plain_array(mask)))
@@ -147,10 +148,12 @@ def _from_array(array: np.ndarray) -> np.ndarray:
     return array != 0
 
 
-def _from_picture(source: str | os.PathLike | Image.Image) -> np.ndarray:
+def _from_picture(source: str | os.PathLike | Image.Image | bytes | bytearray) -> np.ndarray:
     """Non-zero pixels of a mask file. Palette masks count by index, not by colour: index 0 is the background."""
-    name = "mask image" if isinstance(source, Image.Image) else f"mask {source}"
-    if not isinstance(source, Image.Image) and not os.path.isfile(source):
+    name = f"mask {source}" if isinstance(source, (str, os.PathLike)) else "mask image"
+    if isinstance(source, (bytes, bytearray)):
+        source = io.BytesIO(source)
+    elif not isinstance(source, Image.Image) and not os.path.isfile(source):
         raise ValueError(f"{name}: no such file; give the path of a PNG")
     try:
         image = source if isinstance(source, Image.Image) else open_file(source, "the file")

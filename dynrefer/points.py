@@ -7,7 +7,10 @@ import numpy as np
 
 from dynrefer.boxes import number_array, plain_array
 from dynrefer.errors import shown
+from dynrefer.masks import to_mask
 
+SCRIBBLE_POINTS = 8
+SCRIBBLE_FORMS = "a scribble is a line [[x, y], [x, y], ...], or a mask of what was painted"
 FORMS = "a region's points are [x, y] or [x, y, 1 inside or 0 outside], or a list of such"
 
 
@@ -43,6 +46,54 @@ def _region_points(entry: Any, number: int, image_hw: Sequence[int]) -> np.ndarr
     if not rows[:, 2].any():
         raise ValueError(f"points {number}: all are outside the object; give at least one that is inside, [x, y, 1]")
     return rows.astype(np.float32)
+
+
+def scribble_points(scribbles: Any, image_hw: Sequence[int], number: int = SCRIBBLE_POINTS) -> list[np.ndarray]:
+    """Scribbles over N objects -> at most `number` points inside of each, (K, 3) float32 as `check_points` has them.
+
+    A scribble is a line [[x, y], [x, y], ...], from which points are taken at equal distances, or what was painted, as
+    any mask, of which pixels are taken at equal distances in reading order. ValueError names the scribble.
+
+    >>> scribble_points([[[0, 5], [9, 5]]], (10, 10), number=4)[0][:, 0].tolist()
+    [0.0, 3.0, 6.0, 9.0]
+    """
+    scribbles = plain_array(scribbles)
+    if isinstance(scribbles, (str, bytes, dict)) or not hasattr(scribbles, "__len__"):
+        raise ValueError(f"scribbles {shown(scribbles)}: expected one entry a region; {SCRIBBLE_FORMS}")
+    found = []
+    for place, entry in enumerate(scribbles):
+        try:
+            found.append(_painted(entry, image_hw, number) if _is_mask(entry, image_hw) else _line(entry, number))
+        except ValueError as error:
+            raise ValueError(f"scribble {place}: {error}; {SCRIBBLE_FORMS}") from None
+    try:
+        return check_points(found, image_hw)
+    except ValueError as error:
+        raise ValueError(str(error).replace("points ", "scribble ", 1)) from None
+
+
+def _is_mask(entry: Any, image_hw: Sequence[int]) -> bool:
+    if isinstance(entry, (list, tuple)):
+        return False
+    return not isinstance(entry, np.ndarray) or entry.shape == tuple(image_hw)
+
+
+def _painted(entry: Any, image_hw: Sequence[int], number: int) -> np.ndarray:
+    rows, columns = np.nonzero(to_mask(entry, image_hw))
+    chosen = np.unique(np.linspace(0, len(rows) - 1, number).round().astype(int))
+    return np.stack([columns[chosen] + 0.5, rows[chosen] + 0.5], 1)
+
+
+def _line(entry: Any, number: int) -> np.ndarray:
+    """(number, 2) points at equal distances along a line, or its only point."""
+    corners = number_array(entry)
+    if corners.ndim != 2 or corners.shape[1] != 2 or not len(corners) or not np.isfinite(corners).all():
+        raise ValueError(shown(entry))
+    along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(corners, axis=0), axis=1))])
+    if along[-1] == 0:
+        return corners[:1]
+    places = np.linspace(0, along[-1], number)
+    return np.stack([np.interp(places, along, corners[:, axis]) for axis in (0, 1)], 1)
 
 
 def points_box(points: np.ndarray, image_hw: Sequence[int]) -> np.ndarray:

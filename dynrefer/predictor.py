@@ -1,21 +1,22 @@
 """Images and regions in, structured results out: the one call that the command line, a server or a notebook makes."""
 
 import os
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from dataclasses import fields as fields_of
+from typing import Any
 
-import numpy as np
-
-from dynrefer.boxes import check_boxes, plain_array, to_xyxy
-from dynrefer.data.example import Example, Prompt
-from dynrefer.data.records import Region
-from dynrefer.images import open_image
-from dynrefer.masks import mask_to_box, mask_to_rle, to_mask
+from dynrefer.data.example import Example
+from dynrefer.data.records import RegionResult
+from dynrefer.images import open_image, open_with_alpha
 from dynrefer.models.options import Options, make_options
-from dynrefer.points import check_points, points_box
+from dynrefer.regions import Asked, asked_regions, check_prompts
+from dynrefer.results import Results
 
-if TYPE_CHECKING:
-    from dynrefer.data.records import RegionResult
+STAGES = ("read", "prepare", "model")  # of the time that a picture takes
+ASKED = tuple(each.name for each in fields_of(Asked))
 
 
 class RegionPredictor:
@@ -24,18 +25,31 @@ class RegionPredictor:
         predictor = RegionPredictor(model)
         results = predictor("photo.jpg", boxes=[[40, 30, 180, 200]])      # one result a region, in order
         results = predictor([image1, image2], boxes=[[...], [...]])       # a list of such lists, one an image
+        for results in predictor.stream(paths, regions="alpha"): ...      # any number of images, few of them open
 
     max_regions: regions that go through the model together. Images fill such a chunk one after another, so memory is
     the same for one image with 10,000 regions and for 10,000 images with one; the regions of an image that influence
     each other (a joint family) stay together. crop_on_device: cut views on the model's device, of a family that has
-    views, see the option `crop_on`.
+    views, see the option `crop_on`. batch_size: another name of max_regions; "auto": max_regions at first, and half as
+    many from there on whenever memory runs out.
     """
 
-    def __init__(self, model: Any, max_regions: int = 64, crop_on_device: bool = False):
-        if max_regions < 1:
-            raise ValueError(f"max_regions: {max_regions}; at least one region must fit into a chunk")
+    def __init__(
+        self,
+        model: Any,
+        max_regions: int = 64,
+        crop_on_device: bool = False,
+        *,
+        batch_size: int | str | None = None,
+    ):
+        self.backs_off = batch_size == "auto"
+        if isinstance(batch_size, str) and not self.backs_off:
+            raise ValueError(f"batch_size: {batch_size!r}; expected a number of regions, or 'auto'")
+        self.max_regions = max_regions if batch_size is None or self.backs_off else batch_size
+        if self.max_regions < 1:
+            name = "max_regions" if batch_size is None else "batch_size"
+            raise ValueError(f"{name}: {self.max_regions}; at least one region must fit into a chunk")
         self.model = model
-        self.max_regions = max_regions
         own = {"crop_on": str(model.device)} if crop_on_device else {}
         self.options = make_options(model.Options, own)
 
@@ -48,23 +62,32 @@ class RegionPredictor:
         ids: Any = None,
         options: Options | None = None,
         points: Any = None,
+        *,
+        scribbles: Any = None,
+        regions: Any = None,
+        timings: bool = False,
         **fields: Any,
-    ) -> "list[RegionResult] | list[list[RegionResult]]":
+    ) -> Results | list[Results]:
         """One result a region, in the order given; for a list of images one such list an image.
 
-        image: path, PIL image or RGB uint8 array (H, W, 3), or a list of them. With a list, `boxes`, `masks`, `points`
-          and `ids` hold one entry an image; an entry may be None where another way to point is given.
+        image: path, an encoded file's bytes, PIL image, RGB uint8 array (H, W, 3) or uint8 tensor (3, H, W), or a list
+          of them. With a list, `boxes`, `masks`, `points`, `scribbles`, `regions` and `ids` hold one entry an image; an
+          entry may be None where another way to point is given.
         boxes: (N, 4) numbers in `box_format` (one of `dynrefer.boxes.BOX_FORMATS`), counted in the upright picture.
           A box partly outside the image is clipped.
-        masks: N of array (H, W), path of a PNG, COCO run lengths or polygons. Masks give the boxes where `boxes` is
-          None; where both are given there must be N of each.
-        points: N of [x, y] or of [[x, y, 1], [x, y, 0], ...], 1 inside and 0 outside the object, of a family that takes
-          them (`model.prompts`); alone, or with a box each.
+        masks: N of array (H, W), path of a PNG or its bytes, COCO run lengths or polygons. Masks give the boxes where
+          `boxes` is None; where both are given there must be N of each.
         ids: N names for the results; "IMAGE:REGION", both counted from 0, where None.
         options, fields: the model's options (`model.Options`), as an object, one by one, or both; for DynRefer for
           instance num_beams=5, categories=["cup", "plate"], view_strategy="phash", and control, the words that captions
           build on: "red,car" or ["red", "car"]; None takes the predicted tags, "" none, "red,<tags>" both, and a list
           with one list of words (or None) a region gives each its own.
+        points: N of [x, y] or of [[x, y, 1], [x, y, 0], ...], 1 inside and 0 outside the object; alone, or with a box
+          each.
+        scribbles: N lines [[x, y], [x, y], ...] over the objects, or masks of what was painted over them.
+        regions: instead of the others, "alpha" (the picture's alpha channel is a mask), supervision's Detections, or a
+          list of COCO annotations, whose ids the results have; for a list of images also one word for all.
+        timings: the results' `timings` say what took how long.
 
         Raises ValueError for an option that the model does not have, and one that names the image and the box or mask:
         not finite, inverted, empty or wholly outside the image, a mask of another size, unequal counts, an unreadable
@@ -72,75 +95,210 @@ class RegionPredictor:
         """
         chosen = make_options(self.model.Options, fields, self.options if options is None else options)
         self.model.check_options(chosen)
-        check_prompts(self.model, points)
+        self._check_prompts(points, scribbles)
         several = isinstance(image, (list, tuple))
         images = list(image) if several else [image]
-        boxes, masks, points, ids = (
-            _one_per_image(value, name, len(images)) if several else [value]
-            for value, name in (
-                (boxes, "boxes"),
-                (masks, "masks"),
-                (points, "points"),
-                (ids, "ids"),
-            )
-        )
+        given = {"boxes": boxes, "masks": masks, "points": points, "ids": ids, "scribbles": scribbles}
+        given |= {"regions": regions}
+        if several:
+            given = {name: _one_per_image(value, name, len(images)) for name, value in given.items()}
+        else:
+            given = {name: [value] for name, value in given.items()}
 
-        def asked() -> Iterator[tuple[Example, Options]]:
-            for index, source in enumerate(images):
-                own = chosen.for_image(index, len(images)) if several else chosen
-                name = f"image {index} ({source})" if isinstance(source, (str, os.PathLike)) else f"image {index}"
-                try:
-                    pixels = open_image(source)
-                except ValueError as error:
-                    raise ValueError(f"image {index}: {error}" if several else str(error)) from error
-                try:
-                    regions, prompts = pointed_regions(
-                        pixels.shape[:2], boxes[index], box_format, masks[index], points[index], ids[index], index
-                    )
-                    own.for_regions(range(len(regions)), len(regions))
-                except ValueError as error:
-                    raise ValueError(f"{name}: {error}") from error
-                yield Example.of_picture(pixels, regions, name, prompts), own
+        def asked() -> Iterator[tuple[dict, Options]]:
+            for number, source in enumerate(images):
+                own = chosen.for_image(number, len(images)) if several else chosen
+                parts = {name: values[number] for name, values in given.items()}
+                yield {"image": source, "box_format": box_format, **parts}, own
 
-        results = self.describe(asked())
+        results = list(self._results(asked(), several, timings))
         return results if several else results[0]
 
-    def describe(self, examples: "Iterable[tuple[Example, Options]]") -> "list[list[RegionResult]]":
+    def stream(
+        self,
+        items: Iterable[Any],
+        *,
+        max_images: int = 16,
+        options: Options | None = None,
+        timings: bool = False,
+        **fields: Any,
+    ) -> Iterator[Results]:
+        """The results of one image after another, in order; for any number of images.
+
+        items: images, or {"image": image, "boxes": ..., ...} with what a call takes for one image to point at its
+        regions; the same names among `fields` are for all images. Other fields are the model's options. An item is
+        taken when it is needed: at most max_images images are held, and one more that is being read. An error comes
+        behind the results of the images before it.
+        """
+        if max_images < 1:
+            raise ValueError(f"max_images: {max_images}; at least one image must be held")
+        common = {name: fields.pop(name) for name in ASKED if name in fields}
+        chosen = make_options(self.model.Options, fields, self.options if options is None else options)
+        self.model.check_options(chosen)
+        self._check_prompts(common.get("points"), common.get("scribbles"))
+
+        def asked() -> Iterator[tuple[dict, Options]]:
+            for number, item in enumerate(items):
+                parts = dict(item) if isinstance(item, Mapping) else {"image": item}
+                if "image" not in parts or (unknown := parts.keys() - {"image", *ASKED}):
+                    what = f"unknown key {sorted(map(str, unknown))[0]!r}" if "image" in parts else "no key 'image'"
+                    raise ValueError(f"item {number}: {what}; expected an image, or {{'image': image, 'boxes': ...}}")
+                yield common | parts, chosen
+
+        yield from self._results(asked(), True, timings, max_images)
+
+    def describe(self, examples: Iterable[tuple[Example, Options]]) -> list[list[RegionResult]]:
         """One list of results an example, of examples with their options."""
-        results: list[list[RegionResult]] = []
-        samples: list[dict] = []  # of the chunk that is being filled
-        owners: list[int] = []  # for each of its regions, the number of its example
-        options = self.options
+        return [answer.results for answer in self._answers(examples)]
 
-        def predict_chunk() -> None:
-            batch = self.model.processor.collate(samples).to(self.model.device)
-            for owner, result in zip(owners, self.model.predict(batch, options), strict=True):
-                results[owner].append(result)
-            samples.clear()
-            owners.clear()
+    def _check_prompts(self, points: Any, scribbles: Any) -> None:
+        check_prompts("points" in self.model.prompts, None, points, scribbles)
 
-        for number, (example, own) in enumerate(examples):
-            results.append([])
-            options = own  # what differs from example to example is in the samples
+    def _results(
+        self, asked: Iterable[tuple[dict, Options]], several: bool, timings: bool, max_images: int | None = None
+    ) -> Iterator[Results]:
+        """asked: of every picture the source under "image" and fields of `Asked`, with the options."""
+        notes: deque[tuple] = deque()  # of the pictures that are read and not answered: all but the pixels
+
+        def read() -> Iterator[tuple[Example, Options]]:
+            for number, (parts, options) in enumerate(asked):
+                source = parts.pop("image")
+                example = self._example(source, Asked(**parts), options, number, several)
+                path = str(source) if isinstance(source, (str, os.PathLike)) else None
+                notes.append((example.regions, example.image.shape[:2], path))
+                yield example, options
+                del source, parts, example  # nothing here holds a picture while the next one is read
+
+        for answer in self._answers(read(), max_images):
+            yield Results(answer.results, *notes.popleft(), answer.seconds if timings else None)
+
+    def _example(self, source: Any, asked: Asked, options: Options, number: int, several: bool) -> Example:
+        """One picture with its regions, checked."""
+        name = f"image {number} ({source})" if isinstance(source, (str, os.PathLike)) else f"image {number}"
+        try:
+            with_alpha = asked.kind() == "alpha"
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        try:
+            pixels, alpha = open_with_alpha(source) if with_alpha else (open_image(source), None)
+        except ValueError as error:
+            raise ValueError(f"image {number}: {error}" if several else str(error)) from error
+        try:
+            takes_points = "points" in self.model.prompts
+            regions, prompts = asked_regions(asked, pixels, number, alpha=alpha, takes_points=takes_points)
+            options.for_regions(range(len(regions)), len(regions))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        return Example.of_picture(pixels, regions, name, prompts)
+
+    def _answers(
+        self, examples: Iterable[tuple[Example, Options]], max_images: int | None = None
+    ) -> "Iterator[_Answer]":
+        """One answer an example, in order, as soon as it is whole. A ValueError of the examples comes behind the
+        answers to those before."""
+        waiting: deque[_Answer] = deque()
+        chunk = _Chunk()
+        examples, failed = iter(examples), None
+        while True:
+            began = time.perf_counter()
+            try:
+                example, options = next(examples)
+            except StopIteration:
+                break
+            except ValueError as error:
+                failed = error
+                break
+            answer = _Answer(len(example))
+            answer.seconds["read"] += time.perf_counter() - began
+            waiting.append(answer)
+            chunk.options = options  # what differs from example to example is in the samples
             start = 0
             while start < len(example):
-                if owners and len(owners) + (len(example) if self.model.joint else 1) > self.max_regions:
-                    predict_chunk()
-                stop = len(example) if self.model.joint else min(start + self.max_regions - len(owners), len(example))
+                if chunk.owners and len(chunk.owners) + (len(example) if self.model.joint else 1) > self.max_regions:
+                    self._predict(chunk)
+                room = self.max_regions - len(chunk.owners)
+                stop = len(example) if self.model.joint else min(start + room, len(example))
+                began = time.perf_counter()
                 positions = range(start, stop)
-                part, of_part = example.part(positions), own.for_regions(positions, len(example))
-                samples += self.model.processor.samples(part, of_part, part.generators(0, 0), train=False)
-                owners += [number] * len(positions)
+                part, of_part = example.part(positions), options.for_regions(positions, len(example))
+                chunk.samples += self.model.processor.samples(part, of_part, part.generators(0, 0), train=False)
+                chunk.owners += [answer] * len(positions)
+                answer.seconds["prepare"] += time.perf_counter() - began
                 start = stop
-        if owners:
-            predict_chunk()
-        return results
+            if max_images is not None and len(set(map(id, chunk.owners))) >= max_images:
+                self._predict(chunk)
+            example = part = None
+            while waiting and waiting[0].is_whole():
+                yield waiting.popleft()
+        if chunk.owners:
+            self._predict(chunk)
+        yield from waiting
+        if failed is not None:
+            raise failed
+
+    def _predict(self, chunk: "_Chunk") -> None:
+        """Answers a chunk's regions, and empties it."""
+        began = time.perf_counter()
+        results = self._predicted(chunk.samples, chunk.options)
+        share = (time.perf_counter() - began) / max(len(results), 1)
+        for answer, result in zip(chunk.owners, results, strict=True):
+            answer.results.append(result)
+            answer.seconds["model"] += share
+        chunk.samples.clear()
+        chunk.owners.clear()
+
+    def _predicted(self, samples: list[dict], options: Options | None) -> list[RegionResult]:
+        """Results of samples, where memory may run out in halves of them, and of halves."""
+        try:
+            batch = self.model.processor.collate(samples).to(self.model.device)
+            return self.model.predict(batch, options)
+        except (RuntimeError, MemoryError) as error:
+            if not self.backs_off or len(samples) < 2 or not _out_of_memory(error):
+                raise
+        # outside of the handler, whose error holds the memory of what failed
+        _free_memory()
+        self.max_regions = max(1, min(self.max_regions, len(samples)) // 2)
+        half = len(samples) // 2
+        return self._predicted(samples[:half], options) + self._predicted(samples[half:], options)
+
+
+@dataclass
+class _Answer:
+    """To one example: its results so far, of so many regions, and the seconds of STAGES."""
+
+    count: int
+    results: list[RegionResult] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    def is_whole(self) -> bool:
+        return len(self.results) == self.count
+
+
+@dataclass
+class _Chunk:
+    """Samples that go through the model together, and for each of their regions the answer that it belongs to."""
+
+    samples: list[dict] = field(default_factory=list)
+    owners: list[_Answer] = field(default_factory=list)
+    options: Options | None = None
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, MemoryError) or should_reduce_batch_size(error)
+
+
+def _free_memory() -> None:
+    from accelerate.utils.memory import clear_device_cache
+
+    clear_device_cache(garbage_collection=True)
 
 
 def _one_per_image(value: Any, name: str, num_images: int) -> list:
-    """`value` as a list with one entry an image; None stands for none anywhere."""
-    if value is None:
-        return [None] * num_images
+    """`value` as a list with one entry an image; None stands for none anywhere, a word for regions of every image."""
+    if value is None or (name == "regions" and isinstance(value, str)):
+        return [value] * num_images
     if isinstance(value, (str, dict)) or not hasattr(value, "__len__"):
         raise ValueError(f"{name}: a {type(value).__name__} for a list of images; give a list with one entry an image")
     if len(value) != num_images:
@@ -148,80 +306,3 @@ def _one_per_image(value: Any, name: str, num_images: int) -> list:
             f"{name}: {len(value)} entries for {num_images} images; give one entry an image, in their order"
         )
     return list(value)
-
-
-def check_prompts(model: Any, points: Any) -> None:
-    """ValueError for points where a model's family does not take them. model: it, or its class."""
-    if points is not None and "points" not in model.prompts:
-        raise ValueError("points: this model's family takes none; give boxes or masks")
-
-
-def pointed_regions(
-    image_hw: tuple[int, int],
-    boxes: Any = None,
-    box_format: str = "xyxy",
-    masks: Any = None,
-    points: Any = None,
-    ids: Any = None,
-    image: int = 0,
-) -> tuple[list[Region], list[Prompt]]:
-    """Regions as `regions_of` gives them, and what a user pointed at each with. Where that is points only, the region's
-    box is that of the points inside the object."""
-    found = None if points is None else check_points(points, image_hw)
-    if found is not None and masks is not None:
-        raise ValueError("points and masks: give one of them; points may have a box each")
-    boxed = boxes is not None or masks is not None
-    if found is not None and not boxed:
-        boxes, box_format = [points_box(rows, image_hw) for rows in found], "xyxy"
-    regions = regions_of(image_hw, boxes, box_format, masks, ids, image)
-    if found is not None and len(found) != len(regions):
-        raise ValueError(f"{len(regions)} boxes but points of {len(found)} regions; give one entry a box, or no boxes")
-    rows = [None] * len(regions) if found is None else found
-    return regions, [Prompt(boxed, row, masks is not None) for row in rows]
-
-
-def regions_of(
-    image_hw: tuple[int, int], boxes: Any, box_format: str = "xyxy", masks: Any = None, ids: Any = None, image: int = 0
-) -> list[Region]:
-    """Checked regions of one image of this size, whose number is `image`.
-
-    Arguments as for `RegionPredictor`, for one image; ValueError names the box or mask at fault. Masks are decoded one
-    at a time and kept as run lengths or polygons: N masks of a large image would not fit into memory.
-    """
-    if boxes is None and masks is None:
-        raise ValueError("no regions; give boxes or masks, or points to a family with such (an empty list for none)")
-    records: list[dict | list] | None = None
-    if masks is not None:
-        records, masks = [], _mask_list(masks)
-        mask_boxes = np.zeros((len(masks), 4))
-        for index, mask in enumerate(masks):
-            try:
-                decoded = to_mask(mask, image_hw)
-                mask_boxes[index] = mask_to_box(decoded)
-                # polygons stay: their corners are the box in any case
-                records.append(mask if isinstance(mask, (list, tuple)) else mask_to_rle(decoded))
-            except ValueError as error:
-                raise ValueError(f"mask {index}: {error}") from error
-    valid = mask_boxes if boxes is None else check_boxes(to_xyxy(boxes, box_format, image_hw), image_hw)
-    if records is not None and len(records) != len(valid):
-        raise ValueError(
-            f"{len(valid)} boxes but {len(records)} masks; give one mask a box, in the same order, or only one kind"
-        )
-    if ids is not None and (isinstance(ids, str) or len(ids) != len(valid)):
-        raise ValueError(f"ids: {ids!r} for {len(valid)} regions; give a list with one name a region")
-    names = [f"{image}:{region}" for region in range(len(valid))] if ids is None else list(ids)
-    return [
-        Region(name, str(image), image_hw, tuple(box), mask)
-        for name, box, mask in zip(names, valid.tolist(), records or [None] * len(valid), strict=True)
-    ]
-
-
-def _mask_list(masks: Any) -> list:
-    masks = plain_array(masks)
-    if (
-        isinstance(masks, (str, os.PathLike, Mapping))
-        or getattr(masks, "ndim", 3) != 3
-        or not hasattr(masks, "__len__")
-    ):
-        raise ValueError(f"masks: one {type(masks).__name__}; give a list of masks, or an array (N, H, W)")
-    return list(masks)

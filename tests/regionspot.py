@@ -13,7 +13,7 @@ from dynrefer.data.example import Example
 from dynrefer.images import open_image
 from dynrefer.models.regionspot.build import build
 from dynrefer.models.regionspot.convert import convert
-from dynrefer.predictor import regions_of
+from dynrefer.regions import regions_of
 
 FIXTURES = Path(__file__).parent / "fixtures" / "regionspot"
 IMAGES = Path(__file__).parent / "fixtures" / "dynrefer" / "images"

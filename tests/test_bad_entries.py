@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from data_prep import coco, csv_boxes, cvat, label_studio, llava, swift
-from data_prep.coco import known_id
 from data_prep.converter import write
 from data_prep.counts import Tally
 from data_prep.polygons import turn
 from dynrefer.data import open_records
+from dynrefer.data.coco import known_id
 from dynrefer.data.records import Region
 from dynrefer.images import upright
 from dynrefer.masks import mask_to_box, mask_to_rle, to_mask

@@ -209,7 +209,7 @@ def test_masks_that_are_given_are_seen_beside_their_boxes():
 
 def test_masks_of_records_are_not_shown_to_sam():
     from dynrefer.data.example import Example
-    from dynrefer.predictor import regions_of
+    from dynrefer.regions import regions_of
 
     image = open_image(picture(FIRST))
     regions = regions_of(image.shape[:2], None, masks=[HOLLOW])

@@ -12,16 +12,16 @@ import re
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dynrefer.data.records import Region
 from dynrefer.errors import shown
-from dynrefer.images import DECODE_ERRORS, open_image
+from dynrefer.images import DECODE_ERRORS, open_image, open_with_alpha
 from dynrefer.masks import to_mask
-from dynrefer.predictor import regions_of
+from dynrefer.regions import regions_of
 
 from .schema import RegionIn
-from .settings import Refusal, invalid, too_large
+from .settings import invalid, too_large
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MASK_FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -83,28 +83,12 @@ def pixels_of(content: bytes, where: str, want_alpha: bool | None) -> tuple[np.n
     mask, the colours below it stay; otherwise transparent pixels are laid over white.
     """
     try:
-        if want_alpha is not False and (found := _with_alpha(content)) is not None:
-            return open_image(found[..., :3]), found[..., 3] > 0
-        if want_alpha:
-            raise invalid(f'{where}: regions "alpha", but its alpha channel is missing or the same everywhere', where)
-        return open_image(content), None
-    except Refusal:
-        raise
+        pixels, alpha = (open_image(content), None) if want_alpha is False else open_with_alpha(content)
     except DECODE_ERRORS as error:
         raise invalid(f"{where}: {error}", where, "invalid_image") from None
-
-
-def _with_alpha(content: bytes) -> np.ndarray | None:
-    """(H, W, 4) uint8 upright, of a picture whose alpha varies; None of another."""
-    image = Image.open(io.BytesIO(content), formats=FORMATS)
-    if image.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in image.info:
-        return None
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBa", "La"):  # premultiplied
-        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
-    pixels = np.asarray(image.convert("RGBA"))
-    alpha = pixels[..., 3]
-    return pixels if alpha.size and (alpha != alpha.flat[0]).any() else None
+    if want_alpha and alpha is None:
+        raise invalid(f'{where}: regions "alpha", but its alpha channel is missing or the same everywhere', where)
+    return pixels, alpha
 
 
 def read_regions(
