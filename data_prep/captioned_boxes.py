@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from data_prep.json_files import read_items
 from dynrefer.boxes import check_image_hw
+from dynrefer.data.json_files import read_items
 from dynrefer.errors import cut
 
 

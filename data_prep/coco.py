@@ -47,12 +47,12 @@ from data_prep.box_formats import BoxReader, add_box_format
 from data_prep.coco_datasets import DATASETS, Dataset, Labels
 from data_prep.converter import arguments, excluded_images, image_key, image_keys, write, write_list
 from data_prep.counts import BadEntry, Tally, Undecided, check_counts, tell
-from data_prep.image_folder import STORED_PIXELS, ImageFolder
-from data_prep.json_files import read_items
 from data_prep.polygons import FEW_CORNERS, OUTSIDE, read_mask, turn
 from data_prep.texts import TEXT_KEY, TextKeys, texts_of
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.coco import box_of_mask, known_id
+from dynrefer.data.image_folder import STORED_PIXELS, ImageFolder
+from dynrefer.data.json_files import read_items
 from dynrefer.data.records import Region
 from dynrefer.errors import cut, run_command
 from dynrefer.images import read_orientation

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from data_prep.converter import coco_image_id
-from data_prep.json_files import read_items
+from dynrefer.data.coco import coco_names
+from dynrefer.data.json_files import read_items
 
 PHOTOS = "photographs: their owners' terms (Flickr)"
 
@@ -17,20 +16,6 @@ Labels = Callable[[dict], dict[str, int]]
 def file_names(image: dict) -> tuple[str, ...]:
     """Where an image may lie under --images: as the file says."""
     return (image["file_name"],)
-
-
-def coco_names(image: dict) -> tuple[str, ...]:
-    """Names of a COCO photo in all layouts; LVIS gives only its address, PACO and Osprey one or no folder.
-
-    >>> coco_names({"coco_url": "http://images.cocodataset.org/val2017/000000000139.jpg"})[:3]
-    ('val2017/000000000139.jpg', '000000000139.jpg', 'train2017/000000000139.jpg')
-    """
-    name = image.get("file_name") or urlsplit(image["coco_url"]).path.lstrip("/")
-    number = coco_image_id(name)
-    if number is None:
-        return (name,)
-    bare = f"{number:012d}.jpg"
-    return tuple(dict.fromkeys((name, bare, f"train2017/{bare}", f"val2017/{bare}")))
 
 
 def patch_names(image: dict) -> tuple[str, ...]:

@@ -4,28 +4,16 @@ lists written beside their images."""
 import argparse
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data_prep.counts import Tally, nothing
 from dynrefer.data.arrow import save_arrow
+from dynrefer.data.coco import coco_image_id
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region, check_whole, whole_text
 from dynrefer.errors import Parser
 from dynrefer.files import atomic_path, read_text
-
-COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.jpg$")
-
-
-def coco_image_id(name: str) -> int | None:
-    """The COCO id in an image's file name; None for a name of another form.
-
-    >>> coco_image_id("train2014/COCO_train2014_000000581857.jpg"), coco_image_id("val2017/000000000139.jpg")
-    (581857, 139)
-    """
-    match = COCO_NAME.search(str(name))
-    return int(match[1]) if match else None
 
 
 def image_keys(paths: Sequence[str | os.PathLike]) -> set[int | str]:

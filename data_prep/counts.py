@@ -14,25 +14,14 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from dynrefer.data.bad_entries import FAULTY, BadEntry, Undecided
+
 EXAMPLES = 3  # of each reason that are named, the others are counted
-FAULTY = "not as the format has it"
 LEFT_OUT = "left out"  # in the name of every count of what was in the file and is not in the records
 NEXT_STEPS = {  # of what is left out by rule, where nothing else was there
     "crowd regions left out": "--keep-crowd keeps them",
     "tasks left out: predictions, but no annotation": "accept or correct them in Label Studio, and export again",
 }
-
-
-class BadEntry(ValueError):
-    """What is wrong with one entry of a file. why: its kind, as counted."""
-
-    def __init__(self, text: str, why: str = FAULTY):
-        super().__init__(text)
-        self.why = why
-
-
-class Undecided(ValueError):
-    """What only the user can decide, for the whole file: it is never left out entry by entry."""
 
 
 class Tally(Counter):

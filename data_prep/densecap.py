@@ -6,7 +6,7 @@ import string
 from pathlib import Path
 
 from data_prep.counts import check_counts
-from data_prep.json_files import read_json
+from dynrefer.data.json_files import read_json
 
 SPLITS = {"train": 77_398, "val": 5_000, "test": 5_000}  # images in info/densecap_splits.json
 MAX_WORDS = 15  # longer phrases are dropped, in the test set too

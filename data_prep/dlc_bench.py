@@ -30,8 +30,8 @@ from data_prep.coco import Converter
 from data_prep.coco_datasets import PHOTOS, Dataset
 from data_prep.converter import arguments, write
 from data_prep.counts import check_counts, tell
-from data_prep.image_folder import AbsentImages, ImageFolder
-from data_prep.json_files import read_object
+from dynrefer.data.image_folder import AbsentImages, ImageFolder
+from dynrefer.data.json_files import read_object
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
 from dynrefer.files import atomic_path

@@ -29,7 +29,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.counts import tell
-from data_prep.json_files import read_json
 from dynrefer.data.clips import ClipRegion
 from dynrefer.data.export import (
     LOCAL_FILES,
@@ -46,6 +45,7 @@ from dynrefer.data.export import (
     write_label_studio,
     write_yolo,
 )
+from dynrefer.data.json_files import read_json
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import Region, RegionResult
 from dynrefer.errors import Parser, cut, run_command, suggestion

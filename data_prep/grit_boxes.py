@@ -33,8 +33,8 @@ import numpy as np
 from data_prep.box_formats import BoxReader
 from data_prep.converter import write
 from data_prep.counts import Tally, tell
-from data_prep.json_files import read_items
 from dynrefer.boxes import DENSECAP_LONGER_SIDE, share_beyond
+from dynrefer.data.json_files import read_items
 from dynrefer.data.record_files import detector_file, open_records
 from dynrefer.data.records import Region
 from dynrefer.errors import Parser, run_command

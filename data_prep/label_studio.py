@@ -35,10 +35,10 @@ from PIL import Image
 
 from data_prep.counts import BadEntry, Tally, Undecided
 from data_prep.cvat import rle_of_part
-from data_prep.image_folder import NOT_THERE
 from data_prep.own_data import Found, OwnImages, own_arguments, read_entries, write_found
 from data_prep.polygons import ellipse, turned_rectangle
 from data_prep.texts import TEXT_KEY, TextKeys
+from dynrefer.data.image_folder import NOT_THERE
 from dynrefer.errors import run_command
 from dynrefer.images import DECODE_ERRORS
 from dynrefer.masks import to_mask

@@ -23,8 +23,8 @@ from pathlib import Path
 from data_prep.box_formats import BoxReader
 from data_prep.converter import arguments, write, write_list
 from data_prep.counts import BadEntry, Tally, Undecided, check_counts, tell
-from data_prep.image_folder import ImageFolder
 from dynrefer.boxes import check_image_hw
+from dynrefer.data.image_folder import ImageFolder
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
 

@@ -19,10 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.coco import Converter, convert
-from data_prep.coco_datasets import PHOTOS, Dataset, Labels, coco_names
+from data_prep.coco_datasets import PHOTOS, Dataset, Labels
 from data_prep.converter import arguments
-from data_prep.image_folder import ImageFolder
-from data_prep.json_files import read_items
+from dynrefer.data.coco import coco_names
+from dynrefer.data.image_folder import ImageFolder
+from dynrefer.data.json_files import read_items
 from dynrefer.errors import run_command
 from dynrefer.vocabulary import read_attributes
 

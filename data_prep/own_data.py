@@ -20,10 +20,10 @@ from typing import Any
 from data_prep.box_formats import BoxReader
 from data_prep.converter import write
 from data_prep.counts import BadEntry, Tally, Undecided, tell
-from data_prep.image_folder import NUM_SIZES_CHECKED, OTHER_SIZE, STORED_PIXELS, ImageFolder
-from data_prep.json_files import read_items
 from data_prep.polygons import mask_box, turn
 from dynrefer.boxes import check_image_hw
+from dynrefer.data.image_folder import NUM_SIZES_CHECKED, OTHER_SIZE, STORED_PIXELS, ImageFolder
+from dynrefer.data.json_files import read_items
 from dynrefer.data.records import Region
 from dynrefer.errors import Parser
 from dynrefer.files import read_jsonl

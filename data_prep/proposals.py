@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.coco_datasets import coco_names
-from data_prep.image_folder import ImageFolder
-from data_prep.json_files import read_items, read_object
+from dynrefer.data.coco import coco_names
+from dynrefer.data.image_folder import ImageFolder
+from dynrefer.data.json_files import read_items, read_object
 from dynrefer.data.record_files import open_records
 from dynrefer.errors import Parser, run_command
 from dynrefer.files import atomic_path, file_sha256, read_jsonl, write_json

@@ -34,10 +34,10 @@ from pathlib import Path
 from data_prep.box_formats import BoxReader
 from data_prep.converter import arguments, write
 from data_prep.counts import Tally, check_counts, tell
-from data_prep.image_folder import ImageFolder
-from data_prep.json_files import read_json
 from data_prep.own_data import read_entries
 from dynrefer.boxes import check_image_hw
+from dynrefer.data.image_folder import ImageFolder
+from dynrefer.data.json_files import read_json
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
 from dynrefer.files import read_jsonl

@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.counts import Tally, check_counts
-from data_prep.json_files import read_object, read_pairs
 from data_prep.video_converter import Videos, finish, mask_place, read_mask_picture, rle_place, video_arguments, write
 from dynrefer.data.clips import ClipRegion, FrameRegion
+from dynrefer.data.json_files import read_object, read_pairs
 from dynrefer.errors import run_command
 from dynrefer.masks import to_mask
 from dynrefer.videos import VideoFolder

@@ -58,11 +58,12 @@ from typing import Any, NamedTuple
 
 from data_prep.box_formats import BoxReader
 from data_prep.captioned_boxes import read_captioned_boxes
-from data_prep.converter import arguments, coco_image_id, excluded_images, image_keys, write
+from data_prep.converter import arguments, excluded_images, image_keys, write
 from data_prep.counts import Tally, check_counts, tell
-from data_prep.image_folder import ImageFolder
-from data_prep.json_files import read_items, read_list
 from dynrefer.boxes import check_image_hw
+from dynrefer.data.coco import coco_image_id
+from dynrefer.data.image_folder import ImageFolder
+from dynrefer.data.json_files import read_items, read_list
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
 from dynrefer.masks import check_mask_record

@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.counts import Tally, check_counts
-from data_prep.json_files import read_object
 from data_prep.video_converter import Videos, finish, mask_place, read_mask_picture, rle_place, video_arguments, write
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.clips import ClipRegion, FrameRegion
+from dynrefer.data.json_files import read_object
 from dynrefer.errors import run_command
 from dynrefer.videos import open_video
 

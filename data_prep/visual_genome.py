@@ -46,9 +46,9 @@ from data_prep.captioned_boxes import read_captioned_boxes
 from data_prep.converter import arguments, excluded_images, write
 from data_prep.counts import Tally, check_counts, tell
 from data_prep.densecap import MAX_WORDS, SPLITS, clamp_box, clean_phrase, read_splits
-from data_prep.image_folder import ImageFolder
-from data_prep.json_files import read_items
 from dynrefer.boxes import check_image_hw
+from dynrefer.data.image_folder import ImageFolder
+from dynrefer.data.json_files import read_items
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
 from dynrefer.images import read_image_hw

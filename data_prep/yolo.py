@@ -35,8 +35,8 @@ import yaml
 
 from data_prep.converter import write_list
 from data_prep.counts import Tally
-from data_prep.image_folder import picture_hw
 from data_prep.own_data import Found, own_arguments, write_found
+from dynrefer.data.image_folder import picture_hw
 from dynrefer.data.record_files import detector_file, open_records
 from dynrefer.errors import cut, run_command
 from dynrefer.files import atomic_path, read_text

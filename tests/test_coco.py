@@ -12,8 +12,8 @@ from data_prep import coco
 from data_prep.check import check_file
 from data_prep.coco import Converter, main
 from data_prep.coco_datasets import DATASETS
-from data_prep.image_folder import ImageFolder
 from dynrefer.data import open_records
+from dynrefer.data.image_folder import ImageFolder
 from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region
 from dynrefer.masks import mask_to_rle

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_prep import coco, llava
-from data_prep.json_files import CHUNK, read_items, read_json, read_list, read_pairs
 from dynrefer.data import open_records
+from dynrefer.data.json_files import CHUNK, read_items, read_json, read_list, read_pairs
 from dynrefer.files import read_jsonl
 
 CASES = Path(__file__).parent / "fixtures" / "cases"

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from data_prep.check import check_file
-from data_prep.json_files import read_list
 from data_prep.refcoco import PUBLISHED, ROWS, main
 from dynrefer.data import open_records
+from dynrefer.data.json_files import read_list
 from dynrefer.masks import mask_to_box
 from dynrefer.plain_pickle import read_plain_pickle
 from eval.inputs.formats import read_any

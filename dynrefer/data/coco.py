@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from dynrefer.boxes import check_boxes, to_xyxy
 from dynrefer.data.records import Region
@@ -14,6 +16,31 @@ from dynrefer.errors import shown
 from dynrefer.masks import check_mask_record, mask_to_box, rle_to_box, to_mask
 
 FORM = 'an annotation is {"id": 7, "bbox": [x, y, width, height]}, or has a "segmentation", or both'
+COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.jpg$")
+
+
+def coco_image_id(name: str) -> int | None:
+    """The COCO id in an image's file name; None for a name of another form.
+
+    >>> coco_image_id("train2014/COCO_train2014_000000581857.jpg"), coco_image_id("val2017/000000000139.jpg")
+    (581857, 139)
+    """
+    match = COCO_NAME.search(str(name))
+    return int(match[1]) if match else None
+
+
+def coco_names(image: dict) -> tuple[str, ...]:
+    """Names of a COCO photo in all layouts; LVIS gives only its address, PACO and Osprey one or no folder.
+
+    >>> coco_names({"coco_url": "http://images.cocodataset.org/val2017/000000000139.jpg"})[:3]
+    ('val2017/000000000139.jpg', '000000000139.jpg', 'train2017/000000000139.jpg')
+    """
+    name = image.get("file_name") or urlsplit(image["coco_url"]).path.lstrip("/")
+    number = coco_image_id(name)
+    if number is None:
+        return (name,)
+    bare = f"{number:012d}.jpg"
+    return tuple(dict.fromkeys((name, bare, f"train2017/{bare}", f"val2017/{bare}")))
 
 
 def known_id(value: Any) -> int | str | None:

@@ -1,4 +1,4 @@
-"""Pictures in a folder, found by the names that annotations have for them: the one way for all converters.
+"""Pictures in a folder, found by the names that annotations have for them: the one way for all readers.
 
 A name counts from the folder on. Found are also: backslashes for slashes, an absolute path into the folder, other case
 (.JPG for .jpg) where one file only differs so, and letters composed or decomposed (NFC, NFD). A name that begins in
@@ -9,7 +9,7 @@ import os
 import unicodedata
 from pathlib import Path, PurePosixPath
 
-from data_prep.counts import BadEntry, Undecided
+from dynrefer.data.bad_entries import BadEntry, Undecided
 from dynrefer.errors import suggestion
 from dynrefer.images import read_image_hw, read_orientation
 
