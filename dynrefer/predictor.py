@@ -9,7 +9,7 @@ from dataclasses import fields as fields_of
 from typing import Any
 
 from dynrefer.data.example import Example
-from dynrefer.data.records import RegionResult
+from dynrefer.data.records import Region, RegionResult
 from dynrefer.images import open_image, open_with_alpha
 from dynrefer.models.options import Options, make_options
 from dynrefer.regions import Asked, asked_regions, check_prompts
@@ -148,7 +148,8 @@ class RegionPredictor:
         yield from self._results(asked(), True, timings, max_images)
 
     def describe(self, examples: Iterable[tuple[Example, Options]]) -> list[list[RegionResult]]:
-        """One list of results an example, of examples with their options."""
+        """One list of results an example, of examples with their options: one a region; one of a question about a
+        picture without regions, of a family that answers such."""
         return [answer.results for answer in self._answers(examples)]
 
     def _check_prompts(self, points: Any, scribbles: Any) -> None:
@@ -170,7 +171,10 @@ class RegionPredictor:
                 del source, parts, example  # nothing here holds a picture while the next one is read
 
         for answer in self._answers(read(), max_images):
-            yield Results(answer.results, *notes.popleft(), answer.seconds if timings else None)
+            regions, image_hw, path = notes.popleft()
+            if len(regions) < len(answer.results):  # to a question about the whole picture
+                regions = [Region(each.id, path or "image", image_hw, tuple(each.box)) for each in answer.results]
+            yield Results(answer.results, regions, image_hw, path, answer.seconds if timings else None)
 
     def _example(self, source: Any, asked: Asked, options: Options, number: int, several: bool) -> Example:
         """One picture with its regions, checked."""
@@ -208,21 +212,21 @@ class RegionPredictor:
             except ValueError as error:
                 failed = error
                 break
-            answer = _Answer(len(example))
+            answer = _Answer(self.model.processor.results(example, options))
             answer.seconds["read"] += time.perf_counter() - began
             waiting.append(answer)
             chunk.options = options  # what differs from example to example is in the samples
-            start = 0
-            while start < len(example):
-                if chunk.owners and len(chunk.owners) + (len(example) if self.model.joint else 1) > self.max_regions:
+            start, count = 0, answer.count
+            while start < count:
+                if chunk.owners and len(chunk.owners) + (count if self.model.joint else 1) > self.max_regions:
                     self._predict(chunk)
                 room = self.max_regions - len(chunk.owners)
-                stop = len(example) if self.model.joint else min(start + room, len(example))
+                stop = count if self.model.joint else min(start + room, count)
                 began = time.perf_counter()
-                positions = range(start, stop)
+                positions = range(start, min(stop, len(example)))
                 part, of_part = example.part(positions), options.for_regions(positions, len(example))
                 chunk.samples += self.model.processor.samples(part, of_part, part.generators(0, 0), train=False)
-                chunk.owners += [answer] * len(positions)
+                chunk.owners += [answer] * (stop - start)
                 answer.seconds["prepare"] += time.perf_counter() - began
                 start = stop
             if max_images is not None and len(set(map(id, chunk.owners))) >= max_images:
@@ -264,7 +268,7 @@ class RegionPredictor:
 
 @dataclass
 class _Answer:
-    """To one example: its results so far, of so many regions, and the seconds of STAGES."""
+    """To one example: its results so far, of so many, and the seconds of STAGES."""
 
     count: int
     results: list[RegionResult] = field(default_factory=list)

@@ -53,6 +53,7 @@ FAMILIES = {
     "regionspot": FamilyModule(
         "dynrefer.models.regionspot", "RegionSpotConfig", "RegionSpotModel", "RegionSpotProcessor"
     ),
+    "omni_rgpt": FamilyModule("dynrefer.models.omni_rgpt", "OmniRgptConfig", "OmniRgptModel", "OmniRgptProcessor"),
 }
 
 

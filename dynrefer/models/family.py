@@ -87,6 +87,10 @@ class Processor(Protocol):
         """What examples of so many regions each weigh in a batch of `data.batch_size`, (N,) -> (N,)."""
         ...
 
+    def results(self, example: Example, options: Options) -> int:
+        """How many results an example has: one a region, or one of a question about a picture without regions."""
+        ...
+
     def save_pretrained(self, folder: str) -> None: ...
 
 
@@ -104,7 +108,7 @@ class ImageText:
 
 
 class FamilyProcessor:
-    """What processors share: nothing is decoded smaller or mirrored, and an example weighs its regions."""
+    """What processors share: nothing is decoded smaller or mirrored, a region has one result and the same weight."""
 
     def reduction(self, regions: Sequence[Any]) -> int:
         return 1
@@ -114,6 +118,9 @@ class FamilyProcessor:
 
     def weights(self, counts: np.ndarray) -> np.ndarray:
         return counts
+
+    def results(self, example: Example, options: Options) -> int:
+        return len(example)
 
 
 class FamilyModel:

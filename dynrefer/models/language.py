@@ -66,6 +66,33 @@ class UntiedT5(T5ForConditionalGeneration):
         return self._tied_weights_keys
 
 
+def add_lora(model: nn.Module, settings: Mapping) -> None:
+    """Puts LoRA layers into a language model, in place. ValueError for unknown settings and where a target does not
+    exist in the model."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    known = [field.name for field in dataclasses.fields(LoraConfig)]
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"LoRA setting {name!r} is not one of PEFT's LoraConfig.{suggestion(name, known)}")
+    if settings.get("modules_to_save") or settings.get("bias", "none") != "none":
+        raise ValueError("LoRA with modules_to_save or bias: only LoRA's own layers learn; mode full trains all")
+    targets = settings.get("target_modules")
+    modules = dict(model.named_modules())
+    linear = sorted({name.rsplit(".", 1)[-1] for name, module in modules.items() if type(module) is nn.Linear})
+    try:
+        if not isinstance(targets, str | None):  # PEFT is content when one of several exists
+            for target in targets:
+                if not any(name == target or name.endswith(f".{target}") for name in modules):
+                    raise ValueError(f"no module is called {target!r}")
+        inject_adapter_in_model(LoraConfig(**{"r": 64, "lora_alpha": 128, "lora_dropout": 0.05, **settings}), model)
+    except ValueError as error:
+        raise ValueError(
+            f"LoRA targets {targets}: {error}; give a list of names, or one regular expression for whole paths. "
+            f"Linear layers of this model: {linear}"
+        ) from error
+
+
 class LanguageModel(nn.Module):
     """What both kinds share: the projection of region embeddings, the control vector, and freezing.
 
@@ -86,43 +113,15 @@ class LanguageModel(nn.Module):
         self.control_memory = nn.Parameter(torch.zeros(width))
         self.mode = mode
         if mode == "lora":
-            self.add_lora(lora or {})
+            add_lora(self.model, lora or {})
         self.freeze()
 
     def set_mode(self, mode: str, lora: Mapping | None = None) -> None:
         """Another mode than it was built with. Errors as `add_lora`."""
         if mode == "lora" and self.mode != "lora":
-            self.add_lora(lora or {})
+            add_lora(self.model, lora or {})
         self.mode = mode
         self.freeze()
-
-    def add_lora(self, settings: Mapping) -> None:
-        """Puts LoRA layers into the language model, in place. ValueError for unknown settings and where a target does
-        not exist in the model."""
-        from peft import LoraConfig, inject_adapter_in_model
-
-        known = [field.name for field in dataclasses.fields(LoraConfig)]
-        for name in settings:
-            if name not in known:
-                raise ValueError(f"LoRA setting {name!r} is not one of PEFT's LoraConfig.{suggestion(name, known)}")
-        if settings.get("modules_to_save") or settings.get("bias", "none") != "none":
-            raise ValueError("LoRA with modules_to_save or bias: only LoRA's own layers learn; mode full trains all")
-        targets = settings.get("target_modules")
-        modules = dict(self.model.named_modules())
-        linear = sorted({name.rsplit(".", 1)[-1] for name, module in modules.items() if type(module) is nn.Linear})
-        try:
-            if not isinstance(targets, str | None):  # PEFT is content when one of several exists
-                for target in targets:
-                    if not any(name == target or name.endswith(f".{target}") for name in modules):
-                        raise ValueError(f"no module is called {target!r}")
-            inject_adapter_in_model(
-                LoraConfig(**{"r": 64, "lora_alpha": 128, "lora_dropout": 0.05, **settings}), self.model
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"LoRA targets {targets}: {error}; give a list of names, or one regular expression for whole paths. "
-                f"Linear layers of this model: {linear}"
-            ) from error
 
     def freeze(self) -> None:
         """Only what the mode trains asks for gradients."""

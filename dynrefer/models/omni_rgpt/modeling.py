@@ -1,0 +1,323 @@
+"""Omni-RGPT: a picture or the frames of a clip, a mark on each region, and the same mark where a text names it. The
+walk reads from top to bottom."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForImageTextToText
+
+from dynrefer.data.records import RegionResult
+
+from ..card import About
+from ..language import add_lora, check_generation, log_probability, most_positions
+from ..saving import RegionModel
+from .bases import feature_arguments, measure, part_of, picture_settings
+from .batch import IGNORED, OmniRgptBatch, TextRows
+from .configuration import OmniRgptConfig
+from .marks import TokenMarks, soft_labels, spatial_marks
+from .options import Options
+
+ROWS_AT_ONCE = 16  # texts that are answered together
+LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+@dataclass
+class SeenFrames:
+    """What the base sees of a batch. features: F frames' tokens (P, D) with their marks; output: the vision encoder's;
+    marks (M, D): projected marks of all regions; starts: N, where an example's begin among them."""
+
+    features: list[Tensor]
+    output: object
+    marks: Tensor
+    starts: list[int]
+
+
+class OmniRgptModel(RegionModel):
+    """`forward` gives the losses, `predict` the answers; see models/family.py.
+
+    `base` is a whole image and language model of transformers and stays one: marks are added to what its projector
+    gives and to its word embeddings, from outside.
+    """
+
+    config_class = OmniRgptConfig
+    base_model_prefix = "omni_rgpt"
+    main_input_name = "batch"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    Options = Options
+    answers = frozenset({"caption"})
+    joint = True
+    prompts = frozenset({"masks"})
+    BASE_PARTS = {"base": "base"}
+    LANGUAGE_PART = "base"
+    CARD = About(
+        reads="the whole picture, or {num_frames} frames of a clip, with a mark on each region",
+        asks='question="What is <region0>?"',
+        paper="2501.08326",
+    )
+
+    def __init__(self, config: OmniRgptConfig, dtypes: Mapping[str, torch.dtype] | None = None):
+        super().__init__(config, dtypes)
+        self.base = AutoModelForImageTextToText.from_config(config.base_config, trust_remote_code=False)
+        width = self.base.get_input_embeddings().embedding_dim
+        self.marks = TokenMarks(config.num_marks, config.mark_width, width)
+        self.guide_head = nn.Linear(width, config.num_marks + 1) if config.guide else None
+        self.tasks = ("captions", "guide") if config.guide else ("captions",)
+        if config.base_mode == "lora":
+            self.add_lora()
+        measure(config, self.base)
+        self.freeze()
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, TokenMarks) or module is self.guide_head:
+            module.reset_parameters()
+
+    def add_lora(self) -> None:
+        add_lora(self.base, {"target_modules": LORA_TARGETS, **(self.config.base_lora or {})})
+
+    def freeze(self) -> None:
+        """Only what the config trains asks for gradients."""
+        config = self.config
+        trains = {"vision": config.vision_trainable, "projector": config.projector_trainable}
+        trains["language"] = config.base_mode == "full"
+        for name, parameter in self.base.named_parameters():
+            learns = trains[part_of(name)] or config.base_mode == "lora" and "lora_" in name
+            parameter.requires_grad_(learns and parameter.is_floating_point())
+        self.marks.requires_grad_(config.marks_trainable)
+        self.marks.projection.requires_grad_(True)
+
+    def drop_guide(self) -> None:
+        """Leaves the guide head out of what is saved: answers do not need it."""
+        self.guide_head, self.config.guide = None, False
+        self.tasks = tuple(task for task in self.tasks if task != "guide")
+
+    # ------------------------------------------------------------------------------------------ the walk
+
+    def see(self, batch: OmniRgptBatch) -> SeenFrames:
+        """Every frame goes through the vision encoder once; marks are laid on it after the projector."""
+        dtype = next(parameter for name, parameter in self.base.named_parameters() if part_of(name) == "vision").dtype
+        pixels = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.pixels.items()}
+        arguments = feature_arguments(self.config.base_config, pixels)
+        output = self.base.base_model.get_image_features(**arguments, return_dict=True)
+        features, marks, starts = list(output.pooler_output), [], [0]
+        for each, numbers in zip(batch.shown, batch.frame_numbers(), strict=True):
+            own = self.marks(each.marks)
+            marks.append(own)
+            starts.append(starts[-1] + len(own))
+            for t, number in enumerate(numbers):
+                if len(own) and each.shown[t]:
+                    laid = spatial_marks(each.cover[:, t], own).to(features[number])
+                    rest = features[number][len(laid) :]  # tokens that lie nowhere in the frame
+                    features[number] = torch.cat([features[number][: len(laid)] + laid, rest])
+        return SeenFrames(features, output, torch.cat(marks), starts)
+
+    def read(self, batch: OmniRgptBatch, seen: SeenFrames, rows: TextRows, keep: int = 0) -> tuple[Tensor, Tensor]:
+        """Texts with what they show -> logits of the last `keep` tokens, all where 0, and the last hidden states."""
+        kept: dict[str, Tensor] = {}
+        hook = self.base.base_model.register_forward_hook(lambda _, __, output: kept.update(hidden=output[0]))
+        try:
+            with self.named(rows, seen):
+                output = self.base(**self.inputs(batch, seen, rows), logits_to_keep=keep, use_cache=False)
+        finally:
+            hook.remove()
+        return output.logits, kept["hidden"]
+
+    def inputs(self, batch: OmniRgptBatch, seen: SeenFrames, rows: TextRows) -> dict:
+        """What the base reads: tokens, and the frames of each row one after another."""
+        own = batch.frame_numbers()
+        numbers = [number for example in rows.examples.tolist() for number in own[example]]
+        output = copy.copy(seen.output)
+        features = [seen.features[number] for number in numbers]
+        output.pooler_output = torch.stack(features) if isinstance(output.pooler_output, Tensor) else features
+        if (layers := getattr(output, "deepstack_features", None)) is not None:
+            output.deepstack_features = [[layer[number] for number in numbers] for layer in layers]
+        inputs = {"input_ids": rows.ids, "attention_mask": rows.attention, "mm_encoder_outputs": {"image": output}}
+        for name in batch.pixels.keys() - {"pixel_values"}:  # sizes, a row a frame
+            inputs[name] = batch.pixels[name][numbers]
+        if "mm_token_type_ids" in inspect.signature(self.base.forward).parameters:
+            inputs["mm_token_type_ids"] = (rows.ids == self.config.base_config.image_token_id).long()
+        return inputs
+
+    @contextmanager
+    def named(self, rows: TextRows, seen: SeenFrames) -> Iterator[None]:
+        """Within it, tokens of `rows` that name regions are the regions' marks."""
+        starts = torch.tensor(seen.starts, device=rows.ids.device)[rows.examples]
+        places = rows.mentions >= 0
+        vectors = seen.marks[(starts[:, None] + rows.mentions)[places]]  # one a mention, row by row
+
+        def replace(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor | None:
+            ids = arguments[0]
+            if ids.ndim != 2 or ids.shape[1] != places.shape[1] or ids.shape[1] == 1:
+                return None  # a token that was just written
+            beams = len(ids) // len(places)
+            each = torch.cat([own for own in vectors.split(places.sum(1).tolist()) for _ in range(beams)])
+            where = places.repeat_interleave(beams, 0)
+            return output.masked_scatter(where[..., None], each.to(output))
+
+        hook = self.base.get_input_embeddings().register_forward_hook(replace) if len(vectors) else None
+        try:
+            yield
+        finally:
+            if hook is not None:
+                hook.remove()
+
+    # ------------------------------------------------------------------------------------------ losses
+
+    def forward(self, batch: OmniRgptBatch) -> dict[str, Tensor]:
+        """The sums over this process's tokens, unweighted: of answers, and of frames for the guide head."""
+        if not len(batch):
+            return self.zero_sums()
+        seen = self.see(batch)
+        learnt = (batch.rows.labels != IGNORED).any(0).nonzero()
+        width = batch.rows.ids.shape[1]
+        first = int(learnt[0]) - 1 if len(learnt) else width - 1  # a token is told by the one before
+        logits, hidden = self.read(batch, seen, batch.rows, keep=width - first)
+        sums = {"captions": answer_loss(logits[:, :-1], batch.rows.labels[:, first + 1 :])}
+        if "guide" in self.tasks:
+            sums["guide"] = self.guide_loss(batch, hidden)
+        zero = self.untouched()
+        return {task: sums[task] + zero for task in self.tasks}
+
+    def guide_loss(self, batch: OmniRgptBatch, hidden: Tensor) -> Tensor:
+        """Soft cross-entropy of marks over the tokens of frames that say where their regions are; once a clip."""
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        for each, frames in zip(batch.shown, self.frame_states(batch, hidden), strict=True):
+            if not each.known.any() or not len(each.marks):
+                continue
+            logits = self.guide_head(frames[each.known]).float()  # (t, h, w, num_marks + 1)
+            labels = soft_labels(each.cover[:, each.known].float(), each.marks, self.config.num_marks)
+            loss = loss - (labels * logits.log_softmax(-1)).sum()
+        return loss
+
+    def frame_states(self, batch: OmniRgptBatch, hidden: Tensor, rows: Sequence[int] | None = None) -> list[Tensor]:
+        """Of each example the hidden states of its frames, (T, h, w, D), as its first text has them. hidden (K, T, D);
+        rows: those of the texts that it has, None: all."""
+        found, owners = [], batch.rows.examples.tolist()
+        rows = range(len(owners)) if rows is None else rows
+        for n, numbers in enumerate(batch.frame_numbers()):
+            place = next(place for place, row in enumerate(rows) if owners[row] == n)
+            visual = batch.rows.ids[rows[place]] == self.config.base_config.image_token_id
+            states = hidden[place, : len(visual)][visual].split([batch.tokens[number] for number in numbers])
+            grids = [batch.grids[number] for number in numbers]
+            states = [own[: h * w].unflatten(0, (h, w)) for own, (h, w) in zip(states, grids, strict=True)]
+            found.append(torch.stack(states))
+        return found
+
+    def untouched(self) -> Tensor:
+        """Zero, by way of every trained weight that a batch may leave out: all but the language model's."""
+        parts = [p for name, p in self.base.named_parameters() if p.requires_grad and part_of(name) != "language"]
+        parts += [p for p in self.marks.parameters() if p.requires_grad]
+        parts += [] if self.guide_head is None else [p for p in self.guide_head.parameters() if p.requires_grad]
+        return sum((part.sum().float() * 0 for part in parts), torch.zeros((), device=self.device))
+
+    # ------------------------------------------------------------------------------------------ answers
+
+    def check_options(self, options: Options) -> None:
+        settings = check_generation({**self.config.generation, **options.decoding()})
+        limit = most_positions(self.config.base_config)
+        if limit is not None and (new := settings.get("max_new_tokens", 0)) >= limit:
+            raise ValueError(f"max_new_tokens {new}: the language model holds {limit:,} tokens in all; give fewer")
+        if options.heat and self.guide_head is None:
+            raise ValueError("heat: this model was saved without its guide head; leave heat out")
+
+    def text_lengths(self, results: Sequence[RegionResult], options: Options) -> list[tuple[int, bool]]:
+        longest = {**self.config.generation, **options.decoding()}.get("max_new_tokens", 20)
+        ids = [self.processor.tokenizer(result.caption, add_special_tokens=False)["input_ids"] for result in results]
+        return [(len(row), len(row) >= longest) for row in ids]
+
+    @torch.no_grad()
+    def predict(self, batch: OmniRgptBatch, options: Options | None = None) -> list[RegionResult]:
+        """One result an id. Regions that one question names have its one answer."""
+        if self.processor is None:
+            raise ValueError("this model has no processor: dynrefer.load sets it, or set model.processor")
+        options = options or Options()
+        settings = check_generation({**self.config.generation, **options.decoding()})
+        if not len(batch):
+            return []
+        was_training = self.training
+        self.eval()
+        seen = self.see(batch)
+        wanted = sorted(set(batch.answer_rows.tolist()) - {-1})
+        answers: dict[int, tuple[str, float]] = {}
+        for start in range(0, len(wanted), ROWS_AT_ONCE):
+            some = wanted[start : start + ROWS_AT_ONCE]
+            answers |= dict(zip(some, self.answer(batch, seen, batch.rows.part(some), settings), strict=True))
+        heat = self.heat_maps(batch, seen) if options.heat else None
+        self.train(was_training)
+        results = []
+        columns = (batch.ids, batch.boxes.tolist(), batch.answer_rows.tolist(), batch.places.tolist())
+        for name, box, row, place in zip(*columns, strict=True):
+            caption, score = answers.get(row, ("", 0.0))
+            result = RegionResult(name, box, caption=caption, score=score)
+            if heat is not None and place >= 0:
+                example = int(batch.rows.examples[row])
+                result.extra["heat"] = heat[example][place].tolist()
+                result.extra["frames"] = batch.shown[example].frames
+            results.append(result)
+        return results
+
+    def answer(
+        self, batch: OmniRgptBatch, seen: SeenFrames, rows: TextRows, settings: Mapping
+    ) -> list[tuple[str, float]]:
+        """Of each row a text and its probability."""
+        tokenizer = self.processor.tokenizer
+        rows = rows.prompts(tokenizer.pad_token_id)
+        ends = self.base.generation_config.eos_token_id
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        ends = list(dict.fromkeys([tokenizer.eos_token_id, *ends]))
+        given = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id, **settings}
+        with self.named(rows, seen):
+            output = self.base.generate(
+                **self.inputs(batch, seen, rows), return_dict_in_generate=True, output_scores=True, **given
+            )
+        beams, penalty = settings.get("num_beams", 1), settings.get("length_penalty", 1.0)
+        scores = log_probability(self.base, output, ends, beams, penalty).double().exp().tolist()
+        texts = self.processor.texts.decode(output.sequences[:, rows.ids.shape[1] :])
+        return list(zip(texts, scores, strict=True))
+
+    def heat_maps(self, batch: OmniRgptBatch, seen: SeenFrames) -> list[Tensor]:
+        """Of each example where the guide head sees its regions, probabilities (R, T, h, w)."""
+        owners = batch.rows.examples.tolist()
+        first = [owners.index(n) for n in range(len(batch.shown))]
+        _, hidden = self.read(batch, seen, batch.rows.part(first), keep=1)
+        found = []
+        for each, states in zip(batch.shown, self.frame_states(batch, hidden, first), strict=True):
+            probabilities = self.guide_head(states).float().softmax(-1)
+            found.append(probabilities[..., each.marks].permute(3, 0, 1, 2))
+        return found
+
+    # ------------------------------------------------------------------------------------------ the base by itself
+
+    @torch.no_grad()
+    def fit_marks(self) -> None:
+        """New marks as long as the base's word embeddings."""
+        self.marks.fit(self.base.get_input_embeddings().weight)
+
+    def save_base(self, folder: str | Path) -> None:
+        """Writes the base as transformers' own model, with its tokenizer and how it takes pictures: what this model is
+        without regions. LoRA layers are added to its weights."""
+        state = self.merged(self.state_dict())
+        own = {name.removeprefix("base."): value for name, value in state.items() if name.startswith("base.")}
+        self.base.save_pretrained(folder, state_dict=own)
+        self.processor.tokenizer.save_pretrained(folder)
+        picture_settings(self.config).save_pretrained(folder)
+
+
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Summed negative log-likelihood. logits (K, T, W) of the tokens before those of labels (K, T)."""
+    kept = labels != IGNORED
+    return F.cross_entropy(logits[kept].float(), labels[kept], reduction="sum")
+
+
+AutoModel.register(OmniRgptConfig, OmniRgptModel, exist_ok=True)

@@ -1,0 +1,22 @@
+"""What a user may set when Omni-RGPT describes regions or answers questions about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dynrefer.prompts import check_text
+
+from ..options import TextOptions
+
+
+@dataclass(frozen=True)
+class Options(TextOptions):
+    question: str | None = None  # one with <region> asks it of each; one with <region0>, <region1> or [0] asks once
+    tracklet: bool = False  # show regions in all frames of a clip that say where they are, not only in the first
+    heat: bool = False  # report where the guide head sees each region, a map a frame
+
+    def __post_init__(self):
+        if self.question is not None:
+            check_text(self.question, "question")
+            if not self.question.strip():
+                raise ValueError("question: an empty text; ask something, or leave it out")
