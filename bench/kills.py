@@ -195,6 +195,8 @@ def _train(arguments: list[str], environment: dict[str, str], log: str) -> None:
     from train.run import command
 
     os.environ.update(environment)
+    # as in a process that a launcher starts: a worker of a server of forks would outlive a kill
+    multiprocessing.set_start_method("fork", force=True)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
@@ -228,7 +230,7 @@ def _check(processes: list[BaseProcess], run: Path) -> None:
     for rank, process in enumerate(processes):
         if process.exitcode:
             log = run.parent / f"process-{rank}.txt"
-            last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+            last = log.read_text(encoding="utf-8").strip().splitlines()[-1:] if log.exists() else []
             raise RuntimeError(f"{run}: a process ended with status {process.exitcode}: {' '.join(last)}; see {log}")
 
 
