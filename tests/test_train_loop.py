@@ -140,6 +140,16 @@ def test_bf16_trains_with_float32_weights_near_the_float32_losses(train):
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize(
+    ("asked", "native", "taken"), [("auto", True, "bf16"), ("auto", False, "fp32"), ("bf16", False, "bf16")]
+)
+def test_auto_precision_is_what_the_device_has_instructions_for(train, monkeypatch, capsys, asked, native, taken):
+    monkeypatch.setattr("train.launch.computes_bf16", lambda cpu: native)
+    result, _ = train("precision", "loop.steps=1", f"loop.precision={asked}")
+    assert f"  precision: {taken}\n" in (result.folder / "config.yaml").read_text(encoding="utf-8")
+    assert ("only imitates bf16" in capsys.readouterr().err) == (asked == "bf16")
+
+
 def test_a_clipped_gradient_still_logs_its_own_norm(train):
     _, free = train("free", "loop.steps=1", "loop.clip=0")
     _, clipped = train("clipped", "loop.steps=1", "loop.clip=0.001")

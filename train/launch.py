@@ -7,6 +7,7 @@ where two were asked for), so `start` sets what it needs and then checks the wor
 import datetime
 import json
 import os
+import platform
 import signal
 import socket
 import threading
@@ -28,6 +29,17 @@ from transformers.integrations import unset_hf_deepspeed_config
 from dynrefer.data.loader import StandIn
 from dynrefer.files import read_text
 from dynrefer.models.family import lay_row_by_row
+
+
+def computes_bf16(cpu: bool = False) -> bool:
+    """Whether the device of a run has instructions for bf16. Others imitate them, far slower than they compute fp32."""
+    if torch.cuda.is_available() and not cpu:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if _is_mps(cpu):
+        return True
+    if platform.machine() in ("x86_64", "AMD64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def start(

@@ -17,7 +17,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,9 @@ def main(cfg: RunConfig, build: Callable | None = None, load: Callable | None = 
 
     Raises ValueError for settings that do not fit the data, the model or the run folder, NonFiniteLoss.
     """
+    if cfg.loop.precision == "auto":
+        precision = "bf16" if launch.computes_bf16(cfg.loop.cpu) else "fp32"
+        cfg = replace(cfg, loop=replace(cfg.loop, precision=precision))
     accelerator = launch.start(
         precision=cfg.loop.precision,
         deepspeed=cfg.loop.deepspeed,
@@ -185,6 +188,10 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
                 checkpoint.save_best(folder, accelerator, model, processor, progress, trainable_only)
 
     log.say(describe(cfg, folder, plain_model, loader, total_steps, accelerator))
+    if cfg.loop.precision == "bf16" and not launch.computes_bf16(cfg.loop.cpu):
+        log.say(
+            "loop.precision bf16: this device only imitates bf16, which may take ten times as long; auto takes fp32"
+        )
     for line in said:
         log.say(line)
     if accelerator.num_processes > 1 or cfg.loop.accumulation > 1:

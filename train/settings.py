@@ -21,7 +21,9 @@ class LoopConfig:
     stop_at: int | None = None  # pause after this step: checkpoint and leave, to go on with loop.resume=true
     accumulation: int = 1  # forward passes that an optimizer step is dealt out to; its regions stay the same
     clip: float = 1.0  # largest global norm of the gradient; 0: not clipped
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights stay float32 (bf16 weights under DeepSpeed)
+    # bf16: autocast, weights stay float32 (bf16 weights under DeepSpeed)
+    # auto: bf16 where the device has instructions for it, else fp32
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
     gradient_checkpointing: bool = False  # forget activations and compute them again in backward: less memory
     ema: float = 0.0  # decay of the averaged weights that are evaluated and go to best/; 0: off
     eval_every: int = 0  # steps between evaluations; 0: none
