@@ -32,8 +32,8 @@ from dynrefer.data.record_files import open_records
 from dynrefer.errors import Parser, run_command
 from dynrefer.files import atomic_path, file_sha256, read_jsonl, write_json
 from dynrefer.images import open_image
+from dynrefer.segment import Segmenter
 
-MASK_PIXELS = 2**27  # of masks that are brought to the picture's size together, half a gigabyte
 STOPPED = "stopped; the same command goes on"
 SETTINGS = {  # option -> (default, what it is); the names are those of Transformers' pipeline
     "points-per-side": ("points_per_crop", 32, "points of the grid along a side"),
@@ -48,94 +48,17 @@ SETTINGS = {  # option -> (default, what it is); the names are those of Transfor
 }
 
 
-class Proposer:
-    """SAM with its settings; a picture -> its boxes and their scores.
-
-    name: folder or hub id of a SAM (any that Transformers generates masks with); settings: of SETTINGS, under the
-    pipeline's names. ValueError for a model of another kind or one that cannot be read.
-    """
-
-    def __init__(self, name: str, settings: Mapping[str, Any], points_at_once: int = 64, device: str = "auto"):
-        from transformers import AutoConfig, AutoModelForMaskGeneration
-        from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING_NAMES
-
-        from dynrefer.models.auto import model_folder, pick_device
-        from dynrefer.models.base_parts import check_source
-        from dynrefer.models.fingerprint import model_fingerprint
-        from dynrefer.models.folder_check import check_numbers, reading
-
-        with reading(f"SAM {name!r}", "no model folder or hub id that can be read"):
-            check_source(model_folder(name))
-            config = AutoConfig.from_pretrained(model_folder(name), trust_remote_code=False)
-            if config.model_type not in MODEL_FOR_MASK_GENERATION_MAPPING_NAMES:
-                known = ", ".join(MODEL_FOR_MASK_GENERATION_MAPPING_NAMES)
-                raise ValueError(f"of type {config.model_type!r}, which makes no masks; expected one of {known}")
-            model = AutoModelForMaskGeneration.from_pretrained(
-                model_folder(name), trust_remote_code=False, weights_only=True
-            )
-            processor = _image_processor(model_folder(name), config)
-        check_numbers(model.named_parameters(), f"SAM {name!r}")
-        model = model.float().to(pick_device(device)).eval()
-        self.fingerprint = model_fingerprint(model)
-        self.pipeline = _pipeline(model, processor)
-        self.settings, self.points_at_once = dict(settings), points_at_once
+class Proposer(Segmenter):
+    """A picture -> its boxes and their scores, as the JSON has them."""
 
     def __call__(self, image: np.ndarray) -> dict[str, list]:
         """image (H, W, 3) uint8 -> {"scores", "labels", "boxes"}, the surest first."""
-        from PIL import Image
-
-        # each point has three masks, which are brought to the picture's size together
-        points = min(self.points_at_once, max(1, MASK_PIXELS // (3 * image.shape[0] * image.shape[1])))
-        boxes, scores = self.pipeline(Image.fromarray(image), points_per_batch=points, **self.settings)
-        boxes = boxes + [0, 0, 1, 1]  # of the last pixels -> of the edges behind them
-        boxes = np.clip(boxes, 0, np.tile(image.shape[1::-1], 2))
-        order = np.argsort(-scores, kind="stable")
+        found = self.propose(image, masks=False)
         return {
-            "scores": np.round(scores[order], 6).tolist(),
-            "labels": [0] * len(order),
-            "boxes": np.round(boxes[order], 2).tolist(),
+            "scores": np.round(found["scores"], 6).tolist(),
+            "labels": [0] * len(found["scores"]),
+            "boxes": np.round(found["boxes"], 2).tolist(),
         }
-
-
-def _pipeline(model: Any, processor: Any) -> Any:
-    """Transformers' mask generation, which gives boxes (N, 4) of masks and scores (N,) and decodes no mask."""
-    import torch
-    from torchvision.ops import batched_nms
-    from transformers import MaskGenerationPipeline
-
-    class BoxGeneration(MaskGenerationPipeline):
-        def postprocess(
-            self, model_outputs: list[dict], crops_nms_thresh: float = 0.7
-        ) -> tuple[np.ndarray, np.ndarray]:
-            boxes, scores = (
-                torch.cat([each[key] for each in model_outputs]).float() for key in ("boxes", "iou_scores")
-            )
-            filled = [len(mask["counts"]) > 1 for each in model_outputs for mask in each["masks"]]  # run lengths
-            filled = torch.tensor(filled, dtype=torch.bool, device=boxes.device)
-            boxes, scores = boxes[filled], scores[filled]  # an empty mask has a box all the same
-            kept = batched_nms(boxes, scores, torch.zeros_like(scores), crops_nms_thresh)
-            return boxes[kept].double().cpu().numpy(), scores[kept].double().cpu().numpy()
-
-    return BoxGeneration(model=model, image_processor=processor, device=model.device)
-
-
-def _image_processor(folder: str, config: Any) -> Any:
-    """The model's own; SAM's usual one at the model's size where its folder has none."""
-    from transformers import AutoImageProcessor
-    from transformers.utils.hub import cached_file
-
-    missing = {"_raise_exceptions_for_missing_entries": False}
-    if cached_file(folder, "preprocessor_config.json", **missing) or cached_file(
-        folder, "processor_config.json", **missing
-    ):
-        return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    from transformers import Sam2ImageProcessor, SamImageProcessor
-
-    side = config.prompt_encoder_config.image_size
-    square = {"height": side, "width": side}
-    if config.model_type in ("sam", "sam_hq"):
-        return SamImageProcessor(size={"longest_edge": side}, pad_size=square)
-    return Sam2ImageProcessor(size=square)
 
 
 def pictures_of_records(path: Path) -> Iterator[tuple[str, Path]]:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dynrefer.boxes import plain_array
+from dynrefer.fetch import is_address
 
 EXIF_ORIENTATION = 0x0112
 # what Pillow's decoders raise on damaged files, one kind a format
@@ -55,6 +56,8 @@ def open_image(source: ImageSource, reduce: int = 1) -> np.ndarray:
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if not path.is_file():
+            if is_address(source):
+                raise ValueError(f"image {source}: addresses are not fetched; download it, or see RegionPredictor")
             kind = "is a folder" if path.is_dir() else "no such file"
             raise ValueError(f"image {source}: {kind}; give the path of a JPEG, PNG, WebP, GIF, BMP or TIFF file")
         try:

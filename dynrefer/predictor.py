@@ -3,13 +3,14 @@
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import fields as fields_of
 from typing import Any
 
 from dynrefer.data.example import Example
 from dynrefer.data.records import Region, RegionResult
+from dynrefer.fetch import fetch, is_address
 from dynrefer.images import open_image, open_with_alpha
 from dynrefer.models.options import Options, make_options
 from dynrefer.regions import Asked, asked_regions, check_prompts
@@ -27,6 +28,9 @@ class RegionPredictor:
         results = predictor([image1, image2], boxes=[[...], [...]])       # a list of such lists, one an image
         for results in predictor.stream(paths, regions="alpha"): ...      # any number of images, few of them open
 
+    sam: a SAM of Transformers, as a folder, a hub id or a `dynrefer.segment.Segmenter`. It makes masks of points and
+    scribbles, which the model's family may not take, and finds the regions of regions="all".
+    allow_hosts: hosts from which pictures given by an address are fetched; none: no address is fetched.
     max_regions: regions that go through the model together. Images fill such a chunk one after another, so memory is
     the same for one image with 10,000 regions and for 10,000 images with one; the regions of an image that influence
     each other (a joint family) stay together. crop_on_device: cut views on the model's device, of a family that has
@@ -41,7 +45,11 @@ class RegionPredictor:
         crop_on_device: bool = False,
         *,
         batch_size: int | str | None = None,
+        sam: Any = None,
+        allow_hosts: Sequence[str] = (),
     ):
+        if isinstance(allow_hosts, str):
+            raise ValueError(f"allow_hosts: {allow_hosts!r}; give a list of hosts, [{allow_hosts!r}]")
         self.backs_off = batch_size == "auto"
         if isinstance(batch_size, str) and not self.backs_off:
             raise ValueError(f"batch_size: {batch_size!r}; expected a number of regions, or 'auto'")
@@ -49,7 +57,8 @@ class RegionPredictor:
         if self.max_regions < 1:
             name = "max_regions" if batch_size is None else "batch_size"
             raise ValueError(f"{name}: {self.max_regions}; at least one region must fit into a chunk")
-        self.model = model
+        self.model, self.allow_hosts = model, tuple(allow_hosts)
+        self.sam = _segmenter(sam, model)
         own = {"crop_on": str(model.device)} if crop_on_device else {}
         self.options = make_options(model.Options, own)
 
@@ -70,9 +79,9 @@ class RegionPredictor:
     ) -> Results | list[Results]:
         """One result a region, in the order given; for a list of images one such list an image.
 
-        image: path, an encoded file's bytes, PIL image, RGB uint8 array (H, W, 3) or uint8 tensor (3, H, W), or a list
-          of them. With a list, `boxes`, `masks`, `points`, `scribbles`, `regions` and `ids` hold one entry an image; an
-          entry may be None where another way to point is given.
+        image: path, address on one of the allowed hosts, an encoded file's bytes, PIL image, RGB uint8 array (H, W, 3)
+          or uint8 tensor (3, H, W), or a list of them. With a list, `boxes`, `masks`, `points`, `scribbles`, `regions`
+          and `ids` hold one entry an image; an entry may be None where another way to point is given.
         boxes: (N, 4) numbers in `box_format` (one of `dynrefer.boxes.BOX_FORMATS`), counted in the upright picture.
           A box partly outside the image is clipped.
         masks: N of array (H, W), path of a PNG or its bytes, COCO run lengths or polygons. Masks give the boxes where
@@ -83,11 +92,12 @@ class RegionPredictor:
           build on: "red,car" or ["red", "car"]; None takes the predicted tags, "" none, "red,<tags>" both, and a list
           with one list of words (or None) a region gives each its own.
         points: N of [x, y] or of [[x, y, 1], [x, y, 0], ...], 1 inside and 0 outside the object; alone, or with a box
-          each.
+          each. A family that takes none has the mask that `sam` makes of them.
         scribbles: N lines [[x, y], [x, y], ...] over the objects, or masks of what was painted over them.
-        regions: instead of the others, "alpha" (the picture's alpha channel is a mask), supervision's Detections, or a
-          list of COCO annotations, whose ids the results have; for a list of images also one word for all.
-        timings: the results' `timings` say what took how long.
+        regions: instead of the others, "all" (what `sam` finds, the surest first), "alpha" (the picture's alpha channel
+          is a mask), supervision's Detections, or a list of COCO annotations, whose ids the results have; for a list of
+          images also one word for all.
+        timings: the results' `timings` say what took how long; what `sam` does is part of "read".
 
         Raises ValueError for an option that the model does not have, and one that names the image and the box or mask:
         not finite, inverted, empty or wholly outside the image, a mask of another size, unequal counts, an unreadable
@@ -153,7 +163,7 @@ class RegionPredictor:
         return [answer.results for answer in self._answers(examples)]
 
     def _check_prompts(self, points: Any, scribbles: Any) -> None:
-        check_prompts("points" in self.model.prompts, None, points, scribbles)
+        check_prompts("points" in self.model.prompts, self.sam, points, scribbles)
 
     def _results(
         self, asked: Iterable[tuple[dict, Options]], several: bool, timings: bool, max_images: int | None = None
@@ -184,16 +194,27 @@ class RegionPredictor:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         try:
+            if is_address(source):
+                source = self._fetched(source)
             pixels, alpha = open_with_alpha(source) if with_alpha else (open_image(source), None)
         except ValueError as error:
             raise ValueError(f"image {number}: {error}" if several else str(error)) from error
         try:
             takes_points = "points" in self.model.prompts
-            regions, prompts = asked_regions(asked, pixels, number, alpha=alpha, takes_points=takes_points)
+            given = {"alpha": alpha, "sam": self.sam, "takes_points": takes_points}
+            regions, prompts = asked_regions(asked, pixels, number, **given)
             options.for_regions(range(len(regions)), len(regions))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         return Example.of_picture(pixels, regions, name, prompts)
+
+    def _fetched(self, address: str) -> bytes:
+        if not self.allow_hosts:
+            raise ValueError(
+                f"image {address}: addresses are not fetched; download it, or allow its host, "
+                "RegionPredictor(model, allow_hosts=[HOST])"
+            )
+        return fetch(address, f"image {address}", self.allow_hosts)
 
     def _answers(
         self, examples: Iterable[tuple[Example, Options]], max_images: int | None = None
@@ -285,6 +306,15 @@ class _Chunk:
     samples: list[dict] = field(default_factory=list)
     owners: list[_Answer] = field(default_factory=list)
     options: Options | None = None
+
+
+def _segmenter(sam: Any, model: Any) -> Any:
+    """A SAM that is named, loaded on the model's device."""
+    if not isinstance(sam, str | os.PathLike):
+        return sam
+    from dynrefer.segment import Segmenter
+
+    return Segmenter(str(sam), device=str(model.device))
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -115,7 +115,7 @@ def asked_regions(
         near = None if boxes is None else check_boxes(to_xyxy(boxes, box_format, image_hw), image_hw)
         if near is not None and len(near) != len(rows):
             raise ValueError(_unequal(len(near), len(rows)))
-        masks = [mask_to_rle(mask) for mask in sam.masks(pixels, rows, near)]
+        masks = sam.masks(pixels, rows, near)
         boxes = points = None
     return pointed_regions(image_hw, boxes, box_format, masks, points, asked.ids, image)
 

@@ -49,7 +49,7 @@ class StubModel(FamilyModel):
         self.batches, self.threads, self.fail = [], set(), {}
         self.started, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
-        self.processor = SimpleNamespace(samples=self.samples, collate=self.collate)
+        self.processor = SimpleNamespace(samples=self.samples, collate=self.collate, results=lambda e, o: len(e))
 
     def samples(self, example, options, generators, train):
         return [{"id": region.id, "box": region.box, "hw": example.image.shape[:2]} for region in example.regions]

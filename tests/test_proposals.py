@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import SamModel
 
 from data_prep import proposals
+from dynrefer import segment
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region
 from eval.inputs.proposals import read_proposals
@@ -113,7 +114,7 @@ def test_a_large_picture_takes_fewer_points_at_once_and_has_the_same_boxes(folde
     whole = json.loads((folder / "sam.json").read_text())
     calls, forward = [], SamModel.forward
     monkeypatch.setattr(SamModel, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
-    monkeypatch.setattr(proposals, "MASK_PIXELS", 3 * 90 * 120 * 2)
+    monkeypatch.setattr(segment, "MASK_PIXELS", 3 * 90 * 120 * 2)
     assert run(folder, *given, sam=lively) == 0
     alone = json.loads((folder / "sam.json").read_text())
     assert len(calls) == 5 + 2 + 9  # of nine points, two, five and one at once

@@ -2,6 +2,6 @@
 
 gate.py     every request passes: key, size, time, log
 app.py      the routes; chat.py those of OpenAI's form
-schema.py, inputs.py, fetch.py, settings.py   what a request may hold -> examples with options
+schema.py, inputs.py, settings.py   what a request may hold -> examples with options
 batching.py requests -> batches -> results, on the one thread that runs the model
 """

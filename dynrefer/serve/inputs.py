@@ -25,14 +25,9 @@ from .settings import invalid, too_large
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MASK_FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF")
-ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 DATA_URI = re.compile(r"data:([^,;]{0,100})((?:;[^,;]{0,100}){0,5}),", re.IGNORECASE)
 MOST_MASK_PIXELS = 4_000_000_000  # of a request's masks together: each is decoded in the size of its picture
 LONGEST_OUTLINE = 2_000_000  # of a polygon, in pixels: the rasteriser's memory grows by it
-
-
-def is_address(text: str) -> bool:
-    return ADDRESS.match(text) is not None
 
 
 def file_bytes(text: str, where: str) -> bytes:

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dynrefer.data.example import Example
+from dynrefer.fetch import NotFetched, fetch, is_address
 from dynrefer.models.options import make_options
 from dynrefer.predictor import RegionPredictor
 
 from .batching import Answer, Batcher, Job
 from .client_options import client_options
-from .fetch import fetch
-from .inputs import file_bytes, header, is_address, pixels_of, read_regions
+from .inputs import file_bytes, header, pixels_of, read_regions
 from .logs import log
 from .metrics import Metrics
 from .schema import RegionIn
@@ -189,8 +189,14 @@ class Service:
         if not is_address(one.picture):
             return await self.on_thread(file_bytes, one.picture, one.where)
         settings = self.settings
+        if not settings.allow_hosts:
+            text = f"{one.where}: this server fetches no addresses; send the file as data:image/png;base64,..."
+            raise Refusal(400, text, "no_fetching", one.where)
         arguments = (one.picture, one.where, settings.allow_hosts, settings.max_body, settings.fetch_timeout)
-        return await asyncio.get_running_loop().run_in_executor(self.fetchers, fetch, *arguments)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.fetchers, fetch, *arguments)
+        except NotFetched as error:
+            raise Refusal(413 if error.code == "too_large" else 400, str(error), error.code, one.where) from None
 
     async def answers(self, visit: Visit, job: Job) -> AsyncIterator[list[Answer]]:
         """Answers as they come, in the order of the regions. Refusal 400 for what the model says against the request,

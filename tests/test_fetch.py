@@ -8,17 +8,19 @@ import time
 
 import pytest
 
-from dynrefer.serve import fetch as module
-from dynrefer.serve.fetch import check_address, fetch, is_public, resolve
-from dynrefer.serve.settings import Refusal
+from dynrefer import fetch as module
+from dynrefer.fetch import NotFetched, check_address, fetch, is_public, resolve
+from dynrefer.images import open_image
+from dynrefer.predictor import RegionPredictor
 from tests.serving import encoded, error_of, gate_of, post, regions_body
+from tests.test_predictor import FakeModel
 from tests.tiny_dynrefer import picture
 
 HOSTS = ("images.example.com",)
 
 
 def refusal(call, *arguments):
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(NotFetched) as caught:
         call(*arguments)
     return caught.value
 
@@ -42,7 +44,7 @@ def refusal(call, *arguments):
     ],
 )
 def test_other_addresses_are_refused(address):
-    assert refusal(check_address, address, "images[0]", HOSTS).status == 400
+    assert str(refusal(check_address, address, "images[0]", HOSTS)).startswith("images[0]: ")
 
 
 def test_an_address_of_a_listed_host_is_taken():
@@ -148,10 +150,27 @@ def test_a_picture_is_fetched_from_the_checked_address(host):
     assert host.seen[0] == ("/a.png", f"images.example.com:{host.server_port}")
 
 
+def test_the_predictor_fetches_from_allowed_hosts_only(host):
+    address = "http://images.example.com/a.png"
+    found = RegionPredictor(FakeModel(), allow_hosts=HOSTS)(address, [[0, 0, 5, 5]])
+    assert found.image == address and found[0].box == [0, 0, 5, 5]
+    for name, hosts, message in (
+        (address, (), "addresses are not fetched; download it, or allow its host"),
+        (address, ["other.example.com"], "pictures are not fetched from 'images.example.com'"),
+        ("http://images.example.com/missing", HOSTS, "status 404"),
+    ):
+        with pytest.raises(ValueError, match=f"^image {name}: .*{message}"):
+            RegionPredictor(FakeModel(), allow_hosts=hosts)(name, [[0, 0, 5, 5]])
+    with pytest.raises(ValueError, match=f"^image {address}: addresses are not fetched"):
+        open_image(address)
+    with pytest.raises(ValueError, match="^allow_hosts: 'a.com'; give a list"):
+        RegionPredictor(FakeModel(), allow_hosts="a.com")
+
+
 def test_redirects_large_short_packed_and_missing_files_are_refused(host):
     assert "redirects are not followed" in str(refusal(get, "/moved"))
     assert "status 404" in str(refusal(get, "/missing"))
-    assert refusal(get, "/large", 50_000).status == 413
+    assert refusal(get, "/large", 50_000).code == "too_large"
     assert "bytes" in str(refusal(get, "/short")) or "IncompleteRead" in str(refusal(get, "/short"))
     assert "packs the file" in str(refusal(get, "/packed"))
     assert [path for path, _ in host.seen if path == "/a.png"] == []
