@@ -35,7 +35,7 @@ RUN = runs/$(NAME)
 SPOT = data/regionspot
 HELD_OUT ?= car hat kite lamp mushroom table
 SPOT_SCENES ?= --train 6000 --val 200 --test 300
-SINGLE_SCENES ?= --train 6000 --test 0
+SINGLE_SCENES ?= --train 12000 --test 0
 SPOT_SETTINGS ?=
 STAND_IN_SETTINGS ?=
 
@@ -65,7 +65,7 @@ regionspot: $(VENV)/.installed-all
 
 regionspot-steps:
 	$(PY) -m data_prep.world --out $(SPOT) $(SPOT_SCENES) --image-hw 192 256 --hold-out $(HELD_OUT)
-	$(PY) -m data_prep.world --out $(SPOT)/single $(SINGLE_SCENES) --image-hw 192 256 --most 1 --seed 1
+	$(PY) -m data_prep.world --out $(SPOT)/single $(SINGLE_SCENES) --image-hw 128 170 --most 1 --seed 1
 	$(MAKE) -j 2 spot-sam spot-clip
 	$(PY) -m train.extract --config configs/regionspot_world.yaml $(SPOT_SETTINGS)
 	$(PY) -m train.run --config configs/regionspot_world.yaml loop.overwrite=true $(SPOT_SETTINGS)

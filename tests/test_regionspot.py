@@ -1,6 +1,7 @@
 """RegionSpot: regions of a picture see each other and nothing else, however they are pointed at."""
 
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from dynrefer.images import open_image
 from dynrefer.masks import rle_to_box, to_mask
 from dynrefer.models.regionspot import modeling, sam, text_bank
 from dynrefer.models.regionspot.text_bank import TextBanks, template_list
-from tests.regionspot import NAMES, RECORDS, batch, example, folder, model, picture, scores
+from tests.regionspot import NAMES, RECORDS, batch, example, folder, model, picture, scores, small
 
 FIRST, SECOND = RECORDS
 BOXES = FIRST["boxes_xyxy"]
@@ -252,6 +253,56 @@ def test_no_regions_and_boxes_partly_or_wholly_outside():
     assert torch.allclose(scores([clipped], names), scores([inside], names), atol=1e-6)
     with pytest.raises(ValueError, match="box 0"):
         pointed(boxes=[[300, 400, 310, 410]])
+
+
+def test_a_thousand_boxes_are_joint_and_sam_has_a_few_of_them_at_a_time(monkeypatch):
+    made, seen = dynrefer.load(small(), device="cpu"), []
+    decode = type(made.sam).decode
+    monkeypatch.setattr(
+        type(made.sam),
+        "decode",
+        lambda own, features, prompts: seen.append(len(prompts.boxes)) or decode(own, features, prompts),
+    )
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 1, (999, 2)) * (150, 250)
+    boxes = np.concatenate([corners, corners + rng.uniform(5, 50, (999, 2))], 1)
+    boxes = [*boxes.tolist(), boxes[0].tolist()]
+    options = {"categories": NAMES, "top_k": len(NAMES), "with_masks": False}
+    results = RegionPredictor(made)(str(picture(FIRST)), boxes=boxes, **options)
+    assert len(results) == sum(seen) == 1000 and max(seen) <= modeling.REGIONS_AT_ONCE
+    assert [result.box for result in results] == [pytest.approx(box, abs=1e-3) for box in boxes]
+    found = numbers(results)
+    close(found[-1], found[0])  # the same box, in another chunk of SAM's
+    fewer = numbers(RegionPredictor(made)(str(picture(FIRST)), boxes=boxes[:64], **options))
+    assert (fewer - found[:64]).abs().max() > 1e-5  # those of all chunks see each other
+
+
+def test_fourteen_thousand_names_are_embedded_a_few_at_a_time_and_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("DYNREFER_CACHE", str(tmp_path))
+    names = [f"{first}{second}" for first in "abcdefghij" for second in range(1400)]
+    asked = []
+
+    def embed(texts):  # as wide as CLIP's, another direction each text
+        asked.append(len(texts))
+        rows = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=24) for text in texts]
+        return torch.tensor(np.stack(rows), dtype=torch.float32)
+
+    def loaded():
+        made = dynrefer.load(small(), device="cpu")
+        monkeypatch.setattr(made, "embed_texts", embed)
+        return made
+
+    options = {"categories": names, "with_masks": False, "embedding": True}
+    first = loaded()
+    results = RegionPredictor(first)(str(picture(FIRST)), boxes=BOXES, **options)
+    assert sum(asked) == len(names) and max(asked) <= text_bank.TEXTS_AT_ONCE
+    bank = first.text_bank(names)
+    for result in results:
+        best = first.logits(torch.tensor([result.extra["embedding"]]), bank)[0].softmax(0).topk(5)
+        assert [category["score"] for category in result.categories] == pytest.approx(best.values.tolist(), rel=1e-4)
+        assert result.categories[0]["name"] == names[best.indices[0]]
+    asked.clear()
+    assert RegionPredictor(loaded())(str(picture(FIRST)), boxes=BOXES, **options) == results and not asked
 
 
 def test_masks_are_sams_own_at_the_size_of_the_image():

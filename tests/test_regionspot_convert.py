@@ -176,6 +176,9 @@ def test_an_exported_model_is_the_file_it_came_from(tmp_path):
     assert all(torch.equal(back[name], tensor.float()) for name, tensor in tensors().items())
     with pytest.raises(ValueError, match="exists"):
         export(model(), tmp_path / "back.pth")
+    other = SimpleNamespace(config=RegionSpotConfig(**model().config.to_dict() | {"clip_positions": "sine"}))
+    with pytest.raises(ValueError, match="clip_positions is 'sine'; the released program knows 'none' only"):
+        export(other, tmp_path / "other.pth")
 
 
 def test_the_name_of_a_released_file_tells_the_size_of_its_pictures():

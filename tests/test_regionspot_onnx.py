@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from dynrefer import RegionPredictor, cli
 from dynrefer.graph_files import difference, write_graph
 from dynrefer.masks import to_mask
+from dynrefer.models.regionspot.decoder import with_waves
 from dynrefer.models.regionspot.graphs import flat, flat_names, nested, resized
 from tests.regionspot import NAMES, RECORDS, folder, model, picture
-from tests.test_regionspot_parts import tiny_model
+from tests.test_regionspot_parts import convolutional_clip, convolutional_model, tiny_model
 from tests.without_torch import run_without_torch, scores, session
 
 OTHERS = {"SAM-HQ, SigLIP": ("sam_hq", "siglip"), "SAM 2, SigLIP 2": ("sam2", "siglip2")}
@@ -87,3 +88,19 @@ def test_other_sams_and_clips_become_graphs(sam, clip, tmp_path):
         write_graph(graph, tmp_path / f"{graph.name}.onnx")
         for size in (1, 6):
             assert difference(graph, tmp_path / f"{graph.name}.onnx", size) <= 1e-4
+
+
+@pytest.mark.slow
+def test_a_convolutional_clip_becomes_a_graph_that_knows_places(tmp_path):
+    convolutional_clip(tmp_path / "clip")
+    made = convolutional_model(tmp_path / "clip", clip_positions="sine", class_token=False)
+    graph = made.graphs(made.Options()).graphs[0]
+    write_graph(graph, tmp_path / "clip.onnx")
+    for size in (1, 6):
+        assert difference(graph, tmp_path / "clip.onnx", size) <= 1e-4
+    (image,) = graph.example({"N": 1, "H": 5, "W": 6}, torch.Generator().manual_seed(0))
+    (memory,) = session(tmp_path / "clip.onnx").run(None, {"image": image.numpy()})
+    picture = F.interpolate(image.float(), (96, 96), mode="bilinear", align_corners=False) / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (made.config.image_mean, made.config.image_std))
+    expected = with_waves(made.clip.image_tokens((picture - mean) / std), 3)[:, 1:]
+    np.testing.assert_allclose(memory, expected, rtol=0, atol=1e-3)

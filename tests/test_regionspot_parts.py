@@ -26,6 +26,7 @@ from dynrefer import RegionPredictor
 from dynrefer.models.regionspot.build import build
 from dynrefer.models.regionspot.clip import OpenClip, OpenClipConfig, make_clip
 from dynrefer.models.regionspot.configuration import RegionSpotConfig
+from dynrefer.models.regionspot.decoder import waves, with_waves
 from dynrefer.models.regionspot.modeling import RegionSpotModel
 from dynrefer.models.regionspot.processor import RegionSpotProcessor
 from dynrefer.models.regionspot.sam import KINDS, Prompts, Sam, placed_hw
@@ -49,6 +50,14 @@ OPEN = {
     "quick_gelu": True,
     "vision_cfg": {"image_size": 64, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+
+
+CONVOLUTIONAL = {
+    "embed_dim": 24,
+    "custom_text": True,
+    "vision_cfg": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 96},
+    "text_cfg": {**OPEN["text_cfg"], "context_length": 32},
 }
 
 
@@ -232,6 +241,72 @@ def test_a_model_of_open_clip_that_is_none_is_told_in_one_line(open_clip_name):
     assert OpenClipConfig().image_size == 224
 
 
+def convolutional_clip(folder):
+    """A folder as open_clip writes one, of a convolutional model; the model."""
+    import open_clip
+
+    folder.mkdir()
+    torch.manual_seed(3)
+    theirs = open_clip.CustomTextCLIP(**{name: of for name, of in CONVOLUTIONAL.items() if name != "custom_text"})
+    theirs.visual(torch.randn(4, 3, 96, 96))  # statistics of its normalizations
+    save_file(theirs.state_dict(), folder / "open_clip_model.safetensors")
+    preprocess = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": CONVOLUTIONAL, "preprocess_cfg": preprocess})
+    )
+    return theirs.eval()
+
+
+def convolutional_model(folder, **settings):
+    section = {"sam": {"name": str(SAM)}, "clip": {"name": f"open_clip:{folder}"}, "categories": NAMES}
+    made, _ = build({**section, "templates": "one", "decoder_layers": 1, **settings}, [])
+    return made.eval()
+
+
+@pytest.mark.slow
+def test_a_convolutional_model_of_open_clip_is_read_from_its_folder(tmp_path):
+    theirs = convolutional_clip(tmp_path / "clip")
+    made = convolutional_model(tmp_path / "clip", clip_positions="sine")
+    pixels = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        cells = theirs.visual.trunk.forward_features(pixels).flatten(2).transpose(1, 2)  # (2, 9, D)
+        expected = theirs.encode_image(pixels)
+    tokens = made.clip.image_tokens(pixels)
+    torch.testing.assert_close(tokens[:, 1:], cells)
+    torch.testing.assert_close(tokens[:, 0], cells.mean(1))  # there is no class token
+    torch.testing.assert_close(made.clip.embed_images(pixels), expected)
+    assert made.clip.grid == 3 and made.config.image_mean == [0.1, 0.2, 0.3] and made.config.image_std[0] == 0.4
+    before = answers(made, attention=True)
+    assert torch.tensor(before[0].extra["attention"]).shape == (3, 3)
+    for settings in ({}, {"save_trainable_only": True}):
+        made.save_pretrained(tmp_path / "model", **settings)
+        loaded = dynrefer.load(tmp_path / "model", device="cpu")
+        assert answers(loaded, attention=True) == before and loaded.config.clip_positions == "sine"
+
+
+def test_open_clips_own_convolutions_are_maps_too():
+    settings = {**OPEN, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16}}
+    clip = make_clip(OpenClipConfig(architecture="RN50", model_cfg=settings), 64)
+    assert clip.image_tokens(torch.zeros(1, 3, 64, 64)).shape == (1, 5, 512) and clip.grid == 2
+
+
+def test_a_folder_that_open_clip_has_not_written_is_told_in_one_line(tmp_path):
+    convolutional_clip(tmp_path / "clip")
+    config = tmp_path / "clip" / "open_clip_config.json"
+    for content, told in (
+        ("{", "open_clip_config.json"),
+        ('{"model_cfg": {}}', "no model_cfg with embed_dim, vision_cfg and text_cfg"),
+    ):
+        config.write_text(content)
+        with pytest.raises(ValueError, match=told) as error:
+            convolutional_model(tmp_path / "clip")
+        assert "\n" not in str(error.value)
+    config.write_text(json.dumps({"model_cfg": CONVOLUTIONAL}))
+    (tmp_path / "clip" / "open_clip_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="no weights in the folder; expected open_clip_model.safetensors or"):
+        convolutional_model(tmp_path / "clip")
+
+
 # ------------------------------------------------------------------------------------------------ the choices
 
 
@@ -247,6 +322,7 @@ def test_the_papers_choices_are_settings():
         ({"token": "first"}, "token 'first': expected one of prompt, transformer, mlp"),
         ({"templates": "two"}, "templates 'two': expected one of openai81, one"),
         ({"templates": ["a cup"]}, "sentences with one {} each"),
+        ({"clip_positions": "rows"}, "clip_positions 'rows': expected one of none, sine"),
         ({"decoder_heads": 7}, "decoder_heads 7: CLIP's tokens are 64 wide"),
         ({"layers": 2}, "layers"),
     ):
@@ -268,3 +344,35 @@ def test_without_the_class_token_regions_see_patches_only():
         assert not torch.equal(model().recognise(tokens, memory, present), model().recognise(tokens, other, present))
     grid = answers(made, attention=True)[0].extra["attention"]
     assert torch.tensor(grid).shape == (4, 4) and abs(torch.tensor(grid).sum() - 1) < 1e-5
+
+
+def test_every_place_of_the_grid_has_its_own_waves():
+    places = waves(6, 98)
+    assert places.shape == (36, 98) and not places[:, 96:].any()
+    assert places.square().mean() == pytest.approx(96 / 98, abs=1e-5)
+    distances = torch.cdist(places, places) + 100 * torch.eye(36)
+    assert distances.min() > 0.5
+    row, column = divmod(int(distances[14].argmin()), 6)
+    assert abs(row - 14 // 6) + abs(column - 14 % 6) == 1  # a neighbour is the nearest
+    assert waves(1, 8).isfinite().all()
+
+
+def test_waves_are_as_strong_as_the_patches_of_their_own_picture():
+    torch.manual_seed(0)
+    memory = torch.randn(2, 10, 32)
+    read = with_waves(memory, 3)
+    assert torch.equal(read[:, 0], memory[:, 0])  # a summary has no place
+    torch.testing.assert_close(with_waves(7 * memory, 3), 7 * read)
+    torch.testing.assert_close(with_waves(memory[:1], 3), read[:1])
+
+
+def test_with_waves_regions_know_where_a_patch_is():
+    torch.manual_seed(0)
+    memory, tokens, present = torch.randn(1, 17, 64), torch.randn(2, 256), torch.ones(1, 2, dtype=torch.bool)
+    turned = torch.cat([memory[:, :1], memory[:, 1:].flip(1)], 1)  # the same patches elsewhere
+    for positions, alike in (("none", True), ("sine", False)):
+        section = {"sam": {"name": str(SAM)}, "clip": {"name": str(CLIP)}, "categories": NAMES}
+        made, _ = build({**section, "clip_positions": positions}, [])
+        with torch.no_grad():
+            one, other = (made.eval().recognise(tokens, some, present) for some in (memory, turned))
+        assert torch.allclose(one, other, atol=1e-5) == alike

@@ -272,6 +272,10 @@ def test_bad_settings_are_named(tmp_path):
         world.scene(0, "dev")
     with pytest.raises(ValueError, match="seed -1"):
         world.scene(-1)
+    drawn = world.scene(1, "train", (128, 160), most=1)
+    assert drawn.image.shape == (128, 160, 3) and len(drawn.objects) == 1
+    with pytest.raises(ValueError, match=r"image_hw \(128, 160\): objects are up to 100 px, so use at least \(192"):
+        world.scene(0, "train", (128, 160), most=2)
     with pytest.raises(ValueError, match=r"image_hw \(64, 64\)"):
         world.scene(0, "train", (64, 64))
     with pytest.raises(ValueError, match="num_scenes 0"):

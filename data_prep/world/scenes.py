@@ -23,7 +23,7 @@ from data_prep.world.objects import COMBINATIONS, INKS, KINDS, LETTERS, NUMBERS,
 from dynrefer.data.records import Region
 
 IMAGE_HW = (288, 384)
-SMALLEST_HW = (192, 256)
+SMALLEST_HW, SMALLEST_ALONE_HW = (192, 256), (128, 160)  # of several objects, of one
 SIDES = {"small": (36.0, 43.0), "big": (64.0, 78.0)}  # pixels; see objects.extent
 NEAR = 48.0  # a neighbour further off than this many pixels between the boxes is not mentioned
 CLEARLY_NEARER = 8.0  # and neither is one that another object is almost as near as
@@ -345,7 +345,8 @@ def draw_scene(
 
 
 def scene(seed: int, split: str = "train", image_hw: tuple[int, int] = IMAGE_HW, most: int | None = None) -> Scene:
-    """The scene of a seed, always the same. image_hw: (height, width), at least (192, 256); most: objects.
+    """The scene of a seed, always the same. image_hw: (height, width), at least (192, 256), of one object (128, 160);
+    most: objects.
 
     Splits never share a layout (each has its own stream of random numbers) nor a combination of kind, colour and
     pattern (objects.COMBINATIONS). Raises ValueError for an unknown split, a negative seed or a picture too small.
@@ -354,9 +355,10 @@ def scene(seed: int, split: str = "train", image_hw: tuple[int, int] = IMAGE_HW,
         raise ValueError(f"world split {split!r}: choose one of {', '.join(SPLITS)}")
     if seed < 0:
         raise ValueError(f"world seed {seed}: must be 0 or more")
-    if image_hw[0] < SMALLEST_HW[0] or image_hw[1] < SMALLEST_HW[1]:
+    smallest = SMALLEST_ALONE_HW if most == 1 else SMALLEST_HW
+    if image_hw[0] < smallest[0] or image_hw[1] < smallest[1]:
         raise ValueError(
-            f"world image_hw {tuple(image_hw)}: objects are up to 100 px, so use at least {SMALLEST_HW} (height, width)"
+            f"world image_hw {tuple(image_hw)}: objects are up to 100 px, so use at least {smallest} (height, width)"
         )
     rng = np.random.default_rng((1, SPLITS.index(split), seed))
     image, things, ground = draw_scene(rng, split, tuple(image_hw), most)

@@ -8,35 +8,37 @@ Every caption that is true of a picture counts as one of its own. With v_i a pic
 s the learned scale and y_ij = 1 where caption j says only what picture i shows:
 
     loss = mean over i of -sum_j y_ij / |y_i.| log softmax_j(s v_i t_j), and the same over j, halved
+
+It is a model of open_clip with a convolutional tower, which learns the kinds of objects in minutes where a small ViT
+does not, and is written as open_clip writes its models: open_clip_config.json and open_clip_model.safetensors.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from dynrefer.config import load_config
-from dynrefer.convert.clip_text import import_open_clip
+from dynrefer.convert.clip_text import clip_tokenizer, import_open_clip
 from dynrefer.data.records import Region
 from dynrefer.errors import run_command
-from dynrefer.models.tokenizer import train_tokenizer
+from dynrefer.files import write_json
 from train.stand_ins.fit import check_output, fit, fit_parser
 from train.stand_ins.scenes import Scenes, read_scenes
 from train.stand_ins.settings import CaptionConfig, ClipFitConfig
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 LARGEST_SCALE = 100.0
-LENGTHS = 8  # texts are as long as a multiple of it, so that few shapes occur
-WHITENED = 300  # pictures that starting weights are fitted to
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"  # as open_clip names them
 PICTURES_AT_ONCE = 100  # without gradient
 
 
@@ -92,93 +94,71 @@ class CaptionTask:
             frozenset().union(*(phrases(region, cfg.attribute_types) for region in regions))
             for regions in scenes.regions
         ]
-        self.easy = np.array(
-            [number for number, regions in enumerate(scenes.regions) if len(regions) <= cfg.easy_regions]
-        )
-        self.step = 0
 
     def pixels(self, numbers: Sequence[int]) -> Tensor:
         """(B, 3, S, S) as CLIP sees them."""
         pictures = torch.from_numpy(self.scenes.pixels[numbers]).permute(0, 3, 1, 2).float() / 255
         return (pictures - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
-    def texts(self, rng: np.random.Generator) -> list[str]:
-        """A caption of every picture, for a tokenizer."""
-        return [caption(regions, self.sentences, self.cfg, rng)[0] for regions in self.scenes.regions]
-
-    def loss(self, model: CLIPModel, tokenizer, batch_size: int, rng: np.random.Generator) -> Tensor:
-        self.step += 1
-        if self.step == 1 and self.cfg.easy_steps and not len(self.easy):
-            raise ValueError(
-                f"captions.easy_steps: no picture has {self.cfg.easy_regions} regions or fewer; set it to 0"
-            )
-        pool = self.easy if self.step <= self.cfg.easy_steps else len(self.scenes)
-        numbers = rng.choice(pool, batch_size)
+    def loss(self, model: nn.Module, tokenizer, batch_size: int, rng: np.random.Generator) -> Tensor:
+        numbers = rng.choice(len(self.scenes), batch_size)
         said = [
             caption(self.scenes.regions[number], self.sentences, self.cfg, rng)
             for number in numbers
             for _ in range(self.cfg.per_picture)
         ]
         true = torch.tensor([[words <= self.true[number] for _, words in said] for number in numbers]).float()
-        tokens = tokenizer([text for text, _ in said], return_tensors="pt", padding=True, pad_to_multiple_of=LENGTHS)
+        ids = tokenize(tokenizer, [text for text, _ in said], model.context_length)
         with torch.autocast("cpu", torch.bfloat16):
-            vision = model.vision_model(pixel_values=self.pixels(numbers))
-            patches = model.vision_model.post_layernorm(vision.last_hidden_state[:, 1:])
-            pictures = model.visual_projection(torch.cat([vision.pooler_output[:, None], patches], 1))  # (B, 1+P, E)
-            texts = model.get_text_features(input_ids=tokens["input_ids"]).pooler_output  # (N, E)
-        cosines = F.normalize(pictures.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T  # (B, 1+P, N)
-        logits = model.logit_scale.exp() * cosines
-        best = logits[:, 1:].logsumexp(1)  # (B, N)
-        return contrast(logits[:, 0], true) + self.cfg.patches * contrast(best, true)
+            cells = cells_of(model, self.pixels(numbers))  # (B, P, E)
+            texts = model.encode_text(ids)  # (N, E)
+        cells, texts = cells.float(), F.normalize(texts.float(), dim=-1)
+        scale = model.logit_scale.exp()
+        return contrast(scale * F.normalize(cells.mean(1), dim=-1) @ texts.T, true)
 
-    def category_map(self, model: CLIPModel, tokenizer) -> float:
-        """Mean over categories of the average precision with which "a photo of a NAME." finds its pictures."""
+    def scores(self, model: nn.Module, tokenizer) -> dict[str, float]:
+        """category_map: mean over categories of the average precision with which "a photo of a NAME." finds its
+        pictures. box_accuracy: share of regions that the cells under their boxes name, on average, as what they are."""
         names = sorted({region.category for regions in self.scenes.regions for region in regions})
-        tokens = tokenizer([f"a photo of a {name}." for name in names], return_tensors="pt", padding=True)
-        bank = F.normalize(model.get_text_features(input_ids=tokens["input_ids"]).pooler_output, dim=-1)
-        pictures = torch.cat(
-            [
-                model.get_image_features(pixel_values=self.pixels(some)).pooler_output
-                for some in torch.arange(len(self.scenes)).split(PICTURES_AT_ONCE)
-            ]
+        ids = tokenize(tokenizer, [f"a photo of a {name}." for name in names], model.context_length)
+        bank = F.normalize(model.encode_text(ids), dim=-1)
+        cells = torch.cat(
+            [cells_of(model, self.pixels(some)) for some in torch.arange(len(self.scenes)).split(PICTURES_AT_ONCE)]
         )
-        scores = F.normalize(pictures, dim=-1) @ bank.T  # (N, C)
+        scores = F.normalize(cells.mean(1), dim=-1) @ bank.T  # (N, C)
         shown = torch.tensor([[name in true for name in names] for true in self.true])
         ranked = shown.gather(0, scores.argsort(0, descending=True)).float()
         precision = ranked.cumsum(0) / torch.arange(1, len(ranked) + 1)[:, None]
-        return ((precision * ranked).sum(0) / ranked.sum(0)).mean().item()
+        grid = int(cells.shape[1] ** 0.5)
+        maps = (F.normalize(cells, dim=-1) @ bank.T).unflatten(1, (grid, grid))  # (N, g, g, C)
+        right = [
+            names[int(under(own, region).mean(0).argmax())] == region.category
+            for own, regions in zip(maps, self.scenes.regions, strict=True)
+            for region in regions
+        ]
+        return {
+            "category_map": ((precision * ranked).sum(0) / ranked.sum(0)).mean().item(),
+            "box_accuracy": sum(right) / len(right),
+        }
 
 
-@torch.no_grad()
-def whiten(model: CLIPModel, pixels: Tensor, least: float = 1e-3) -> None:
-    """Starting weights with which the parts of a patch in which patches differ most come in equally strong, in random
-    directions, and its place as strong as they: colours differ a thousand times as much as shapes do, which are learnt
-    late without it, and places that come in weakly are not to be found in the tokens that go out.
-
-    pixels (N, 3, S, S); least: relative to the strongest part, below which a part stays weaker.
-    """
-    embeddings = model.vision_model.embeddings
-    kernel = embeddings.patch_embedding.weight  # (D, 3, p, p)
-    size = kernel.shape[-1]
-    patches = F.unfold(pixels, size, stride=size).transpose(1, 2).flatten(0, 1)  # (N P, 3 p p)
-    mean = patches.mean(0)
-    variances, parts = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
-    variances, parts = variances.flip(0)[: len(kernel)], parts.flip(1)[:, : len(kernel)]
-    turned, _ = torch.linalg.qr(torch.randn(len(kernel), len(variances)))
-    weights = turned @ (parts / (variances + least * variances[0]).sqrt()).T  # (D, 3 p p)
-    kernel.copy_(weights.view_as(kernel))
-    positions = embeddings.position_embedding.weight  # (1+P, D)
-    positions[1:] = waves(embeddings.image_size // size, len(kernel)) - weights @ mean
+def cells_of(model: nn.Module, pixels: Tensor) -> Tensor:
+    """pixels (B, 3, S, S) -> (B, P, E): each cell's share of the picture's vector, which is their mean."""
+    cells = model.visual.trunk.forward_features(pixels.contiguous(memory_format=torch.channels_last))  # (B, D, g, g)
+    return model.visual.head(cells.flatten(2).transpose(1, 2))
 
 
-def waves(grid: int, width: int) -> Tensor:
-    """(grid * grid, width): sines and cosines of each cell's row and column, as strong as whitened patches."""
-    number = width // 4
-    frequencies = math.pi * 2 ** torch.linspace(-1, math.log2(grid / 2), number)  # from half a wave a picture
-    along = (torch.arange(grid) + 0.5)[:, None] / grid * frequencies  # (grid, width / 4)
-    line = torch.cat([along.sin(), along.cos()], -1)  # (grid, width / 2)
-    rows, columns = line[:, None].expand(-1, grid, -1), line[None].expand(grid, -1, -1)
-    return F.pad(torch.cat([columns, rows], -1).flatten(0, 1), (0, width - 4 * number))
+def under(cells: Tensor, region: Region) -> Tensor:
+    """cells (g, g, C) -> (n, C), those that a region's box touches."""
+    grid, (height, width) = len(cells), region.image_hw
+    x1, y1, x2, y2 = np.array(region.box) / (width, height, width, height) * grid
+    return cells[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))].flatten(0, 1)
+
+
+def tokenize(tokenizer, texts: Sequence[str], length: int) -> Tensor:
+    """(N, length), as open_clip's text towers want it."""
+    settings = {"return_tensors": "pt", "padding": "max_length", "truncation": True}
+    return tokenizer(list(texts), max_length=length, **settings)["input_ids"]
 
 
 def squash(picture: np.ndarray, size: int) -> np.ndarray:
@@ -188,16 +168,30 @@ def squash(picture: np.ndarray, size: int) -> np.ndarray:
     return pixels[0].round().byte().permute(1, 2, 0).numpy()
 
 
+def new_model(settings: dict) -> nn.Module:
+    """From open_clip's `model_cfg`. ValueError where its picture's tower is not one of timm's with a linear head."""
+    vision = settings.get("vision_cfg", {})
+    if "timm_model_name" not in vision or vision.get("timm_proj", "linear") != "linear":
+        raise ValueError(
+            "model.vision_cfg: expected timm_model_name, a convolutional model of timm, and timm_proj linear, which "
+            "makes the picture's vector the mean of those of its cells"
+        )
+    open_clip = import_open_clip()
+    return open_clip.CustomTextCLIP(**{key: value for key, value in settings.items() if key != "custom_text"})
+
+
 def main(cfg: ClipFitConfig) -> dict[str, float]:
-    """Returns category_map on `cfg.val`. Raises ValueError for settings that do not fit."""
+    """Returns CaptionTask.scores of `cfg.val`. Raises ValueError for settings that do not fit."""
     check_output(cfg)
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)
     torch.manual_seed(cfg.seed)
     sentences = [sentence("{}") for sentence in import_open_clip().OPENAI_IMAGENET_TEMPLATES] + ["{}."]
-    size = cfg.model["vision_config"]["image_size"]
+    model = new_model(cfg.model).to(memory_format=torch.channels_last)
+    tokenizer = clip_tokenizer(model.vocab_size)
+    size = cfg.model["vision_cfg"]["image_size"]
 
-    def task(path: str | list[str], limit: int | None) -> CaptionTask:
+    def task(path: str | list[str], limit: int | None, size: int = size) -> CaptionTask:
         scenes = read_scenes(path, lambda picture: squash(picture, size), limit)
         for regions in scenes.regions:
             for region in regions:
@@ -206,31 +200,22 @@ def main(cfg: ClipFitConfig) -> dict[str, float]:
         return CaptionTask(scenes, sentences, cfg.captions)
 
     train, held_out = task(cfg.train, cfg.train_limit), task(cfg.val, cfg.val_limit)
-    tokenizer = train_tokenizer(train.texts(np.random.default_rng(cfg.seed)), cfg.vocab_size, start=True)
-    text_config = {
-        **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")},
-        "vocab_size": len(tokenizer),
-        **cfg.model["text_config"],
-    }
-    config = CLIPConfig(**{**cfg.model, "text_config": text_config})
-    model = CLIPModel._from_config(config, attn_implementation="eager")  # on CPU twice as fast in bfloat16 as sdpa
-    whiten(model, train.pixels(range(min(len(train.scenes), WHITENED))))
-    tokenizer.model_max_length = model.config.text_config.max_position_embeddings
+    easy = None if cfg.easy is None else task(cfg.easy.train, cfg.easy.train_limit, cfg.easy.image_size)
+    steps = count(1)
 
     def loss_of(rng: np.random.Generator) -> Tensor:
         with torch.no_grad():
             model.logit_scale.clamp_(max=np.log(LARGEST_SCALE))
-        return train.loss(model, tokenizer, cfg.batch_size, rng)
+        first = easy is not None and (next(steps) <= cfg.easy.steps or rng.random() < cfg.easy.share)
+        return (easy if first else train).loss(model, tokenizer, cfg.batch_size, rng)
 
     def save(folder: Path) -> None:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        square = {"height": size, "width": size}
-        CLIPImageProcessor(size=square, do_center_crop=False, resample=2).save_pretrained(folder)
+        save_file({name: of.contiguous() for name, of in model.state_dict().items()}, folder / WEIGHTS)
+        preprocess = {"size": [size, size], "mean": MEAN, "std": STD, "interpolation": "bilinear"}
+        preprocess |= {"resize_mode": "squash"}
+        write_json(folder / CONFIG, {"model_cfg": {"custom_text": True, **cfg.model}, "preprocess_cfg": preprocess})
 
-    return fit(
-        model, loss_of, cfg, evaluate=lambda: {"category_map": held_out.category_map(model, tokenizer)}, save=save
-    )
+    return fit(model, loss_of, cfg, evaluate=lambda: held_out.scores(model, tokenizer), save=save)
 
 
 def command(argv: Sequence[str] | None = None) -> int:
@@ -240,7 +225,10 @@ def command(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
     cfg = load_config(ClipFitConfig, args.config, args.settings)
     scores = main(cfg)
-    print(f"{cfg.output}: mean average precision of categories in whole pictures {scores['category_map']:.3f}")
+    print(
+        f"{cfg.output}: mean average precision of categories in whole pictures {scores['category_map']:.3f}, "
+        f"categories of boxes by their cells {scores['box_accuracy']:.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -32,16 +32,19 @@ def read_scenes(
     """
     records = open_records(path)
     groups = records.image_groups()
-    pixels, regions = [], []
-    for number in range(len(groups) if limit is None else min(limit, len(groups))):
+    count = len(groups) if limit is None else min(limit, len(groups))
+    pixels, regions = np.empty(0, np.uint8), []
+    for number in range(count):
         found = records.fetch(groups[number])
         path_of_image, first = found[0]
         picture = resize(open_image(path_of_image))
-        if pixels and picture.shape != pixels[0].shape:
+        if not number:
+            pixels = np.empty((count, *picture.shape), np.uint8)  # one array: thousands would be scattered in memory
+        elif picture.shape != pixels.shape[1:]:
             raise ValueError(
                 f"{path}: {first.image} is {picture.shape[:2]} after resizing and those before it are "
-                f"{pixels[0].shape[:2]}; a stand-in is trained on pictures of one shape"
+                f"{pixels.shape[1:3]}; a stand-in is trained on pictures of one shape"
             )
-        pixels.append(picture)
+        pixels[number] = picture
         regions.append([region for _, region in found])
-    return Scenes(np.stack(pixels), regions)
+    return Scenes(pixels, regions)

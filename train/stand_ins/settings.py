@@ -11,7 +11,7 @@ class FitConfig:
     output: str  # the folder to write
     train: str | list[str]  # record file, or several read as one
     val: str  # record file of pictures that are not trained on
-    model: dict  # the sizes: a config of transformers
+    model: dict  # the sizes: a config of transformers, of CLIP the `model_cfg` of open_clip
     steps: int
     batch_size: int  # pictures a step
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -45,12 +45,36 @@ class CaptionConfig:
     single: float = 0.2  # share that name one region; others name one to all of them
     templates: float = 0.7  # share that stand in one of OpenAI's sentences for ImageNet
     most_captions: int = 2  # regions named by their own captions in one caption, where no share above takes it
-    patches: float = 1.0  # weight of the loss in which a picture's patches take the place of its class token
-    easy_steps: int = 0  # steps that see only pictures of `easy_regions` regions or fewer
-    easy_regions: int = 1
+
+
+@dataclass(frozen=True)
+class EasyConfig:
+    """Pictures of few objects, drawn as large as in the others: the objects of smaller pictures fill more of them."""
+
+    train: str  # record file
+    image_size: int  # the side that they are squashed to
+    steps: int = 0  # the first steps see only them
+    share: float = 0.0  # of the later steps, that see only them
+    train_limit: int | None = None
+
+    def check(self) -> None:
+        check_numbers(self)
+        for name in ("image_size", "train_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"easy.{name} is {value}; it must be 1 or more")
+        if self.steps < 0:
+            raise ValueError(f"easy.steps is {self.steps}; it must be 0 or more")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"easy.share is {self.share}; it must lie in [0, 1]")
 
 
 @dataclass(frozen=True)
 class ClipFitConfig(FitConfig):
     captions: CaptionConfig = field(default_factory=CaptionConfig)
-    vocab_size: int = 600
+    easy: EasyConfig | None = None  # pictures that are seen first; None: there are none
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.easy is not None:
+            self.easy.check()

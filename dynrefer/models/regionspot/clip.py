@@ -103,13 +103,20 @@ class OpenClip(nn.Module):
     def __init__(self, config: OpenClipConfig, image_size: int):
         super().__init__()
         open_clip, settings = import_open_clip(), dict(config.model_cfg or {})
-        settings["vision_cfg"] = {**settings["vision_cfg"], "image_size": image_size}
+        settings["vision_cfg"] = {**settings["vision_cfg"], "image_size": image_size, "timm_model_pretrained": False}
         custom = settings.pop("custom_text", False) or "hf_model_name" in settings["text_cfg"]
         self.config, self.image_size = config, image_size
         self.model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
         self.text_width, self.max_tokens = settings["embed_dim"], self.model.context_length
+        visual = self.model.visual
+        tower = getattr(visual, "trunk", visual)  # timm's, or open_clip's own
+        arguments = inspect.signature(tower.forward_intermediates).parameters
+        self.convolutional = not {"return_prefix_tokens", "output_extra_tokens"} & arguments.keys()
+        self.convolutional |= isinstance(tower, open_clip.model.ModifiedResNet)
         with torch.no_grad():
+            self.eval()  # a normalization that measures what it sees keeps what it has
             tokens = self.image_tokens(torch.zeros(1, 3, image_size, image_size))
+            self.train()
         self.width, self.grid = tokens.shape[-1], int((tokens.shape[1] - 1) ** 0.5)
 
     def read_weights(self, weights: str) -> dict[str, Tensor]:
@@ -133,10 +140,11 @@ class OpenClip(nn.Module):
     @torch.no_grad()
     def image_tokens(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(next(self.model.parameters()).dtype)
-        found = self.model.visual.forward_intermediates(
-            pixels, indices=1, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
-        )
+        layout = {} if self.convolutional else {"output_fmt": "NLC", "output_extra_tokens": True}
+        found = self.model.visual.forward_intermediates(pixels, indices=1, intermediates_only=True, **layout)
         patches = found["image_intermediates"][-1]
+        if self.convolutional:  # a map (N, D, g, g)
+            return summary_and_patches(patches)
         prefix = found.get("image_intermediates_prefix") or [patches[:, :0]]
         return summary_and_patches(torch.cat([prefix[-1], patches], 1))
 

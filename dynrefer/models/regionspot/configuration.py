@@ -6,6 +6,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .clip import OpenClipConfig  # which makes itself known to AutoConfig
+from .decoder import POSITIONS
 from .sam import TOKENS, check_kind
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -21,6 +22,8 @@ class RegionSpotConfig(PreTrainedConfig):
     token (`str`): which of SAM's tokens stands for a region: "prompt", the mean of what the prompt encoder gives;
         "transformer", the mask token after the two-way transformer (released); "mlp", the same after its MLP.
     class_token (`bool`): whether the regions see CLIP's class token beside its patches.
+    clip_positions (`str`): "sine" adds to each of CLIP's patches where it is, for a convolutional CLIP, whose patches
+        do not say; "none" (released): they are read as they are.
     decoder_layers, decoder_heads, decoder_mlp_width, decoder_dropout: of the decoder; its width is CLIP's.
     templates (`str` or `list`): sentences with {} for a name, whose embeddings are averaged; or a row of
         text_bank.TEMPLATES.
@@ -45,6 +48,7 @@ class RegionSpotConfig(PreTrainedConfig):
     antialias: bool = False
     token: str = "transformer"
     class_token: bool = True
+    clip_positions: str = "none"
     decoder_layers: int = 3
     decoder_heads: int = 8
     decoder_mlp_width: int = 2048
@@ -67,6 +71,8 @@ class RegionSpotConfig(PreTrainedConfig):
         check_kind(self.sam_config)
         if self.token not in TOKENS:
             raise ValueError(f"token {self.token!r}: expected one of {', '.join(TOKENS)}")
+        if self.clip_positions not in POSITIONS:
+            raise ValueError(f"clip_positions {self.clip_positions!r}: expected one of {', '.join(POSITIONS)}")
         if self.image_size is None:
             self.image_size = native_size(self.clip_config)
 

@@ -224,6 +224,7 @@ def export(model, output: str | Path) -> Path:
         ("decoder_heads", HEADS),
         ("token", "transformer"),
         ("class_token", True),
+        ("clip_positions", "none"),
     ):
         if (value := getattr(config, name)) != released:
             raise ValueError(f"export: {name} is {value!r}; the released program knows {released!r} only")

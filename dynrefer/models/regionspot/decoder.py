@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+POSITIONS = ("none", "sine")  # of CLIP's patches, beside those that its own tower has given them
 
 
 def make_decoder(width: int, layers: int, heads: int, mlp_width: int, dropout: float) -> nn.TransformerDecoder:
@@ -12,6 +17,26 @@ def make_decoder(width: int, layers: int, heads: int, mlp_width: int, dropout: f
         raise ValueError(f"decoder_heads {heads}: CLIP's tokens are {width} wide; give a number that divides it")
     layer = nn.TransformerDecoderLayer(width, heads, mlp_width, dropout, "relu", batch_first=True)
     return nn.TransformerDecoder(layer, layers, nn.LayerNorm(width))
+
+
+def waves(grid: int, width: int) -> Tensor:
+    """(g * g, width): of each cell of a grid sines and cosines of its row and column, whose mean square is 1. The
+    longest wave is two grids long, the shortest two cells."""
+    number = width // 4
+    frequencies = math.pi * 2 ** torch.linspace(0, math.log2(max(grid, 1)), number)
+    along = (torch.arange(grid) + 0.5)[:, None] / grid * frequencies  # (g, width / 4)
+    line = torch.cat([along.sin(), along.cos()], -1) * math.sqrt(2)  # (g, width / 2)
+    rows, columns = line[:, None].expand(-1, grid, -1), line[None].expand(grid, -1, -1)
+    return F.pad(torch.cat([columns, rows], -1).flatten(0, 1), (0, width - 4 * number))
+
+
+def with_waves(memory: Tensor, grid: int) -> Tensor:
+    """memory (N, 1+P, D), a summary and P = g * g patches -> the same, to each patch the waves of its place added, as
+    strong as the patches of its picture are. The summary has no place."""
+    patches = memory[:, 1:]
+    strength = patches.float().square().mean((1, 2), keepdim=True).sqrt()  # (N, 1, 1)
+    places = (strength * waves(grid, memory.shape[-1]).to(memory.device)).to(memory.dtype)
+    return torch.cat([memory[:, :1], patches + places], 1)
 
 
 class Looks:

@@ -21,19 +21,14 @@ class PictureToMemory(nn.Module):
     def __init__(self, model: RegionModel):
         super().__init__()
         config = model.config
-        self.clip, self.size, self.antialias, self.first = (
-            model.clip,
-            config.image_size,
-            config.antialias,
-            int(not config.class_token),
-        )
+        self.model, self.size, self.antialias = model, config.image_size, config.antialias
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(config, f"image_{name}"))[:, None, None])
 
     def forward(self, image: Tensor) -> Tensor:
         for axis in (2, 3):
             image = resized(image, axis, self.size, self.antialias)
-        return self.clip.image_tokens((image / 255 - self.mean) / self.std)[:, self.first :]
+        return self.model.as_read(self.model.clip.image_tokens((image / 255 - self.mean) / self.std))
 
 
 def resized(pixels: Tensor, axis: int, size: int, antialias: bool) -> Tensor:

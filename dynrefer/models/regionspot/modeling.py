@@ -28,7 +28,7 @@ from ..saving import RegionModel
 from .batch import Kept, RegionSpotBatch
 from .clip import OpenClip, make_clip
 from .configuration import RegionSpotConfig
-from .decoder import Looks, make_decoder, present_of, spread
+from .decoder import Looks, make_decoder, present_of, spread, with_waves
 from .graphs import graphs
 from .options import Options
 from .sam import Sam
@@ -147,12 +147,16 @@ class RegionSpotModel(RegionModel):
         """SAM's tokens (I, W) of the regions of N pictures and CLIP's tokens (N, 1+P, D) -> region_embeds (I, E) of
         length 1. present (N, R): where each picture's regions are, others are padding that nothing looks at."""
         dtype = self.to_clip.weight.dtype
-        memory = memory.to(dtype)
-        if not self.config.class_token:
-            memory = memory[:, 1:]
         queries = spread(self.to_clip(tokens.to(dtype)), present)  # (N, R, D)
+        memory = self.as_read(memory.to(dtype))
         hidden = self.decoder(queries, memory, tgt_key_padding_mask=None if present.all() else ~present)
         return self.embed(hidden[present])
+
+    def as_read(self, memory: Tensor) -> Tensor:
+        """CLIP's tokens (N, 1+P, D) -> what the decoder reads of them (N, M, D)."""
+        if self.config.clip_positions == "sine":
+            memory = with_waves(memory, self.clip.grid)
+        return memory if self.config.class_token else memory[:, 1:]
 
     def embed(self, hidden: Tensor) -> Tensor:
         """What the decoder gives, (I, D) -> region_embeds (I, E) of length 1."""

@@ -1,7 +1,7 @@
 """SAM and CLIP as others published them: their config, tokenizer, normalization and where their weights are.
 
 A part's name is a hub id or folder of transformers, or, of CLIP, "open_clip:ARCHITECTURE:TAG" with a tag of
-open_clip's or a file.
+open_clip's or a file, or "open_clip:FOLDER" with what open_clip writes of a model: its settings and its weights.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from .clip import OpenClipConfig
 
 OPEN_CLIP = "open_clip:"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "spiece.model")
+FOLDER_CONFIG = "open_clip_config.json"
+FOLDER_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 VIDEO = {"sam2_video": "sam2"}  # model types of files whose picture part is ours
 
 
@@ -28,6 +30,11 @@ def origin(name: str, revision: str | None = None) -> Origin:
     """Where a part's weights are. ValueError for weights that open_clip does not know."""
     if not name.startswith(OPEN_CLIP):
         return Origin("transformers", *locate(name, revision))
+    if (folder := open_clip_folder(name)) is not None:
+        files = [folder / file for file in FOLDER_WEIGHTS if (folder / file).is_file()]
+        if not files:
+            raise ValueError(f"clip {name!r}: no weights in the folder; expected {' or '.join(FOLDER_WEIGHTS)}")
+        return Origin("open_clip", str(files[0].resolve()))
     architecture, weights = open_clip_name(name)
     if Path(weights).exists():
         return Origin("open_clip", str(Path(weights).resolve()))
@@ -44,8 +51,26 @@ def open_clip_name(name: str) -> tuple[str, str]:
     """Architecture and weights."""
     architecture, _, weights = name.removeprefix(OPEN_CLIP).partition(":")
     if not weights:
-        raise ValueError(f"clip {name!r}: no weights; expected open_clip:ARCHITECTURE:TAG_OR_FILE")
+        raise ValueError(f"clip {name!r}: no weights; expected open_clip:ARCHITECTURE:TAG_OR_FILE or open_clip:FOLDER")
     return architecture, weights
+
+
+def open_clip_folder(name: str) -> Path | None:
+    """The folder of "open_clip:FOLDER"; None for another name."""
+    folder = Path(name.removeprefix(OPEN_CLIP))
+    return folder if name.startswith(OPEN_CLIP) and folder.is_dir() else None
+
+
+def folder_settings(folder: Path) -> dict[str, dict]:
+    """`model_cfg` and `preprocess_cfg` of a folder that open_clip has written. ValueError where they are none."""
+    content = read_object(folder / FOLDER_CONFIG, "open_clip's settings")
+    model = content.get("model_cfg")
+    if not isinstance(model, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model.keys():
+        raise ValueError(
+            f"open_clip's settings {str(folder / FOLDER_CONFIG)!r}: no model_cfg with embed_dim, vision_cfg and "
+            "text_cfg; name a folder that open_clip has written"
+        )
+    return {"model_cfg": model, "preprocess_cfg": content.get("preprocess_cfg") or {}}
 
 
 def part_config(part: Mapping, name: str) -> dict:
@@ -54,7 +79,10 @@ def part_config(part: Mapping, name: str) -> dict:
     values = dict(part.get("config") or {})
     if source := part.get("name"):
         place = {"revision": part.get("revision")}
-        if source.startswith(OPEN_CLIP):
+        if (folder := open_clip_folder(source)) is not None:
+            settings = folder_settings(folder)["model_cfg"]
+            config = OpenClipConfig(architecture=folder.resolve().name, model_cfg=settings)
+        elif source.startswith(OPEN_CLIP):
             config = OpenClipConfig(architecture=open_clip_name(source)[0])
         else:
             check_source(source, weights=False, **place)
@@ -78,10 +106,13 @@ def normalization(name: str | None, revision: str | None = None) -> dict[str, li
     if name is None:
         return {}
     if name.startswith(OPEN_CLIP):
-        architecture, weights = open_clip_name(name)
-        tags = import_open_clip().list_pretrained_tags_by_model(architecture)
-        tag = weights if weights in tags else next(iter(tags), None)
-        found = import_open_clip().get_pretrained_cfg(architecture, tag) if tag else {}
+        if (folder := open_clip_folder(name)) is not None:
+            found = folder_settings(folder)["preprocess_cfg"]
+        else:
+            architecture, weights = open_clip_name(name)
+            tags = import_open_clip().list_pretrained_tags_by_model(architecture)
+            tag = weights if weights in tags else next(iter(tags), None)
+            found = import_open_clip().get_pretrained_cfg(architecture, tag) if tag else {}
         return {f"image_{key}": list(found[key]) for key in ("mean", "std") if found.get(key)}
     folder = local_folder(name, revision=revision)
     path = None if folder is None else folder / "preprocessor_config.json"
