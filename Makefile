@@ -38,11 +38,21 @@ SPOT_SCENES ?= --train 6000 --val 200 --test 300
 SINGLE_SCENES ?= --train 12000 --test 0
 SPOT_SETTINGS ?=
 STAND_IN_SETTINGS ?=
+SPOT_RUNS = runs/regionspot
+# what the paper's ablations change, and the places of CLIP's patches; the first two read another token of SAM's
+ABLATIONS = token-prompt token-mlp depth-1 depth-6 patches-only one-template no-places
+token-prompt = model.token=prompt
+token-mlp = model.token=mlp
+depth-1 = model.decoder_layers=1
+depth-6 = model.decoder_layers=6
+patches-only = model.class_token=false
+one-template = model.templates=one
+no-places = model.clip_positions=none
 
-.PHONY: help quickstart quickstart-steps regionspot regionspot-steps spot-sam spot-clip test bench lavis lavis-steps lint clean
+.PHONY: help quickstart quickstart-steps regionspot regionspot-steps spot-sam spot-clip spot-ablation test bench lavis lavis-steps lint clean
 help:
 	@sed -n 's/^# \(.*\)/\1/p' Makefile | head -5
-	@echo "targets: quickstart regionspot test bench lavis lint clean"
+	@echo "targets: quickstart regionspot spot-ablation test bench lavis lint clean"
 
 quickstart: $(VENV)/.installed-all
 	$(MAKE) quickstart-steps
@@ -67,9 +77,22 @@ regionspot-steps:
 	$(PY) -m data_prep.world --out $(SPOT) $(SPOT_SCENES) --image-hw 192 256 --hold-out $(HELD_OUT)
 	$(PY) -m data_prep.world --out $(SPOT)/single $(SINGLE_SCENES) --image-hw 128 170 --most 1 --seed 1
 	$(MAKE) -j 2 spot-sam spot-clip
+	rm -rf $(SPOT)/features $(SPOT)/features-* $(ABLATIONS:%=$(SPOT_RUNS)/%)
 	$(PY) -m train.extract --config configs/regionspot_world.yaml $(SPOT_SETTINGS)
 	$(PY) -m train.run --config configs/regionspot_world.yaml loop.overwrite=true $(SPOT_SETTINGS)
-	$(PY) -m eval.held_out --models runs/regionspot/spot --data $(SPOT)/test.jsonl
+	$(PY) -m eval.held_out --models $(SPOT_RUNS)/spot --data $(SPOT)/test.jsonl
+
+# RegionSpot with one setting changed, beside it; after `make regionspot`. Killed, it goes on: what is there is kept
+spot-ablation: $(ABLATIONS:%=$(SPOT_RUNS)/%/config.json)
+	$(PY) -m eval.held_out --models $(SPOT_RUNS)/spot $(ABLATIONS:%=$(SPOT_RUNS)/%) --data $(SPOT)/test.jsonl
+
+$(ABLATIONS:%=$(SPOT_RUNS)/%/config.json): $(SPOT_RUNS)/%/config.json:
+	$(PY) -m train.extract --config configs/regionspot_world.yaml $(call ablation,$*) $(SPOT_SETTINGS)
+	$(PY) -m train.run --config configs/regionspot_world.yaml name=$* loop.overwrite=true $(call ablation,$*) $(SPOT_SETTINGS)
+
+# settings of an ablation; where SAM's token is another, with features of their own
+ablation = $($(1)) $(if $(filter token-%,$(1)),$(own-features))
+own-features = "data.train=[{path: $(SPOT)/train-seen.jsonl, features: $(SPOT)/features-$(1), vocabulary: $(SPOT)/seen.txt}]"
 
 spot-sam spot-clip: spot-%:
 	$(PY) -m train.stand_ins.$* --config configs/stand_ins/$*.yaml num_threads=1 overwrite=true $(STAND_IN_SETTINGS)
