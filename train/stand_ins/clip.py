@@ -109,10 +109,8 @@ class CaptionTask:
         ]
         true = torch.tensor([[words <= self.true[number] for _, words in said] for number in numbers]).float()
         ids = tokenize(tokenizer, [text for text, _ in said], model.context_length)
-        with torch.autocast("cpu", torch.bfloat16):
-            cells = cells_of(model, self.pixels(numbers))  # (B, P, E)
-            texts = model.encode_text(ids)  # (N, E)
-        cells, texts = cells.float(), F.normalize(texts.float(), dim=-1)
+        cells = cells_of(model, self.pixels(numbers))  # (B, P, E)
+        texts = F.normalize(model.encode_text(ids), dim=-1)  # (N, E)
         scale = model.logit_scale.exp()
         return contrast(scale * F.normalize(cells.mean(1), dim=-1) @ texts.T, true)
 
