@@ -34,8 +34,8 @@ RUN = runs/$(NAME)
 # RegionSpot from nothing: its scenes, the categories that it never learns, and its runs beside the released settings
 SPOT = data/regionspot
 HELD_OUT ?= car hat kite lamp mushroom table
-SPOT_SCENES ?= --train 6000 --val 200 --test 300
-SINGLE_SCENES ?= --train 12000 --test 0
+SPOT_SCENES ?= --train 2500 --val 200 --test 300
+SINGLE_SCENES ?= --train 5000 --test 0
 SPOT_SETTINGS ?=
 STAND_IN_SETTINGS ?=
 SPOT_RUNS = runs/regionspot

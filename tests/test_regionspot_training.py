@@ -19,6 +19,7 @@ from dynrefer.data.dataset import ExampleDataset
 from dynrefer.data.features import VARIANTS, FeatureStore
 from dynrefer.data.record_files import open_records
 from dynrefer.losses import focal_loss
+from dynrefer.vocabulary import Vocabulary
 from tests import regionspot
 from tests.toy_shapes import CATEGORIES, write_shapes
 from train.extract import _whole, extract
@@ -150,6 +151,19 @@ def test_a_set_labelled_in_part_is_compared_with_some_names_drawn_anew(model, re
     )
     assert 0 < some < whole
     assert batch_of(model, records, train=False, **ways).against == [None] * 3
+
+
+def test_a_set_without_names_of_its_own_is_compared_with_the_models_evenly(model, records):
+    names = [*CATEGORIES, *(f"word{n}" for n in range(20 - len(CATEGORIES)))]
+    model.processor.categories = Vocabulary(names, "category")
+    dataset = ExampleDataset(records, model.processor, train=True, seed=0, negatives=4)
+    example = dataset.example(_whole(dataset, 2))  # of one region
+    samples = [dataset.samples(example, epoch)[0] for epoch in range(200)]
+    assert all(sample["names"] == tuple(names) for sample in samples)
+    counts = np.bincount(torch.cat([sample["against"] for sample in samples]), minlength=20)
+    own = samples[0]["categories"].item()
+    assert counts[own] == 200  # its own name is always there
+    assert np.abs(np.delete(counts, own) - 200 * 4 / 20).max() < 25  # deviation 5.7
 
 
 def test_a_category_that_the_vocabulary_lacks_is_named(model, records):

@@ -101,8 +101,10 @@ def test_easy_pictures_come_first_and_later_in_a_share_of_the_steps(drawn, tmp_p
     monkeypatch.setattr(clip.CaptionTask, "loss", loss)
     monkeypatch.setattr(clip.CaptionTask, "scores", lambda task, model, tokenizer: {"box_accuracy": 0.0})
     easy = f"easy={{train: {tmp_path / 'single'}/train.jsonl, image_size: 64, steps: 5, share: 0.5}}"
-    clip.main(settings(ClipFitConfig, "clip", drawn, tmp_path / "clip", easy, "steps=45", "train_limit=4"))
-    assert seen[:5] == [64] * 5 and set(seen) == {64, 192}
+    clip.main(
+        settings(ClipFitConfig, "clip", drawn, tmp_path / "clip", easy, "steps=45", "model.vision_cfg.image_size=96")
+    )
+    assert seen[:5] == [64] * 5 and set(seen) == {64, 96}
     assert 8 < seen[5:].count(64) < 32
     for wrong, told in (("share: 2", "easy.share is 2"), ("steps: -1", "easy.steps is -1")):
         with pytest.raises(ValueError, match=told):
