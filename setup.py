@@ -2,7 +2,7 @@
 
 The lower bounds are the releases that the tests were run with. Older ones may work and were not tried, except:
 transformers 5.20 cannot describe configs made of other configs, torchvision 0.28 does not import beside torch's CPU
-build.
+build. Gradio does not take pillow 13 yet.
 """
 
 import re
@@ -25,7 +25,7 @@ CORE = [
     "numpy>=2.4",
     "orjson>=3.13",
     "jinja2>=3.1.6",
-    "pillow>=13",
+    "pillow>=12.3",
     "pyyaml>=6.0.3",
     "pycocotools>=2.0.11",
     "tqdm>=4.70",
@@ -45,6 +45,7 @@ EXTRAS = {
     "vision": ["open_clip_torch>=3.3", "timm>=1.0.31"],
     "quant": ["bitsandbytes>=0.50"],
     "serve": ["fastapi>=0.165", "uvicorn>=0.54", "prometheus-client>=0.26"],
+    "demo": ["gradio>=6.31,<7", "av>=18.1"],
     "onnx": ["onnx>=1.23", "onnxscript>=0.7.2", "onnxruntime>=1.32"],
     "dev": [
         "httpx2>=2.16",
@@ -57,6 +58,7 @@ EXTRAS = {
         "ruff>=0.17.5",
         "schemathesis>=4.32",
         "scikit-learn>=1.8",
+        "selenium>=4.51",
     ],
 }
 EXTRAS["all"] = [requirement for name, extra in EXTRAS.items() if name != "dev" for requirement in extra]
@@ -71,6 +73,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["dynrefer", "dynrefer.*"]),
+    package_data={"dynrefer.demo": ["*.html", "*.js", "*.css"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["dynrefer = dynrefer.cli:main"]},

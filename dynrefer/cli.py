@@ -10,6 +10,7 @@ from typing import Any
 
 import dynrefer
 from dynrefer import describe, export
+from dynrefer.demo import command as demo
 from dynrefer.errors import Parser, run_command
 from dynrefer.serve import command as serve
 
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
     describe.add_parser(commands, _model_options, _load)
     serve.add_parser(commands, _model_options, _load)
+    demo.add_parser(commands, _model_options, _load)
 
     info = commands.add_parser(
         "info", help="what a model is, answers and learned from", description="Describes a model."

@@ -74,7 +74,7 @@ def test_the_package_installs_dynrefer_and_nothing_else(monkeypatch):
     folders = {path.parent.relative_to(REPOSITORY).as_posix().replace("/", ".") for path in python_files("dynrefer")}
     assert set(given["packages"]) == folders  # a folder without __init__.py would be left out of the wheel
     assert given["version"] == dynrefer.__version__
-    extras = {"train", "data", "eval", "vision", "quant", "serve", "onnx", "dev", "all"}
+    extras = {"train", "data", "eval", "vision", "quant", "serve", "demo", "onnx", "dev", "all"}
     assert set(given["extras_require"]) == extras
 
 

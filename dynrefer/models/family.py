@@ -128,13 +128,16 @@ class FamilyModel:
 
     Options: the class of `options`. answers: the fields of a result that it fills, some of ANSWERS. joint: the regions
     of an example influence each other, so an example is never cut. tasks: those whose sums `forward` gives. prompts:
-    what a user may point with beside boxes, and masks that give boxes: "points", or "masks" that are looked at.
+    what a user may point with beside boxes, and masks that give boxes: "points", or "masks" that are looked at. clips:
+    whether it looks at more frames of a clip than the one that its regions are shown in; a result's `extra` has them
+    under "frames".
     """
 
     Options: ClassVar[type[Options]] = Options
     answers: ClassVar[frozenset[str]] = frozenset()
     joint: ClassVar[bool] = False
     prompts: ClassVar[frozenset[str]] = frozenset()
+    clips: ClassVar[bool] = False
     tasks: Sequence[str] = ()
     processor: Any = None
 

@@ -23,7 +23,9 @@ from dynrefer.config import load_config, parse_value
 from dynrefer.errors import shown, suggestion
 from dynrefer.files import read_text
 
-LOCAL = {"local": True}  # metadata of a field that concerns the machine: a server's clients may not set it
+# Metadata of a field: "choices", texts that the page offers, where others may be typed, too; and these.
+LOCAL = {"local": True}  # it concerns the machine: a server's clients may not set it
+FIRST = {"first": True}  # what people set first: it stands open on the page
 
 
 @dataclass(frozen=True)

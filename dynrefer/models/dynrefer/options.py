@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from dynrefer.prompts import CONTROL_FORMS, is_one_control, region_controls
 
-from ..options import LOCAL, TextOptions
+from ..options import FIRST, LOCAL, TextOptions
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,15 @@ class Options(TextOptions):
 
     categories_field = "num_categories"
 
-    control: str | list | None = None  # words that captions build on, as red,car; <tags>: the predicted tags; '': none
+    # words that captions build on, as red,car; <tags>: the predicted tags; '': none
+    control: str | list | None = field(default=None, metadata=FIRST)
     tag_threshold: float | None = None  # least probability of a tag that is reported and is a control word
     list_tags: float | None = None  # report tags above this probability instead, for a ranking; control words stay
     attributes: list[str] | None = None  # attributes to score
     categories: list[str] | None = None  # categories to choose from
     num_categories: int = 5  # categories that are reported, the likeliest first
-    view_strategy: str | None = None  # how the views are chosen, for instance phash
+    # how the views are chosen, for instance phash
+    view_strategy: str | None = field(default=None, metadata={"choices": ("phash", "joint", "task:captions", "random")})
     # device that cuts the views, where it is quicker than the CPU; a grey level off at most
     crop_on: str | None = field(default=None, metadata=LOCAL)
 

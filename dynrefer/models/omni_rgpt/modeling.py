@@ -58,6 +58,7 @@ class OmniRgptModel(RegionModel):
     answers = frozenset({"caption"})
     joint = True
     prompts = frozenset({"masks"})
+    clips = True
     BASE_PARTS = {"base": "base"}
     LANGUAGE_PART = "base"
     CARD = About(
@@ -260,9 +261,10 @@ class OmniRgptModel(RegionModel):
         for name, box, row, place in zip(*columns, strict=True):
             caption, score = answers.get(row, ("", 0.0))
             result = RegionResult(name, box, caption=caption, score=score)
+            example = int(batch.rows.examples[row])
             if heat is not None and place >= 0:
-                example = int(batch.rows.examples[row])
                 result.extra["heat"] = heat[example][place].tolist()
+            if "heat" in result.extra or len(batch.shown[example].frames) > 1:
                 result.extra["frames"] = batch.shown[example].frames
             results.append(result)
         return results

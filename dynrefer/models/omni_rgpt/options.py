@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dynrefer.prompts import check_text
 
-from ..options import TextOptions
+from ..options import FIRST, TextOptions
 
 
 @dataclass(frozen=True)
 class Options(TextOptions):
-    question: str | None = None  # one with <region> asks it of each; one with <region0>, <region1> or [0] asks once
+    # one with <region> asks it of each; one with <region0>, <region1> or [0] asks once
+    question: str | None = field(default=None, metadata=FIRST)
     tracklet: bool = False  # show regions in all frames of a clip that say where they are, not only in the first
     heat: bool = False  # report where the guide head sees each region, a map a frame
 

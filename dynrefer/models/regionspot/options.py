@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dynrefer.errors import shown
@@ -14,7 +14,7 @@ from .. import options
 class Options(options.Options):
     categories_field = "top_k"
 
-    categories: list[str] | None = None  # names to choose from
+    categories: list[str] | None = field(default=None, metadata=options.FIRST)  # names to choose from
     top_k: int = 5  # categories that are reported, the likeliest first
     scores: Literal["softmax", "sigmoid"] = (
         "softmax"  # softmax: shares of the names given; sigmoid: each name by itself
