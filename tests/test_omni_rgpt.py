@@ -14,9 +14,9 @@ from dynrefer.boxes import check_boxes
 from dynrefer.data.clips import ClipRegion
 from dynrefer.data.example import Example
 from dynrefer.masks import mask_to_rle
+from dynrefer.mentions import check_all_named, split_mentions
 from dynrefer.models.omni_rgpt.bases import patchify
 from dynrefer.models.omni_rgpt.marks import EPSILON, coverage, rectangle, soft_labels, spatial_marks
-from dynrefer.models.omni_rgpt.mentions import check_all_named, split_mentions
 from dynrefer.regions import regions_of
 from tests.omni_rgpt import BASES, HW, batch, examples, new, picture, records, shared
 

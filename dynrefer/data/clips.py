@@ -9,9 +9,10 @@ A line of a clip file (JSONL), with only the keys that are needed and the option
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -215,13 +216,16 @@ def region_of(d: object, where: str) -> Region | ClipRegion:
     return ClipRegion.from_dict(d, where) if clip else Region.from_dict(d, where)
 
 
+Read = Callable[[object, str], Any]
+
+
 class ClipRecords(RegionRecords):
     """Records of a clip file in its order; each is read and checked when it is asked for. `root` is the folder that
-    video paths are relative to. lines, offsets, ids: of the records, (N,)."""
+    video paths are relative to. lines, offsets, ids: of the records, (N,); read: makes a record of a line's content."""
 
-    def __init__(self, path: Path, lines: np.ndarray, offsets: np.ndarray, ids: Sequence[str]):
+    def __init__(self, path: Path, lines: np.ndarray, offsets: np.ndarray, ids: Sequence[str], read: Read):
         super().__init__(path, ())
-        self._lines, self._offsets, self._names = lines, offsets, list(ids)
+        self._lines, self._offsets, self._names, self._read = lines, offsets, list(ids), read
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -236,7 +240,7 @@ class ClipRecords(RegionRecords):
                 text = file.readline()
         except OSError as error:
             raise ValueError(f"{self.path}: cannot be read ({error})") from error
-        return region_of(parse_line(text, where), where)
+        return self._read(parse_line(text, where), where)
 
     def images(self) -> list[str]:
         return [region.image for region in self]
@@ -247,14 +251,16 @@ class ClipRecords(RegionRecords):
 
     def subset(self, indices: Sequence[int]) -> "ClipRecords":
         chosen = np.asarray(indices, dtype=np.int64)
-        return ClipRecords(self.path, self._lines[chosen], self._offsets[chosen], [self._names[i] for i in chosen])
+        return ClipRecords(
+            self.path, self._lines[chosen], self._offsets[chosen], [self._names[i] for i in chosen], self._read
+        )
 
     def _ids(self) -> tuple:
         return (lambda: list_hashes(self._names)), len(self._names), self._names.__getitem__
 
 
-def open_clips(path: str | os.PathLike, split: str | None = None) -> ClipRecords:
-    """Records of a clip file (.jsonl). split: only records of this split.
+def open_clips(path: str | os.PathLike, split: str | None = None, read: Read = region_of) -> ClipRecords:
+    """Records of a clip file (.jsonl). split: only records of this split. read: (content, place) of a line -> a record.
 
     Every line must be JSON with an id of its own; the rest of a record is checked when it is read. Raises ValueError
     for what is missing, cut off, no clip file, ids that occur twice, no records.
@@ -267,7 +273,11 @@ def open_clips(path: str | os.PathLike, split: str | None = None) -> ClipRecords
     for line, offset, text in _numbered_lines(path):
         where = f"{path}:{line}"
         d = parse_line(text, where, unique_keys=True)
-        if not isinstance(d, dict) or not isinstance(d.get("id"), str) or not ("frames" in d or seen and "image" in d):
+        if (
+            not isinstance(d, dict)
+            or not isinstance(d.get("id"), str)
+            or not ("frames" in d or "turns" in d or seen and "image" in d)
+        ):
             raise ValueError(f"{where}: expected a record of a clip, with id and frames; {CHECK_HINT}")
         if (first := seen.setdefault(d["id"], line)) != line:
             raise ValueError(f"{where}: id {d['id']!r} stands in line {first} already; ids are unique")
@@ -279,7 +289,7 @@ def open_clips(path: str | os.PathLike, split: str | None = None) -> ClipRecords
     if not lines:
         hint = f" of split {split!r}; it has {sorted(splits)}" if seen else ""
         raise ValueError(f"clip file {path}: no records{hint}")
-    return ClipRecords(path, np.array(lines), np.array(offsets), ids)
+    return ClipRecords(path, np.array(lines), np.array(offsets), ids, read)
 
 
 def write_clips(path: str | os.PathLike, clips: Iterable[ClipRegion]) -> int:

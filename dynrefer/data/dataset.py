@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dynrefer.data.chats import Chat
 from dynrefer.data.clips import ClipRegion, read_clip
 from dynrefer.data.example import Example, still
 from dynrefer.data.features import FeatureStore
@@ -75,9 +76,21 @@ class ExampleDataset:
     def example(self, piece: Piece) -> Example:
         """The whole example that a piece is of; nothing of it is opened yet."""
         members = self._groups.members(piece.number)
-        paths, regions = zip(*self.records.fetch(members), strict=True)
-        reader = partial(self._clip if isinstance(regions[0], ClipRegion) else self._picture, paths[0], regions)
-        return self.told(Example(str(paths[0]), regions, reader, members, reduce=self._reduction(regions)))
+        paths, records = zip(*self.records.fetch(members), strict=True)
+        # chats stand behind regions
+        order = sorted(range(len(records)), key=lambda place: isinstance(records[place], Chat))
+        records = [records[place] for place in order]
+        regions = [record for record in records if not isinstance(record, Chat)]
+        chats = records[len(regions) :]
+        if chats and not self.processor.reads_chats:
+            raise ValueError(
+                f"record {chats[0].id}: a conversation, and this family describes regions; leave its file out, or "
+                "train a family that reads conversations, such as omni_rgpt"
+            )
+        clip = isinstance(records[0], ClipRegion) or chats and chats[0].is_clip
+        reader = partial(self._clip if clip else self._picture, paths[0], records)
+        numbers = [members[place] for place in order]
+        return self.told(Example(str(paths[0]), regions, reader, numbers, chats, self._reduction(records)))
 
     def told(self, example: Example) -> Example:
         """The example with what its data set knows: features, vocabulary, negatives."""

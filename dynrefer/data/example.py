@@ -30,20 +30,21 @@ class Prompt:
 
 @dataclass
 class Example:
-    """One picture or clip, its regions and, for conversations, its turns.
+    """One picture or clip, its regions and the conversations about it.
 
     key: names it in errors, and is the same for the same picture. regions: `Region`s of a picture or `ClipRegion`s of a
-    clip, in the order in which texts name them. read: opens the frames, see `frames`. numbers: one a region, by which
-    training and random views are seeded together with seed and epoch; None = 0, 1, 2, ... turns: of a conversation; ()
-    = every region is described. reduce: how many times smaller its picture is decoded. prompts: one a region where a
-    user pointed at them; () = regions of records, which have boxes.
+    clip, each of which is described. chats: `Chat`s, each of which is answered; their regions are their own. Records of
+    the example are its regions and behind them its chats. read: opens the frames, see `frames`. numbers: one a record,
+    by which training and random views are seeded together with seed and epoch; None = 0, 1, 2, ... reduce: how many
+    times smaller its picture is decoded. prompts: one a region where a user pointed at them; () = regions of records,
+    which have boxes.
     """
 
     key: str
     regions: Sequence[Any]
     read: Frames
     numbers: Sequence[int] | None = None
-    turns: Sequence[Any] = ()
+    chats: Sequence[Any] = ()
     reduce: int = 1
     prompts: Sequence[Prompt] = ()
     stored: Callable[..., dict[str, Any]] | None = None
@@ -60,7 +61,8 @@ class Example:
         return cls(key, regions, lambda indices, reduce: still(image, indices), prompts=prompts)
 
     def __len__(self) -> int:
-        return len(self.regions)
+        """Its records."""
+        return len(self.regions) + len(self.chats)
 
     def frames(self, indices: Sequence[int] | None = None) -> np.ndarray:
         """Frames (T, H, W, 3) uint8, read-only; opened when first asked for, once.
@@ -81,16 +83,19 @@ class Example:
         return self.frames()[0]
 
     def part(self, positions: Sequence[int]) -> Example:
-        """The same example with some of its regions; what was opened is not opened again."""
+        """The same example with some of its records; what was opened is not opened again."""
         numbers = range(len(self)) if self.numbers is None else self.numbers
+        count = len(self.regions)
+        regions, chats = [p for p in positions if p < count], [p for p in positions if p >= count]
         return replace(
             self,
-            regions=[self.regions[p] for p in positions],
-            numbers=[numbers[p] for p in positions],
-            prompts=[self.prompts[p] for p in positions] if self.prompts else (),
+            regions=[self.regions[p] for p in regions],
+            chats=[self.chats[p - count] for p in chats],
+            numbers=[numbers[p] for p in (*regions, *chats)],
+            prompts=[self.prompts[p] for p in regions] if self.prompts else (),
         )
 
     def generators(self, *seeds: int) -> list[np.random.Generator]:
-        """One a region: the same seeds and number always draw the same."""
+        """One a record: the same seeds and number always draw the same."""
         numbers = range(len(self)) if self.numbers is None else self.numbers
         return [np.random.default_rng([*seeds, int(number)]) for number in numbers]

@@ -15,7 +15,8 @@ import numpy as np
 import orjson
 
 from dynrefer.data.arrow import ArrowRecords, is_table
-from dynrefer.data.clips import ClipRecords, ClipRegion, open_clips, region_of
+from dynrefer.data.chats import Chat, chat_line, record_of
+from dynrefer.data.clips import ClipRecords, ClipRegion, open_clips
 from dynrefer.data.image_groups import ImageGroups, renumbered, repeated
 from dynrefer.data.records import Region, RegionRecords, no_split
 from dynrefer.files import read_jsonl, write_lines
@@ -97,17 +98,18 @@ class JoinedRecords(RegionRecords):
 
 def has_clips(records: RegionRecords) -> bool:
     """Whether some of the records may be of clips."""
-    return isinstance(records, ClipRecords) or (
-        type(records) is RegionRecords and any(isinstance(region, ClipRegion) for region in records)
-    )
+    if type(records) is not RegionRecords:
+        return isinstance(records, ClipRecords)
+    return any(isinstance(record, ClipRegion) or isinstance(record, Chat) and record.is_clip for record in records)
 
 
 def open_records(path: str | os.PathLike | Sequence[str | os.PathLike], split: str | None = None) -> RegionRecords:
     """Records of a file, or of several read as one.
 
     path: .jsonl or .jsonl.gz (checked at once; errors name file and line; a line that names a video is one of a clip,
-    and a file that begins with such is read when its records are asked for), a folder of `datasets.save_to_disk`, or a
-    .arrow or .parquet file (memory-mapped; each record checked when read). split: only records of this split.
+    one with turns a conversation, and a file that begins with a clip is read when its records are asked for), a folder
+    of `datasets.save_to_disk`, or a .arrow or .parquet file (memory-mapped; each record checked when read). split: only
+    records of this split.
     Raises ValueError for what is missing, damaged or of another format, bad records, ids that occur twice, no records.
     """
     if not isinstance(path, (str, os.PathLike)):
@@ -122,8 +124,9 @@ def open_records(path: str | os.PathLike | Sequence[str | os.PathLike], split: s
         regions, lines = [], {}
         for line, d in read_jsonl(path, unique_keys=True):
             if not regions and split is None and isinstance(d, dict) and "video" in d:
-                return open_clips(path)  # whose lines may be long: they are read when they are asked for
-            region = region_of(d, f"{path}:{line}")
+                # lines of clips may be long: they are read when they are asked for
+                return open_clips(path, read=record_of)
+            region = record_of(d, f"{path}:{line}")
             if (first := lines.setdefault(region.id, line)) != line:
                 raise ValueError(f"{path}:{line}: id {region.id!r} stands in line {first} already; ids are unique")
             regions.append(region)
@@ -140,8 +143,9 @@ def open_records(path: str | os.PathLike | Sequence[str | os.PathLike], split: s
     return records
 
 
-def write_records(path: str | os.PathLike, regions: Iterable[Region]) -> int:
-    """Writes .jsonl (or .jsonl.gz), one region a line, and returns how many. The file appears whole or not at all."""
+def write_records(path: str | os.PathLike, regions: Iterable[Region | Chat]) -> int:
+    """Writes .jsonl (or .jsonl.gz), one region or conversation a line, and returns how many. The file appears whole or
+    not at all."""
     return write_lines(path, map(_json_line, regions), packed=Path(path).suffix == ".gz")
 
 
@@ -172,7 +176,9 @@ def _join(parts: list[RegionRecords]) -> RegionRecords:
     return joined
 
 
-def _json_line(region: Region) -> bytes:
+def _json_line(region: Region | Chat) -> bytes:
+    if isinstance(region, Chat):
+        return chat_line(region)
     try:
         line = orjson.dumps(region, option=orjson.OPT_APPEND_NEWLINE)
         nones = (region.mask is None) + (region.tags is None) + (region.category is None)

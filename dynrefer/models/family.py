@@ -108,7 +108,10 @@ class ImageText:
 
 
 class FamilyProcessor:
-    """What processors share: nothing is decoded smaller or mirrored, a region has one result and the same weight."""
+    """What processors share: nothing is decoded smaller or mirrored, a region has one result and the same weight,
+    conversations are not read."""
+
+    reads_chats = False
 
     def reduction(self, regions: Sequence[Any]) -> int:
         return 1

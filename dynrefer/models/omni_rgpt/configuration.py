@@ -5,9 +5,10 @@ from __future__ import annotations
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from dynrefer.mentions import asks_each
+
 from ..language import MODES
 from .bases import base_kind
-from .mentions import asks_each
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

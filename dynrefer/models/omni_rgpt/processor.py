@@ -18,6 +18,7 @@ from transformers.utils import PushToHubMixin
 from dynrefer.data.clips import ClipRegion, clip_frames
 from dynrefer.data.example import Example
 from dynrefer.masks import to_mask
+from dynrefer.mentions import asks_each, check_all_named, split_mentions
 
 from ..base_parts import check_source
 from ..family import FamilyProcessor
@@ -26,7 +27,6 @@ from .bases import FrameReader, ReadFrames
 from .batch import IGNORED, OmniRgptBatch, ShownRegions, TextRows
 from .configuration import OmniRgptConfig
 from .marks import coverage, draw_marks, rectangle, resize_mask, strengthen
-from .mentions import asks_each, check_all_named, split_mentions
 from .options import Options
 from .texts import ChatText, ChatTurn, ChatWriter
 

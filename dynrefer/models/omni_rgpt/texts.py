@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynrefer.errors import cut, first_line
+from dynrefer.mentions import Piece
 
 from .bases import BaseKind
 from .batch import IGNORED
-from .mentions import Piece
 
 REGION = "<|region|>"  # stands for a mention while a text becomes tokens; its embedding is never looked at
 

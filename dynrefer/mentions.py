@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from dynrefer.errors import cut
 
 NUMBERED = re.compile(r"<region(\d+)>")
 EACH = "<region>"
 BRACKETS = re.compile(r"\[(\d{1,4})\]")
+MENTION = re.compile(r"<region(\d*)>")
 
 Piece = str | int  # of a text: words, or the position of a region
 
@@ -19,22 +20,23 @@ def asks_each(text: str) -> bool:
     return EACH in text
 
 
-def split_mentions(text: str, names: Sequence[str], own: int | None = None, what: str = "question") -> list[Piece]:
+def split_mentions(
+    text: str, names: Sequence[str], own: int | None = None, what: str = "question", brackets: bool = True
+) -> list[Piece]:
     """Words and regions of a text, in order. names: of the example's regions; own: what <region> stands for.
 
-    [0] names a region only in a text without <region...>, of an example with regions; otherwise brackets are words.
-    ValueError for a mention of a region that is not there.
+    [0] names a region only in a text without <region...>, of an example with regions, and where `brackets` says that it
+    may; otherwise brackets are words. ValueError for a mention of a region that is not there.
 
     >>> split_mentions("Is <region1> left of <region0>?", ["a", "b"])
     ['Is ', 1, ' left of ', 0, '?']
     >>> split_mentions("What is [0]?", ["a"]), split_mentions("[0] is <region>.", ["a", "b"], own=1)
     (['What is ', 0, '?'], ['[0] is ', 1, '.'])
     """
-    brackets = names and not NUMBERED.search(text) and EACH not in text
-    pattern = BRACKETS if brackets else re.compile(r"<region(\d*)>")
+    brackets = bool(brackets and names) and not MENTION.search(text)
     pieces: list[Piece] = []
     last = 0
-    for match in pattern.finditer(text):
+    for match in (BRACKETS if brackets else MENTION).finditer(text):
         position = own if match[1] == "" else int(match[1])
         if position is None and len(names) == 1:
             position = 0
@@ -44,6 +46,15 @@ def split_mentions(text: str, names: Sequence[str], own: int | None = None, what
         last = match.end()
     pieces.append(text[last:])
     return [piece for piece in pieces if piece != ""]
+
+
+def renumbered(text: str, number: Callable[[int], int], form: str = "<region{}>") -> str:
+    """A text whose regions have other numbers.
+
+    >>> renumbered("<region3> and <region5>", {3: 0, 5: 1}.get), renumbered("<region3>", {3: 0}.get, "[{}]")
+    ('<region0> and <region1>', '[0]')
+    """
+    return NUMBERED.sub(lambda match: form.format(number(int(match[1]))), text)
 
 
 def there_are(names: Sequence[str]) -> str:

@@ -1,0 +1,103 @@
+"""Conversations as records: their form, their files, and what is wrong with them."""
+
+import json
+
+import pytest
+
+from dynrefer.data.chats import Chat, Turn, named_regions, record_of, write_chats
+from dynrefer.data.clips import ClipRegion
+from dynrefer.data.record_files import open_records, write_records
+from dynrefer.data.records import Region
+
+PLACE = {"id": "7", "image": "a.jpg", "image_hw": [40, 60]}
+REGIONS = [{"box": [4, 6, 24, 30]}, {"mask": [[18, 20, 50, 20, 50, 36]], "category": "cup", "id": "the cup"}]
+TURNS = [{"question": "What does <region0> do on <region1>?", "answer": "It sits."}, {"question": "Is it [3] wet?"}]
+PICTURE = {**PLACE, "regions": REGIONS, "turns": TURNS, "licence": "CC0"}
+CLIP = {
+    "id": "8",
+    "video": "a",
+    "num_frames": 9,
+    "frame_hw": [40, 60],
+    "prompt_frame": 2,
+    "end_frame": 8,
+    "regions": [{"frames": {"2": {"box": [4, 6, 24, 30]}, "5": None}}],
+    "turns": [{"question": "Where does <region0> go?", "answer": "Away."}],
+}
+
+
+def test_a_conversation_of_a_picture():
+    chat = record_of(PICTURE, "a:1")
+    assert isinstance(chat, Chat) and not chat.is_clip and chat.example == "a.jpg" and chat.num_frames == 1
+    assert [type(region) for region in chat.regions] == [Region, Region]
+    assert [region.id for region in chat.regions] == ["7/0", "the cup"] and chat.regions[1].box == (19, 20, 50, 36)
+    assert chat.turns == (Turn("What does <region0> do on <region1>?", "It sits."), Turn("Is it [3] wet?"))
+    assert chat.captions == ("It sits.",) and chat.box == (0, 0, 60, 40) and chat.licence == "CC0"
+    assert Chat.from_dict(json.loads(json.dumps(chat.to_dict()))) == chat
+
+
+def test_a_conversation_of_a_clip():
+    chat = record_of(CLIP, "a:1")
+    assert chat.is_clip and (chat.num_frames, chat.prompt_frame, chat.end_frame) == (9, 2, 8)
+    (region,) = chat.regions
+    assert isinstance(region, ClipRegion) and region.id == "8/0" and region.frames[5] is None
+    assert chat.example == region.example == ("a", 2, 8)
+    assert Chat.from_dict(json.loads(json.dumps(chat.to_dict()))) == chat
+
+
+def test_a_conversation_about_the_whole():
+    whole = {**PLACE, "turns": [{"question": "What is there?", "answer": "Cups."}]}
+    assert record_of(whole, "").regions == () and Chat.from_dict(record_of(whole, "").to_dict()) == record_of(whole, "")
+    clip = {key: value for key, value in CLIP.items() if key not in ("regions", "prompt_frame", "end_frame")}
+    chat = record_of({**clip, "turns": whole["turns"]}, "")
+    assert (chat.prompt_frame, chat.end_frame, chat.regions) == (0, 9, ())
+
+
+@pytest.mark.parametrize(
+    ("record", "change", "said"),
+    [
+        (
+            PICTURE,
+            {"turns": [{"question": "Where is <region2>?"}]},
+            "<region2> without a region; there are <region0>",
+        ),
+        (PICTURE, {"turns": TURNS[1:]}, "turns: region '7/0' and 1 more is never named; write <region0>"),
+        (PICTURE, {"turns": [{"question": "<region0> <region1>"}, TURNS[0]]}, "turn 0: no answer; only the last"),
+        (PICTURE, {"turns": [{**TURNS[0], "answer": "On <region1>."}]}, "names <region1>.* write \\[1\\]"),
+        (PICTURE, {"turns": []}, "turns \\[\\]: expected a list"),
+        (PICTURE, {"turns": ["What?"]}, "turn 0, What\\?: expected an object"),
+        (PICTURE, {"turns": [{"question": " "}]}, "turn 0: question ' ': expected text that is not empty"),
+        (PICTURE, {"regions": [{"box": [4, 6, 2, 30]}, REGIONS[1]]}, "region 0: .*7/0"),
+        (PICTURE, {"regions": [{"frames": {}}, REGIONS[1]]}, "region 0: unknown key \\['frames'\\]"),
+        (PICTURE, {"regions": [{"category": "cup"}, REGIONS[1]]}, "region 0: neither box nor mask"),
+        (PICTURE, {"captions": ["a"]}, "unknown key \\['captions'\\]; a conversation has"),
+        (PICTURE, {"image_hw": [0, 3]}, "region 0: image_hw"),
+        (PICTURE, {"id": ""}, "id ''"),
+        (CLIP, {"prompt_frame": 8}, "region 0: prompt_frame 8, end_frame 8, num_frames 9: expected prompt_frame < "),
+        (CLIP, {"regions": [], "turns": TURNS[1:], "end_frame": 10}, "prompt_frame 2, end_frame 10, num_frames 9"),
+        (CLIP, {"num_frames": 0}, "num_frames 0: expected a whole number of at least 1"),
+        (CLIP, {"regions": [{"box": [1, 2, 3, 4]}]}, "region 0: unknown key \\['box'\\]"),
+    ],
+)
+def test_what_is_wrong_is_named(record, change, said):
+    with pytest.raises(ValueError, match=f"^f.jsonl:3: .*{said}"):
+        record_of({**record, **change}, "f.jsonl:3")
+
+
+def test_files_hold_all_kinds_of_records(tmp_path):
+    region = {**PLACE, "id": "r", "box": [1, 2, 30, 30], "captions": ["a cup"]}
+    records = [record_of(d, "") for d in (PICTURE, region, CLIP)]
+    assert write_records(tmp_path / "a.jsonl", records) == 3
+    opened = open_records(tmp_path / "a.jsonl")
+    assert list(opened) == records and list(opened.example_groups()) == [[0, 1], [2]]
+    clips = [records[2], record_of({**CLIP, "id": "9", "end_frame": 9}, "")]
+    assert write_chats(tmp_path / "b.jsonl", clips) == 2  # read when they are asked for
+    opened = open_records(tmp_path / "b.jsonl")
+    assert list(opened) == clips and len(opened.example_groups()) == 2 and opened.video_path(0) == tmp_path / "a"
+    joined = open_records([tmp_path / "a.jsonl", tmp_path / "c.jsonl"][:1])
+    assert len(joined.subset([2, 0])) == 2
+
+
+def test_numbers_count_the_regions_that_are_named():
+    turns = [Turn("Is <region5> on <region2>?", "<region5> is, [1] is not."), Turn("And here?", "<region7> is.")]
+    assert named_regions(turns) == ([2, 5], [Turn("Is <region1> on <region0>?", "[1] is, [1] is not.")])
+    assert named_regions([Turn("Where is <region1>?", "At <region0>.")]) == ([], [])
