@@ -23,6 +23,7 @@ CORE = [
     "safetensors>=0.8",
     "tokenizers>=0.23",
     "numpy>=2.4",
+    "ijson>=3.5",
     "orjson>=3.13",
     "jinja2>=3.1.6",
     "pillow>=12.3",
@@ -35,7 +36,6 @@ EXTRAS = {
     "data": [
         "datasets>=5.2",
         "pyarrow>=26",
-        "ijson>=3.5",
         "webdataset>=1.0.2",
         "av>=18.1",
         "lemminflect>=0.2.3",

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_command("dynrefer", _convert, argv[1:])
     argv, options = describe.take_options(argv) if argv[:1] in (["describe"], ["caption"]) else (argv, [])
     args = _parser().parse_args(argv, argparse.Namespace(options=options))
-    return run_command("dynrefer", args.run, args)
+    return run_command("dynrefer", args.run, args, describe.STOPPED if getattr(args, "out", None) else "stopped")
 
 
 def _convert(argv: list[str]) -> int | None:

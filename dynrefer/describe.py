@@ -1,4 +1,8 @@
-"""`dynrefer describe PHOTO --model MODEL --box X1 Y1 X2 Y2 [key=value ...]`: regions of a picture, described."""
+"""`dynrefer describe`: regions of pictures, described.
+
+dynrefer describe PHOTO --model MODEL --box X1 Y1 X2 Y2 [key=value ...]
+dynrefer describe PHOTO ... | FOLDER | --coco FILE | --records FILE --model MODEL --out results.jsonl
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,11 @@ EPILOG = (
     "of MODEL. A list is given as a,b,c or as a file with one a line."
 )
 LIKELY = 0.01  # categories below it are not shown to people, but for the first
+NAMED = ("image", "all", "alpha")  # words for regions of every picture
+JOB = ("coco", "records", "overwrite", "images", "image_prefix")  # flags that --out needs
+VALUED = ("model", "device", "dtype", "revision", "box_format", "draw", "out", "coco", "records", "images", "sam")
+VALUED += ("image_prefix", "regions", "batch_size", "num_workers")
+STOPPED = "stopped; the same command goes on"
 ALIASES = ("control", "tag_threshold", "attributes", "categories", "view_strategy")  # flags of version 0.3.0
 
 
@@ -22,13 +31,15 @@ def add_parser(commands: Any, model_options: Callable, load: Callable) -> None:
     parser = commands.add_parser(
         "describe",
         aliases=["caption"],
-        help="describe boxes or masks of a picture",
-        description="Describes regions of a picture, one result a box or mask, in the order given.",
+        help="describe regions of pictures",
+        description="Describes regions of a picture, or of many into a file; one result a region, in the order given.",
         epilog=EPILOG,
         add_help=False,
     )
     parser.add_argument("-h", "--help", action="store_true", help="show this, and with --model its options, and exit")
-    parser.add_argument("photo", nargs="*", metavar="PHOTO", help="path of the picture; key=value: an option")
+    parser.add_argument(
+        "photo", nargs="*", metavar="PHOTO", help="paths of pictures or of folders of them; key=value: an option"
+    )
     model_options(parser, "--model", required=False)
     parser.add_argument(
         "--box",
@@ -52,11 +63,31 @@ def add_parser(commands: Any, model_options: Callable, load: Callable) -> None:
     parser.add_argument(
         "--box-format", default="xyxy", help="xyxy, xywh or cxcywh; with -unit 0..1, with -1000 0..1000"
     )
+    parser.add_argument(
+        "--regions",
+        choices=NAMED,
+        help="of every picture: image, the whole of it (where nothing is said of several pictures); all, what --sam "
+        "finds; alpha, its alpha channel",
+    )
+    parser.add_argument("--sam", metavar="MODEL", help="a SAM of Transformers: for --regions all, and masks of --point")
+    parser.add_argument("--coco", metavar="FILE", help="instead of pictures: a COCO file, all of its annotations")
+    parser.add_argument("--images", metavar="FOLDER", help="where the pictures of --coco lie; beside it if not given")
+    parser.add_argument("--image-prefix", default="", metavar="TEXT", help="what names in --coco begin with elsewhere")
+    parser.add_argument("--records", metavar="FILE", help="instead of pictures: records, as data_prep writes them")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="write the results into this .jsonl, or .coco.json; the same command goes on after a kill, and "
+        "`accelerate launch -m dynrefer.cli describe ...` shares the work",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="begin anew whatever --out holds")
+    parser.add_argument("--batch-size", type=int, default=64, help="regions that go through the model together")
+    parser.add_argument("--num-workers", type=int, default=2, help="processes that read pictures for --out; 0 = none")
     for name in ALIASES:
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"as {name}=VALUE")
     parser.add_argument("--generation", nargs="*", metavar="KEY=VALUE", help="before key=value, which it does not need")
     parser.add_argument("--json", action="store_true", help="one JSON object a region and line")
-    parser.add_argument("--draw", metavar="DIR", help="also draw the results on the picture, into this folder (PNG)")
+    parser.add_argument("--draw", metavar="DIR", help="also draw the results on their pictures, into this folder")
     parser.set_defaults(run=partial(run, load=load), show_help=parser.print_help)
 
 
@@ -67,10 +98,7 @@ def take_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     >>> take_options(["a.jpg", "--model", "m", "--box", "1", "2", "3", "4", "num_beams=5", "--control", "x=y", "b/c=d"])
     (['a.jpg', '--model', 'm', '--box', '1', '2', '3', '4', '--control', 'x=y', 'b/c=d'], ['num_beams=5'])
     """
-    valued = {
-        f"--{name.replace('_', '-')}"
-        for name in (*ALIASES, "model", "device", "dtype", "revision", "box_format", "draw")
-    }
+    valued = {f"--{name.replace('_', '-')}" for name in (*ALIASES, *VALUED)}
     others, pairs = [], []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         option = "=" in argument.partition("/")[0] and not argument.startswith("-") and before not in valued
@@ -90,46 +118,158 @@ def run(args: argparse.Namespace, load: Callable) -> int:
         return 0
     if not args.model:
         raise ValueError("no model; give --model RUN_OR_FOLDER_OR_HUB_ID")
-    photos = args.photo
+    check(args)
+    from dynrefer.models.auto import family_of
+    from dynrefer.models.options import make_options, parse_options
+
+    pictures = [] if args.out else _ask_pictures(args)
+    row = family_of(args.model, args.revision)
     pairs = list(args.generation or ())
     pairs += [f"{name}={value}" for name in ALIASES if (value := getattr(args, name)) is not None]
-    if len(photos) != 1:
-        raise ValueError(f"{len(photos)} pictures ({', '.join(photos) or 'none'}): --box and --mask need exactly one")
-    if not args.box and not args.mask and not args.point:
+    options = make_options(row.options, parse_options(row.options, [*pairs, *args.options]))
+    if args.out:
+        return _write(args, load, options)
+    if args.point:
+        from dynrefer.regions import check_prompts
+
+        check_prompts("points" in row.load("model").prompts, args.sam, args.point)
+    return _print(args, load, options, pictures)
+
+
+def check(args: argparse.Namespace) -> None:
+    """ValueError for arguments that do not go together."""
+    pointed = [f"--{name}" for name in ("box", "mask", "point") if getattr(args, name)]
+    others = [f"--{name}" for name in ("coco", "records") if getattr(args, name)]
+    if len(sources := ["pictures"] * bool(args.photo) + others) > 1:
+        raise ValueError(f"{' and '.join(sources)}: give one of them")
+    if (pointed or not sources) and (len(args.photo) != 1 or Path(args.photo[0]).is_dir()):
+        what = "a folder" if len(args.photo) == 1 else f"{len(args.photo)} pictures"
+        raise ValueError(f"{what} ({', '.join(args.photo) or 'none'}): --box and --mask need exactly one")
+    if args.regions and (pointed or others):
+        raise ValueError(f"--regions {args.regions} and {(pointed or others)[0]}: give one of them")
+    if not args.out and (alone := [name for name in JOB if getattr(args, name)]):
+        raise ValueError(f"--{alone[0].replace('_', '-')} needs --out FILE, the results to write")
+    if args.out and args.json:
+        raise ValueError("--json is how results are printed; --out FILE.jsonl has them a JSON object a line")
+    if args.images and not args.coco:
+        raise ValueError("--images is where the pictures of --coco lie; name pictures or their folder without it")
+    if args.regions == "all" and not args.sam:
+        raise ValueError("--regions all needs --sam MODEL, a SAM of Transformers, whose grid of points finds them")
+    if args.batch_size < 1 or args.num_workers < 0:
+        raise ValueError(f"--batch-size {args.batch_size}, --num-workers {args.num_workers}: expected 1 and 0 or more")
+    if len(args.photo) == 1 and not (pointed or args.regions or args.out or Path(args.photo[0]).is_dir()):
         raise ValueError(
-            "no region; give --box X1 Y1 X2 Y2, --mask FILE.png or --point X Y, each as often as there are regions"
+            "no region; give --box X1 Y1 X2 Y2, --mask FILE.png or --point X Y, each as often as there are regions, or "
+            "--regions image for the whole picture"
         )
     if odd := [numbers for numbers in args.point or () if len(numbers) % 2]:
         raise ValueError(f"--point {' '.join(f'{n:g}' for n in odd[0])}: a number without its other; give X Y pairs")
-    from dynrefer.data.example import Example
-    from dynrefer.images import open_image
-    from dynrefer.models.auto import family_of
-    from dynrefer.models.options import make_options, parse_options
-    from dynrefer.predictor import RegionPredictor
-    from dynrefer.regions import check_prompts, pointed_regions
 
-    image = open_image(photos[0])
-    points = args.point and [list(zip(numbers[::2], numbers[1::2], strict=True)) for numbers in args.point]
-    regions, prompts = pointed_regions(image.shape[:2], args.box, args.box_format, args.mask, points)
-    row = family_of(args.model, args.revision)
-    kind = row.options
-    if points:
-        check_prompts("points" in row.load("model").prompts, None, points)
-    options = make_options(kind, parse_options(kind, [*pairs, *args.options]))
+
+def _points(args: argparse.Namespace) -> list | None:
+    return args.point and [list(zip(numbers[::2], numbers[1::2], strict=True)) for numbers in args.point]
+
+
+def _ask_pictures(args: argparse.Namespace) -> list[Path]:
+    """The pictures to print results of; regions that are pointed at in the only one are looked at."""
+    from dynrefer.images import open_image
+    from dynrefer.jobs import find_pictures
+    from dynrefer.regions import pointed_regions
+
+    if len(args.photo) == 1 and not Path(args.photo[0]).is_dir():
+        image = open_image(args.photo[0])
+        if args.box or args.mask or args.point:
+            pointed_regions(image.shape[:2], args.box, args.box_format, args.mask, _points(args))
+        return [Path(args.photo[0])]
+    pictures, others = find_pictures(args.photo)
+    _tell(others)
+    return pictures
+
+
+def _tell(others: Sequence[Path]) -> None:
+    if others:
+        print(f"{len(others)} other files there are no pictures, such as {others[0]}", file=sys.stderr)
+
+
+def _print(args: argparse.Namespace, load: Callable, options: Any, pictures: Sequence[Path]) -> int:
+    """Describes pictures one after the other."""
+    from dynrefer.predictor import RegionPredictor
+
     if args.draw:
         Path(args.draw).mkdir(parents=True, exist_ok=True)
     model = load(args)
     model.check_options(options)
-    (results,) = RegionPredictor(model).describe([(Example.of_picture(image, regions, photos[0], prompts), options)])
-    for index, result in enumerate(results):
-        print(json.dumps(result.to_dict(), ensure_ascii=False) if args.json else result_text(index, result))
-    sys.stdout.flush()
-    if args.draw:
-        from dynrefer.draw import draw_results, save_picture
+    predictor = RegionPredictor(model, args.batch_size, sam=args.sam)
+    given = {"boxes": args.box, "masks": args.mask, "points": _points(args), "box_format": args.box_format}
+    if not (args.box or args.mask or args.point):
+        given = {"regions": args.regions or "image"}
+    for path, results in zip(pictures, predictor.stream(map(str, pictures), options=options, **given), strict=True):
+        if len(pictures) > 1 and not args.json:
+            print(f"{path}:")
+        for index, result in enumerate(results):
+            if len(pictures) > 1:
+                result.id = f"{path}:{index}"
+            print(json.dumps(result.to_dict(), ensure_ascii=False) if args.json else result_text(index, result))
+        sys.stdout.flush()
+        if args.draw:
+            from dynrefer.draw import save_picture
 
-        for region, result in zip(regions, results, strict=True):  # a mask that was given is drawn, too
-            result.mask = region.mask if result.mask is None else result.mask
-        print(f"drawn: {save_picture(args.draw, Path(photos[0]).stem, draw_results(image, results))}", file=sys.stderr)
+            print(f"drawn: {save_picture(args.draw, path.stem, results.draw())}", file=sys.stderr)
+    return 0
+
+
+def _ask_job(args: argparse.Namespace) -> Any:
+    """The job with its record file, which this writes where the user has none."""
+    from dataclasses import replace
+
+    from dynrefer import jobs
+    from dynrefer.regions import Asked
+
+    job = jobs.job_at(args.out, args.records)
+    jobs.check_form(job, args.overwrite)
+    root = job.records.parent
+    if args.records:
+        return job
+    if args.coco:
+        folder = args.images and Path(args.images)
+        regions, image_ids, categories = jobs.ask_coco(Path(args.coco), folder, root, args.image_prefix)
+        job = replace(job, image_ids=image_ids, categories=categories)
+    else:
+        pictures, others = jobs.find_pictures(args.photo)
+        _tell(others)
+        sam, pointed = None, None
+        if args.sam:
+            from dynrefer.segment import Segmenter
+
+            sam = Segmenter(args.sam, device=args.device)
+        if args.box or args.mask or args.point:
+            pointed = Asked(args.box, args.box_format, args.mask, _points(args))
+        regions = jobs.ask_pictures(pictures, root, args.regions or "image", sam, pointed)
+    jobs.write_asked(job, regions, args.overwrite)
+    return job
+
+
+def _write(args: argparse.Namespace, load: Callable, options: Any) -> int:
+    """Describes everything into --out; every process of a launch calls it."""
+    from dynrefer import jobs
+    from dynrefer.data.record_files import open_records
+    from dynrefer.predictions import predict
+    from dynrefer.processes import Processes, launched
+
+    with launched():
+        job = Processes().from_main(lambda: _ask_job(args))
+        records = open_records(job.records)
+        model = load(args)
+        how = {"batch_size": args.batch_size, "num_workers": args.num_workers, "overwrite": args.overwrite}
+        results = predict(model, records, job.predictions, options, **how)
+        if not results:  # another process has them
+            return 0
+        if job.is_coco:
+            jobs.write_form(job, records, results)
+        drawn = jobs.draw_all(job, records, results, Path(args.draw)) if args.draw else 0
+    print(f"{len(results):,} regions of {len(records.image_names()):,} pictures -> {job.out}")
+    if drawn:
+        print(f"{drawn:,} pictures drawn -> {args.draw}")
     return 0
 
 

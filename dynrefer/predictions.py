@@ -210,11 +210,15 @@ def _resume(out_path: Path, settings: dict, records: RegionRecords) -> dict[str,
         from dynrefer.models.folder_check import read_object
 
         if not meta_path.exists():
-            raise ValueError(f"{out_path} has no {meta_path.name} beside it: remove it, or score it with --predictions")
+            raise ValueError(
+                f"{out_path} has no {meta_path.name} beside it, so it is of something else; use another --out"
+            )
         before = read_object(meta_path)
         older = "batch_size" not in before  # of a version that named less
         for name, value in json.loads(json.dumps(settings)).items():
             if before.get(name) != value and not (older and name not in before):
+                if name == "records":
+                    raise ValueError(f"{out_path} holds results of other records; use another --out, or --overwrite")
                 raise ValueError(
                     f"{out_path} was written with {name} {before.get(name)!r}, now it is {value!r}; "
                     "use another --out, or --overwrite"

@@ -94,9 +94,9 @@ class RegionPredictor:
         points: N of [x, y] or of [[x, y, 1], [x, y, 0], ...], 1 inside and 0 outside the object; alone, or with a box
           each. A family that takes none has the mask that `sam` makes of them.
         scribbles: N lines [[x, y], [x, y], ...] over the objects, or masks of what was painted over them.
-        regions: instead of the others, "all" (what `sam` finds, the surest first), "alpha" (the picture's alpha channel
-          is a mask), supervision's Detections, or a list of COCO annotations, whose ids the results have; for a list of
-          images also one word for all.
+        regions: instead of the others, "image" (the whole picture), "all" (what `sam` finds, the surest first), "alpha"
+          (the picture's alpha channel is a mask), supervision's Detections, or a list of COCO annotations, whose ids
+          the results have; for a list of images also one word for all.
         timings: the results' `timings` say what took how long; what `sam` does is part of "read".
 
         Raises ValueError for an option that the model does not have, and one that names the image and the box or mask:

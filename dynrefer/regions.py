@@ -16,9 +16,9 @@ from dynrefer.errors import shown
 from dynrefer.masks import mask_to_box, mask_to_rle, to_mask
 from dynrefer.points import check_points, points_box, scribble_points
 
-NAMED = ("all", "alpha")
+NAMED = ("image", "all", "alpha")
 NEEDS_SAM = "RegionPredictor(model, sam=FOLDER_OR_HUB_ID), a SAM of Transformers"
-REGION_FORMS = 'expected "all", "alpha", supervision\'s Detections, or a list of COCO annotations'
+REGION_FORMS = 'expected "image", "all", "alpha", supervision\'s Detections, or a list of COCO annotations'
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Asked:
             raise ValueError("points and scribbles: give one of them")
 
     def kind(self) -> str:
-        """Of `regions`: "" where it is not given, "all", "alpha", "annotations", "detections"; ValueError otherwise."""
+        """Of `regions`: "" where not given, one of NAMED, "annotations" or "detections"; ValueError otherwise."""
         given = self.regions
         if given is None:
             return ""
@@ -94,6 +94,8 @@ def asked_regions(
     boxes, masks, points, box_format = asked.boxes, asked.masks, asked.points, asked.box_format
     if kind == "detections":
         boxes, masks, box_format = asked.regions.xyxy, _detected_masks(asked.regions), "xyxy"
+    elif kind == "image":
+        boxes, box_format = [[0, 0, image_hw[1], image_hw[0]]], "xyxy"
     elif kind == "alpha":
         if alpha is None:
             raise ValueError(

@@ -110,7 +110,7 @@ def test_annotations_of_coco_keep_their_ids():
         ([{"id": 5, "bbox": [1, 1, 5, 5]}] * 2, "annotation id '5' stands in the list twice"),
         ([{"id": 5, "segmentation": {"size": [3, 3], "counts": "1"}}], "annotation 5: mask of size"),
         ([{"id": 5, "segmentation": [[1, 2, 3]]}], "annotation 5: mask polygon 0"),
-        ("every", 'regions \'every\'; expected "all", "alpha", supervision\'s Detections'),
+        ("every", 'regions \'every\'; expected "image", "all", "alpha", supervision\'s Detections'),
         ([[1, 2, 3, 4]], "regions .*; expected"),
     ],
 )
@@ -130,6 +130,10 @@ def test_detections_of_another_program():
     masked = predictor()(picture(), regions=Detections(np.array([BOX]), MASK[None]))
     assert masked.regions[0].mask == mask_to_rle(MASK)
     assert predictor()(picture(), regions=Detections(np.zeros((0, 4)), None)) == []
+
+
+def test_the_whole_picture_may_be_the_region():
+    assert boxes_of(predictor()(picture(), regions="image")) == [[0, 0, 200, 100]]
 
 
 def test_a_scribble_is_points_along_it():
