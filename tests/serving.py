@@ -73,10 +73,13 @@ class StubModel(FamilyModel):
             if error := self.fail.get(sample["id"]):
                 raise error
         ending = " ".join(options.words or ())
-        return [
+        results = [
             RegionResult(one["id"], list(one["box"]), f"{one['id']} at {one['box'][0]:g} {ending}".strip(), 0.5)
             for one in batch.samples
         ]
+        for result in results:
+            result.prompt_tokens = 7
+        return results
 
     def text_lengths(self, results, options):
         counts = [len(result.caption.split()) for result in results]

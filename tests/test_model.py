@@ -160,6 +160,16 @@ def test_predicted_tags_become_control_words(tiny, monkeypatch):
     assert prompts[1:] == [[[]], [[]], [["red", "car"]], [["x"]]]
 
 
+def test_a_prompt_is_its_words_and_the_regions_tokens(tiny):
+    model, processor = tiny
+    batch = small.batch_of(processor, small.picture(), small.BOXES[:2], control=[["red", "dog"], []])
+    words = [len(processor.tokenizer(text)["input_ids"]) for text in ("red,dog|", "|")]
+    assert words[0] > words[1]
+    results = model.predict(batch)
+    assert [one.prompt_tokens for one in results] == [small.SECTION["num_query_tokens"] + count for count in words]
+    assert "prompt_tokens" not in results[0].to_dict()
+
+
 def test_custom_names_replace_the_lists(tiny):
     model, processor = tiny
     batch = small.batch_of(processor, small.picture(), NUMBERS[:1])

@@ -327,6 +327,14 @@ def test_lora_learns_beside_the_base(tmp_path):
 # --- questions --------------------------------------------------------------------------------------------------------
 
 
+def test_a_question_asked_once_is_read_once():
+    model = shared()
+    each, once = ask(model, question="What is <region>?"), ask(model, question="Is <region0> on <region1>?")
+    tokens = [one.prompt_tokens for one in each]
+    assert tokens[0] == tokens[1] > 16  # those of the picture among them
+    assert once[0].prompt_tokens > 16 and once[1].prompt_tokens == 0
+
+
 def test_a_question_names_its_regions():
     model = shared()
     both = ask(model, question="Is <region0> left of <region1>?")

@@ -39,7 +39,18 @@ SMALLER = {
     "bench.run": ["--seconds", "0.01"],
     "docs/picture.py": ["--scenes", "3", "9", "--out", "picture.png"],
 }
-INSTALLING = ("git", "cd", "pip", "source", ".", "python -m venv", "python -m pip", "python3 -m venv", "apt-get")
+INSTALLING = (
+    "git",
+    "cd",
+    "pip",
+    "source",
+    ".",
+    "python -m venv",
+    "python -m pip",
+    "python3 -m venv",
+    "apt-get",
+    "docker",
+)
 LAUNCHERS = {  # programs that start a module: their own module
     "accelerate": ["-m", "accelerate.commands.accelerate_cli"],
     "torchrun": ["-m", "torch.distributed.run"],

@@ -43,7 +43,7 @@ def test_an_answer_is_a_chat_completion_with_structured_results(gate):
     (choice,) = answer["choices"]
     assert choice["message"] == {"role": "assistant", "content": "0:0 at 4", "refusal": None}
     assert choice["finish_reason"] == "stop" and choice["index"] == 0
-    assert answer["usage"] == {"prompt_tokens": 0, "completion_tokens": 3, "total_tokens": 3}
+    assert answer["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
     assert answer["regions"][0]["box"] == BOX and answer["notes"] == []
     assert ask(gate, text='What is this? {"bbox_2d": [4, 4, 40, 30]}').json()["notes"] == [NO_INSTRUCTION]
 

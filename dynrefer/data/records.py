@@ -158,6 +158,7 @@ class RegionResult:
     categories: list[dict] = field(default_factory=list)
     mask: dict | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    prompt_tokens = 0  # that a language model read before it wrote; for a server's count, in no file
 
     def __post_init__(self):
         if self.category is _FIRST:
@@ -172,7 +173,7 @@ class RegionResult:
 
     def to_dict(self) -> dict:
         """JSON types, one line of a prediction file."""
-        return dict(self.__dict__)
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @classmethod
     def from_dict(cls, d: dict, where: str = "prediction") -> "RegionResult":

@@ -41,7 +41,7 @@ class Asker:
 
     def __init__(self, model: Any, name: str, options: Options):
         self.model, self.name, self.options = model, name, options
-        self.predictor = RegionPredictor(model)
+        self.predictor = RegionPredictor(model, batch_size="auto")
         self.turn = threading.Lock()
 
     @property

@@ -2,7 +2,7 @@
 // element, trigger, props, server, upload and watch. props.value: {picture: {path, name, frame}, regions: [{box: [x1,
 // y1, x2, y2]} | {mask: run lengths}]} in pixels of the upright picture, or of the clip's frame on which they are drawn;
 // props.labels: a text a region, from Python, new when props.answered is; props.colours: one a region; props.clips:
-// whether a model takes clips.
+// whether a model takes clips; props.max_file: MB of an upload.
 
 const find = (selector) => element.querySelector(selector);
 const stage = find(".dr-stage"), canvas = find("canvas"), video = find("video"), file = find("input[type=file]");

@@ -26,7 +26,7 @@ async function open(blob, name) {
     tell();
     fit();
   } catch (error) {
-    if (own === visit) say(`${name}: it could not be opened; give another one, JPEG or PNG for instance`, true);
+    if (own === visit) say(`${name}: it could not be opened; give a JPEG or PNG of at most ${props.max_file} MB`, true);
   }
 }
 

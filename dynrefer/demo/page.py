@@ -29,7 +29,7 @@ HINT = "Draw regions, then press Describe (Ctrl and Enter)."
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]  # of the machine
 MONO = ["ui-monospace", "Consolas", "Liberation Mono", "monospace"]
 FILES = ("↓ JSON", "↓ COCO", "↓ Picture")
-MAX_FILE = "32mb"
+MAX_FILE = 256  # MB
 KEPT = 24 * 60 * 60  # seconds for which uploads and files stay
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def build(askers: Sequence[Asker]) -> gr.Blocks:
         gr.HTML(f'<div class="dr-head"><h1>dynrefer</h1><span>{names}</span></div>', apply_default_css=False)
         with gr.Row(elem_classes="dr-main"):
             with gr.Column(scale=5, min_width=300, elem_classes="dr-left"):
-                drawing = canvas(_preparer(clips), clips)
+                drawing = canvas(_preparer(clips), clips, MAX_FILE)
                 error = gr.HTML("", apply_default_css=False, elem_id="dr-error")
                 describe = gr.Button("Describe", variant="primary", elem_id="dr-describe")
                 compare = gr.Checkbox(
@@ -117,7 +117,7 @@ def launch(page: gr.Blocks, folder: str, host: str, port: int, browser: bool = F
         quiet=True,
         prevent_thread_lock=True,
         ssr_mode=False,
-        max_file_size=MAX_FILE,
+        max_file_size=f"{MAX_FILE}mb",
         footer_links=[],
         theme=gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=MONO),
         css=(HERE / "page.css").read_text("utf-8"),

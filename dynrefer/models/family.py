@@ -163,7 +163,10 @@ class FamilyModel:
         return []
 
     def predict(self, batch: Any, options: Options) -> list[RegionResult]:
-        """One result an id of the batch, in order. ValueError for options that do not fit the model."""
+        """One result an id of the batch, in order. ValueError for options that do not fit the model.
+
+        A family with a language model sets its results' `prompt_tokens`.
+        """
         raise NotImplementedError
 
     def frozen_features(self, batch: Any) -> list[dict[str, Tensor]]:

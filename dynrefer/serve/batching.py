@@ -28,10 +28,12 @@ FAILED = 3  # batches one after another, none of which went through: the model i
 
 @dataclass(frozen=True)
 class Answer:
-    """A region's result, the example that it is of, the tokens of its text, and whether the text was cut off."""
+    """A region's result, the example that it is of, the tokens of its prompt and of its text, and whether the text was
+    cut off."""
 
     example: int
     result: RegionResult
+    prompt_tokens: int
     tokens: int
     cut_off: bool
 
@@ -300,7 +302,10 @@ class Batcher:
         for part, results in zip(parts, found, strict=True):
             lengths = self.model.text_lengths(results, part.options)
             part.job.tell(
-                [Answer(part.number, result, *length) for result, length in zip(results, lengths, strict=True)]
+                [
+                    Answer(part.number, result, result.prompt_tokens, *length)
+                    for result, length in zip(results, lengths, strict=True)
+                ]
             )
 
     def _blame(self, error: BaseException) -> None:

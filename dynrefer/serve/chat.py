@@ -276,7 +276,7 @@ class Writer:
 
     def __init__(self, as_json: bool, several: bool):
         self.as_json, self.several, self.count = as_json, several, 0
-        self.tokens, self.cut_off = 0, False
+        self.prompt_tokens, self.tokens, self.cut_off = 0, 0, False
 
     def piece(self, answer: Answer) -> tuple[str, dict[str, Any]]:
         """(text, structured result) of the next region."""
@@ -288,6 +288,7 @@ class Writer:
                 ("\n" if self.count else "") + (f"{answer.result.id}: " if self.several else "") + spoken(answer.result)
             )
         self.count += 1
+        self.prompt_tokens += answer.prompt_tokens
         self.tokens += answer.tokens
         self.cut_off = self.cut_off or answer.cut_off
         return text, result
@@ -301,8 +302,9 @@ class Writer:
 
     @property
     def usage(self) -> dict[str, int]:
-        """Pictures are no tokens, so only what the model wrote counts."""
-        return {"prompt_tokens": 0, "completion_tokens": self.tokens, "total_tokens": self.tokens}
+        """Tokens that the model's language model read, and those that it wrote."""
+        total = self.prompt_tokens + self.tokens
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.tokens, "total_tokens": total}
 
 
 def whole(name: str, model: str, writer: Writer, answers: list[Answer], notes: list[str]) -> dict[str, Any]:

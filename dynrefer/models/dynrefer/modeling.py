@@ -394,7 +394,7 @@ class DynReferModel(RegionModel):
         ids, log_probability = self.language.generate(region_embeds, prompt_ids, prompt_mask, **settings)
         captions = self.processor.decode(ids)
         self.train(was_training)
-        return [
+        results = [
             RegionResult(
                 id=batch.ids[r],
                 box=batch.boxes[r].tolist(),
@@ -407,6 +407,9 @@ class DynReferModel(RegionModel):
             )
             for r in range(len(batch))
         ]
+        for result, length in zip(results, prompt_mask.sum(1).tolist(), strict=True):
+            result.prompt_tokens = self.config.num_query_tokens + length
+        return results
 
 
 AutoModel.register(DynReferConfig, DynReferModel)

@@ -256,11 +256,14 @@ class OmniRgptModel(RegionModel):
             answers |= dict(zip(some, self.answer(batch, seen, batch.rows.part(some), settings), strict=True))
         heat = self.heat_maps(batch, seen) if options.heat else None
         self.train(was_training)
-        results = []
+        results, asked = [], set()
         columns = (batch.ids, batch.boxes.tolist(), batch.answer_rows.tolist(), batch.places.tolist())
         for name, box, row, place in zip(*columns, strict=True):
             caption, score = answers.get(row, ("", 0.0))
             result = RegionResult(name, box, caption=caption, score=score)
+            if row not in asked:  # a question that is asked once is read once
+                asked.add(row)
+                result.prompt_tokens = int(batch.rows.starts[row])
             example = int(batch.rows.examples[row])
             if heat is not None and place >= 0:
                 result.extra["heat"] = heat[example][place].tolist()
