@@ -2,8 +2,9 @@
 
 import json
 import re
+import signal
+import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -285,19 +286,24 @@ def test_the_command_starts_the_page_and_says_where(capsys, tmp_path, monkeypatc
     model, processor = tiny_dynrefer.model()
     for part in (model, processor):
         part.save_pretrained(tmp_path / "tiny")
-    found, launch = {}, page.launch
+    found = {}
 
-    def launched(built, *arguments):
-        found["built"] = built
-        return launch(built, *arguments)[0], SimpleNamespace(wait=look)
-
-    def look():
-        address = capsys.readouterr().out.split()[-4].rstrip(";")
+    def look(address):
         found["page"] = urllib.request.urlopen(address).read().decode()
-        found["built"].close()
-        raise KeyboardInterrupt
+        found["out"] = capsys.readouterr().out
+        signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(page, "launch", launched)
+    ready = page.Server.__init__
+
+    def prepared(self, app, sock, tell):
+        def told(address):
+            tell(address)
+            threading.Thread(target=look, args=(address,)).start()
+
+        ready(self, app, sock, told)
+
+    monkeypatch.setattr(page.Server, "__init__", prepared)
     assert main(["demo", "--model", str(tmp_path / "tiny"), "--port", "0"]) == 130
+    assert found["out"].startswith("listening on http://127.0.0.1:")
     assert 'content="dynrefer"' in found["page"]
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=.https?://(?!127\.0\.0\.1)", found["page"])

@@ -2,19 +2,21 @@
 
 import json
 import os
+import queue
 import socket
 import tempfile
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests import omni_rgpt, tiny_dynrefer
-from tests.demo_browser import page, write_clip
+from tests.demo_browser import PATIENCE, page, write_clip
 
 pytest.importorskip("gradio")
 from dynrefer.demo.asking import Asker  # noqa: E402
-from dynrefer.demo.page import build, launch  # noqa: E402
+from dynrefer.demo.page import Server, application, build  # noqa: E402
 from dynrefer.serve.process import bind  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -58,15 +60,15 @@ def served(model, connections):
         patch.setenv("GRADIO_TEMP_DIR", folder)
         clips = omni_rgpt.shared("llava")
         askers = [Asker(model, "tiny", model.Options()), Asker(clips, "clips", clips.Options())]
-        pages, addresses = [build(askers[:1]), build(askers)], []
-        for one in pages:
-            sock = bind("127.0.0.1", 0)
-            port = sock.getsockname()[1]
-            sock.close()
-            addresses.append(launch(one, folder, "127.0.0.1", port)[0])
-        yield addresses
-        for one in pages:
-            one.close()
+        addresses, servers, found = queue.Queue(), [], []
+        for some in (askers[:1], askers):  # one after the other, so that the addresses are in their order
+            app = application(build(some), folder)
+            servers.append(Server(app, bind("127.0.0.1", 0), addresses.put))
+            threading.Thread(target=servers[-1].run, daemon=True).start()
+            found.append(addresses.get(timeout=PATIENCE))
+        yield found
+        for server in servers:
+            server.should_exit = True
 
 
 def listed(tab):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import webbrowser
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -52,18 +53,20 @@ def run(args: argparse.Namespace, load: Callable) -> int:
         kind = family_of(name, args.revision).options
         options.append(make_options(kind, parse_options(kind, args.options)))
     sock = bind(args.host, args.port)  # says in a line where the port is taken
-    port = sock.getsockname()[1]
     from .asking import Asker
-    from .page import build, launch
+    from .page import Server, application, build
 
     askers = []
     for name, own in zip(args.model, options, strict=True):
         model = load(argparse.Namespace(**{**vars(args), "model": name}))
         model.check_options(own)
         askers.append(Asker(model, Path(name).name or name, own))
-    sock.close()
-    with tempfile.TemporaryDirectory(prefix="dynrefer-demo-") as folder:
-        address, stop = launch(build(askers), folder, args.host, port, args.browser)
+
+    def ready(address: str) -> None:
         print(f"listening on {address}; Ctrl-C ends it", flush=True)
-        stop.wait()
+        if args.browser:
+            webbrowser.open(address)
+
+    with tempfile.TemporaryDirectory(prefix="dynrefer-demo-") as folder:
+        Server(application(build(askers), folder), sock, ready).run()
     return 0

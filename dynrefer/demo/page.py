@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
+import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import uvicorn
+from fastapi import FastAPI
 from gradio.utils import get_upload_folder
 
 from dynrefer.draw import label_of
@@ -105,24 +107,39 @@ def build(askers: Sequence[Asker]) -> gr.Blocks:
     return page
 
 
-def launch(page: gr.Blocks, folder: str, host: str, port: int, browser: bool = False) -> tuple[str, threading.Event]:
-    """Starts the page; returns its address, and an event that nothing sets: wait on it until Ctrl-C. folder: where what
-    visitors open is kept."""
+def application(page: gr.Blocks, folder: str) -> FastAPI:
+    """The page as a web application. folder: where what visitors open is kept."""
     os.environ["GRADIO_TEMP_DIR"] = folder
-    _, address, _ = page.queue(default_concurrency_limit=4, max_size=64).launch(
-        server_name=host,
-        server_port=port,
-        inbrowser=browser,
-        share=False,
-        quiet=True,
-        prevent_thread_lock=True,
+    return gr.mount_gradio_app(
+        FastAPI(openapi_url=None),
+        page.queue(default_concurrency_limit=4, max_size=64),
+        path="/",
         ssr_mode=False,
-        max_file_size=f"{MAX_FILE}mb",
+        run_history=False,
         footer_links=[],
+        max_file_size=f"{MAX_FILE}mb",
         theme=gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=MONO),
         css=(HERE / "page.css").read_text("utf-8"),
     )
-    return address, threading.Event()
+
+
+class Server(uvicorn.Server):
+    """Of the page, on a socket from `bind`; `run()` ends with Ctrl-C. ready: called with the address when it listens.
+
+    Gradio's own launch asks the network whether it can be reached.
+    """
+
+    def __init__(self, app: FastAPI, sock: socket.socket, ready: Callable[[str], None]):
+        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        self.sock, self.ready = sock, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        host, port = self.sock.getsockname()[:2]
+        self.ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        super().run([self.sock])
 
 
 def _folder() -> Path:
