@@ -1,10 +1,13 @@
 """The training loop in one process, with the tiny family of tests/tiny_squares.py."""
 
 import dataclasses
+import importlib.machinery
 import json
 import os
 import signal
+import sys
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +295,72 @@ def test_tensorboard_gets_the_run(train):
     assert list((result.folder / "tensorboard").glob("events.*"))
 
 
+def test_a_run_ends_after_evaluations_without_a_better_score(train, monkeypatch, capsys):
+    scores = iter([3.0, 2.0, 2.5, 2.0, 1.0])
+    monkeypatch.setattr("train.run.evaluate", lambda *_: {"loss": next(scores)})
+    ways = ("loop.steps=20", "loop.eval_every=2", "eval.metric=loss", "eval.patience=2")
+    result, rows = train("tired", *ways)
+    assert result.step == 8 and result.best == 2.0  # 2.5 and an equal 2.0 are no better
+    assert "2 evaluations without a better loss than 2.0000, the end after step 8 of 20" in capsys.readouterr().err
+    again, _ = train("tired", *ways, "loop.resume=true")
+    assert again.step == 8
+    longer, _ = train("tired", *ways, "loop.resume=true", "eval.patience=3", "loop.stop_at=10")
+    assert longer.step == 10 and longer.best == 1.0  # the counter went on
+
+
+def test_patience_is_counted_over_a_pause(train, monkeypatch):
+    scores = iter([3.0, 4.0, 5.0])
+    monkeypatch.setattr("train.run.evaluate", lambda *_: {"loss": next(scores)})
+    ways = ("loop.steps=20", "loop.eval_every=2", "eval.metric=loss", "eval.patience=2")
+    train("paused", *ways, "loop.stop_at=4")
+    assert train("paused", *ways, "loop.resume=true")[0].step == 6
+
+
+def test_another_metric_chooses_best_anew(train, capsys):
+    ways = ("loop.steps=4", "loop.eval_every=2")
+    first, _ = train("metric", *ways, "eval.metric=CIDEr", "loop.stop_at=2")
+    second, rows = train("metric", *ways, "eval.metric=loss/tags", "loop.resume=true")
+    assert "eval.metric was CIDEr and is loss/tags: best/ is chosen anew" in capsys.readouterr().err
+    assert second.best == [row["eval/loss/tags"] for row in rows if "eval/loss" in row][-1] != first.best
+
+
+def test_samples_are_pictures_of_the_same_records_and_change_nothing(train, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    said = []
+    tracker = types.ModuleType("wandb")
+    tracker.init, tracker.finish = lambda **given: said.append(given["project"]), lambda: said.append("end")
+    tracker.log, tracker.Image = lambda row, step: said.append((step, row)), lambda picture, caption: caption
+    tracker.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", tracker)
+    ways = ("loop.steps=5",)
+    _, plain = train("plain", *ways, "log.tensorboard=false")
+    shown = ("log.samples_every=2", "log.samples=3", "log.tensorboard=true", "log.wandb_project=p")
+    result, rows = train("samples", *ways, *shown)
+    assert losses_of(rows) == losses_of(plain)
+    events = EventAccumulator(str(result.folder / "tensorboard"), size_guidance={"images": 0}).Reload()
+    assert events.Tags()["images"] == ["samples/0", "samples/1", "samples/2"]
+    pictures = events.Images("samples/1")
+    assert [each.step for each in pictures] == [2, 4] and max(pictures[0].width, pictures[0].height) >= 800
+    captions = [row for entry in said[1:-1] for row in [entry[1]] if any(name.startswith("samples") for name in row)]
+    assert said[0] == "p" and said[-1] == "end" and len(captions) == 6 and captions[:3] == captions[3:]
+
+
+def test_a_loss_that_the_model_does_not_learn_cannot_decide(settings):
+    with pytest.raises(ValueError, match="is 'loss/tag', but this model .* learns captions, tags; choose one of CIDEr"):
+        main(settings("bad", "loop.steps=1", "loop.eval_every=1", "eval.metric=loss/tag"), tiny_family, load_tiny)
+
+
+def test_samples_need_records_and_something_that_shows_them(settings):
+    with pytest.raises(ValueError, match="log.samples_every is set but data.val is empty"):
+        settings("bad", "loop.steps=1", "log.samples_every=2", "log.tensorboard=null", "data.val=null")
+    with pytest.raises(ValueError, match="eval.patience is 3 but loop.eval_every is 0"):
+        settings("bad", "loop.steps=1", "eval.patience=3")
+    with pytest.raises(ValueError, match="samples_every is 2, but nothing shows pictures"):
+        LogConfig(samples_every=2, tensorboard=False)
+
+
 def test_a_missing_tracker_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="wandb is not installed; `pip install wandb`"):
@@ -321,6 +390,8 @@ def test_a_missing_tracker_says_how_to_install_it(monkeypatch):
         ("losses=&a {captions: 1, tags: *a}", "losses: cannot read the value .* an alias contains itself"),
         ("model=" + "[" * 5000, "nested too deeply"),
         ("loop.deepspeed=missing.json", "cannot read 'missing.json'"),
+        ("eval.patience=-1", "patience -1 must be 0 or more"),
+        ("log.samples=0", "log: samples is 0; it must be 1 or more"),
     ],
 )
 def test_settings_that_cannot_work_say_why(settings, setting, message):

@@ -64,6 +64,8 @@ class Progress:
     best: float | None = None  # best evaluation score so far
     best_step: int | None = None
     evaluated: int | None = None  # step of the last evaluation
+    worse: int = 0  # evaluations since the best one
+    metric: str | None = None  # the score that `best` is of
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -286,7 +288,7 @@ def load_checkpoint(
             f"{checkpoint} is of version 0.3.0, whose epochs had other steps: it goes on at the beginning of epoch "
             f"{saved['epoch']} (counted from 0)"
         )
-    saved.setdefault("evaluated", saved["step"])
+    saved = {"evaluated": saved["step"], "worse": 0, "metric": None} | saved  # what earlier versions did not write
     return Progress(**{name: saved[name] for name in asdict(Progress())}), said
 
 

@@ -9,12 +9,13 @@ import torch
 from accelerate import Accelerator
 
 from dynrefer.data.loader import DataConfig
-from dynrefer.data.records import RegionRecords
+from dynrefer.data.records import RegionRecords, RegionResult
 from dynrefer.errors import suggestion
 from dynrefer.models.options import Options, make_options
 from train import launch
 
-CAPTION_METRICS = {"CIDEr": "cider", "BLEU-4": "bleu", "ROUGE-L": "rouge", "METEOR": "meteor"}
+CAPTION_METRICS = {"CIDEr": "cider", "ROUGE-L": "rouge", "METEOR": "meteor", "SPICE": "spice"}
+CAPTION_METRICS |= {f"BLEU-{n}": "bleu" for n in (1, 2, 3, 4)}
 # a score that may decide which weights are best/ -> the metric of eval/ that computes it
 SCORES = dict.fromkeys(CAPTION_METRICS, "captions") | {
     "tag mAP": "tags",
@@ -25,9 +26,11 @@ SCORES = dict.fromkeys(CAPTION_METRICS, "captions") | {
 
 @dataclass(frozen=True)
 class EvalConfig:
-    # decides which weights are best/: CIDEr, BLEU-4, ROUGE-L, METEOR, tag mAP, attribute mAP, category accuracy
-    # (higher), or loss (lower); null: CIDEr of a model that writes captions, else the first that it has an answer for
+    # decides which weights are best/: CIDEr, BLEU-1 to BLEU-4, ROUGE-L, METEOR, SPICE, tag mAP, attribute mAP, category
+    # accuracy (higher), or loss, or loss/TASK (lower); null: CIDEr of a model that writes captions, else the first that
+    # it has an answer for
     metric: str | None = None
+    patience: int = 0  # evaluations in a row without a better score that end the run; 0: it goes to its last step
     limit: int = 500  # regions of data.val, whole images evenly spread over the file; 0: all
     batch_size: int = 64  # regions at a time, over all processes
     # "ptb" is what papers print and needs Java; "lower" is quick and ranks checkpoints alike
@@ -37,11 +40,14 @@ class EvalConfig:
 
     def __post_init__(self):
         known = [*SCORES, "loss"]
-        if self.metric is not None and self.metric not in known:
+        if self.metric is not None and self.metric not in known and not self.metric.startswith("loss/"):
             hint = suggestion(self.metric, known)
-            raise ValueError(f"metric {self.metric!r} is not one of {', '.join(known)}.{hint}")
-        if self.limit < 0 or self.batch_size < 1:
-            raise ValueError(f"limit {self.limit} must be 0 or more and batch_size {self.batch_size} 1 or more")
+            raise ValueError(f"metric {self.metric!r} is not one of {', '.join(known)}, loss/TASK.{hint}")
+        if self.limit < 0 or self.batch_size < 1 or self.patience < 0:
+            raise ValueError(
+                f"limit {self.limit} and patience {self.patience} must be 0 or more and batch_size {self.batch_size} 1 "
+                "or more"
+            )
 
     def decides(self, model: Any) -> str:
         """The score that decides which weights are best/. ValueError where the model has no answer for it."""
@@ -49,27 +55,38 @@ class EvalConfig:
         fitting = [name for name, metric in SCORES.items() if has.get(metric, metric) in model.answers]
         if self.metric is None:
             return fitting[0] if fitting else "loss"
-        if self.metric != "loss" and self.metric not in fitting:
+        losses = ["loss", *(f"loss/{task}" for task in model.tasks)]
+        if self.metric not in (*losses, *fitting):
             raise ValueError(
-                f"eval.metric is {self.metric!r}, but this model answers with {', '.join(sorted(model.answers))}; "
-                f"choose one of {', '.join([*fitting, 'loss'])}"
+                f"eval.metric is {self.metric!r}, but this model answers with {', '.join(sorted(model.answers))} and "
+                f"learns {', '.join(model.tasks)}; choose one of {', '.join([*fitting, *losses])}"
             )
         return self.metric
 
     def check_programs(self, model: Any) -> None:
         """ValueError or RuntimeError where the scores of this model need what is not there, such as Java."""
         decides = self.decides(model)
-        if decides == "METEOR" or (self.tokenizer == "ptb" and decides != "loss" and "caption" in model.answers):
+        java = decides in ("METEOR", "SPICE")
+        if java or (self.tokenizer == "ptb" and not is_loss(decides) and "caption" in model.answers):
             from eval.java import find_java
 
             find_java()
+        if decides == "SPICE":
+            from eval.metrics.captions import spice_missing
+
+            if missing := spice_missing():
+                raise ValueError(f"eval.metric is 'SPICE': {missing}")
 
     def is_better(self, decides: str, score: float, best: float) -> bool:
-        return score < best if decides == "loss" else score > best
+        return score < best if is_loss(decides) else score > best
 
     def options_of(self, model: Any) -> Options:
         given = dict(self.options) | ({"generation": self.generation} if self.generation else {})
         return make_options(model.Options, given)
+
+
+def is_loss(score: str) -> bool:
+    return score.partition("/")[0] == "loss"
 
 
 @torch.no_grad()
@@ -111,33 +128,38 @@ def evaluate(
     means = {task: float(sums[i] / counts[i]) for i, task in enumerate(tasks) if counts[i]}
     scores = {"loss": sum(losses[task] * mean for task, mean in means.items())}
     scores |= {f"loss/{task}": mean for task, mean in means.items()}
-    if decides != "loss":
-        scores |= answer_scores(model, records, cfg, decides, options, data, accelerator)
+    if not is_loss(decides):
+        scores |= answer_scores(model, records, cfg, decides, data, accelerator)
     return scores
 
 
-def answer_scores(
-    model, records: RegionRecords, cfg: EvalConfig, decides: str, options: Options, data: DataConfig, accelerator
-) -> dict[str, float]:
-    """Scores of what the model answers, by the metrics that serve its answers."""
+def answers(
+    model, records: RegionRecords, cfg: EvalConfig, data: DataConfig, accelerator: Accelerator
+) -> dict[str, RegionResult]:
+    """{region id: what the model says of it}, in every process; each takes its share."""
     from dynrefer.predictions import predict_in_memory
-    from eval.evaluate import score_some
 
     def call(batch, options):
         with accelerator.autocast():
             return launch.call_as_forward(accelerator, model, functools.partial(model.predict, batch, options))
 
-    share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    ways = {"batch_size": cfg.batch_size, "num_workers": min(data.num_workers, 1), "call": call}
     if launch.zero_stage(accelerator) == 3:
         # ZeRO-3 brings weights together only where all processes run the same layers, and the length of a caption
         # decides how often: there every process describes all regions
-        share = {}
-    workers = min(data.num_workers, 1)
-    results = predict_in_memory(
-        model, records, options, batch_size=cfg.batch_size, num_workers=workers, call=call, **share
-    )
-    if share:
-        results = {result.id: result for result in launch.gather_lists(accelerator, list(results.values()))}
+        return predict_in_memory(model, records, cfg.options_of(model), **ways)
+    share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    results = predict_in_memory(model, records, cfg.options_of(model), **ways, **share)
+    return {result.id: result for result in launch.gather_lists(accelerator, list(results.values()))}
+
+
+def answer_scores(
+    model, records: RegionRecords, cfg: EvalConfig, decides: str, data: DataConfig, accelerator: Accelerator
+) -> dict[str, float]:
+    """Scores of what the model answers, by the metrics that serve its answers."""
+    from eval.evaluate import score_some
+
+    results = answers(model, records, cfg, data, accelerator)
     captions = sorted({"cider", CAPTION_METRICS.get(decides, "cider")})
     ways = {"caption_metrics": captions, "tokenizer": cfg.tokenizer, "answers": model.answers}
     scores = score_some(records, results, list(dict.fromkeys(SCORES.values())), **ways)

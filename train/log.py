@@ -1,28 +1,53 @@
-"""What a run tells: a progress bar (plain lines when nobody watches), log.jsonl, TensorBoard, Weights & Biases."""
+"""What a run tells: a progress bar or plain lines, log.jsonl, TensorBoard, Weights & Biases and Trackio."""
 
+import importlib
 import importlib.util
 import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from dynrefer.files import atomic_path, naming
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    every: int = 10  # steps between plain progress lines and TensorBoard / W&B points; log.jsonl has every step
+    every: int = 10  # steps between plain progress lines and points of TensorBoard and others; log.jsonl has every step
     tensorboard: bool | None = None  # None: when the package is installed
     wandb_project: str | None = None  # Weights & Biases project; None: not used
+    trackio_project: str | None = None  # Trackio project; None: not used
+    samples_every: int = 0  # steps between pictures of data.val with the model's answers; 0: none
+    samples: int = 4  # how many pictures
 
     def __post_init__(self):
-        if self.every < 1:
-            raise ValueError(f"every is {self.every}; it must be 1 or more")
-        for wanted, package in ((self.tensorboard, "tensorboard"), (self.wandb_project, "wandb")):
-            if wanted and importlib.util.find_spec(package) is None:
-                setting = "tensorboard=false" if package == "tensorboard" else "wandb_project=null"
-                raise ValueError(f"{package} is not installed; `pip install {package}` or set log.{setting}")
+        for name, least in (("every", 1), ("samples_every", 0), ("samples", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+        if self.tensorboard and not _is_installed("tensorboard"):
+            raise ValueError("tensorboard is not installed; `pip install tensorboard` or set log.tensorboard=false")
+        for package, wanted in self.trackers().items():
+            if wanted and not _is_installed(package):
+                raise ValueError(
+                    f"{package} is not installed; `pip install {package}` or set log.{package}_project=null"
+                )
+        if self.samples_every and not (self.has_tensorboard() or any(self.trackers().values())):
+            raise ValueError(
+                f"samples_every is {self.samples_every}, but nothing shows pictures; `pip install tensorboard`, or set "
+                "log.wandb_project or log.trackio_project"
+            )
+
+    def has_tensorboard(self) -> bool:
+        return _is_installed("tensorboard") if self.tensorboard is None else self.tensorboard
+
+    def trackers(self) -> dict[str, str | None]:
+        """{package: project}; the packages have one interface."""
+        return {"wandb": self.wandb_project, "trackio": self.trackio_project}
 
 
 class RunLog:
@@ -34,23 +59,24 @@ class RunLog:
 
     def __init__(self, folder: Path, cfg: LogConfig, *, total_steps: int, start_step: int, settings: dict, main: bool):
         self.cfg, self.main, self.total_steps, self.first_step = cfg, main, total_steps, start_step
-        self.writer = self.wandb = self.bar = self.file = None
+        self.writer = self.bar = self.file = None
+        self.trackers: list[Any] = []
         if not main:
             return
         path = folder / "log.jsonl"
         if damaged := drop_lines_after(path, start_step):
             print(f"{path}: {damaged} damaged lines are left out", file=sys.stderr, flush=True)
         self.file = path.open("a", encoding="utf-8")
-        if cfg.tensorboard or (cfg.tensorboard is None and importlib.util.find_spec("tensorboard") is not None):
+        if cfg.has_tensorboard():
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
-        if cfg.wandb_project:
-            import wandb
-
-            self.wandb = wandb.init(
-                project=cfg.wandb_project, name=folder.name, dir=str(folder), config=settings, resume="allow"
-            )
+        for package, project in cfg.trackers().items():
+            if project:
+                tracker = importlib.import_module(package)
+                own = {"dir": str(folder)} if package == "wandb" else {}
+                tracker.init(project=project, name=folder.name, config=settings, resume="allow", **own)
+                self.trackers.append(tracker)
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -91,6 +117,18 @@ class RunLog:
         shown = " | ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.say(f"step {step}: evaluation: {shown}")
 
+    def pictures(self, step: int, pictures: Mapping[str, Image.Image]) -> None:
+        """Samples with the model's answers, numbered in their order; their names are their captions."""
+        if not self.main:
+            return
+        for number, (name, picture) in enumerate(pictures.items()):
+            if self.writer is not None:
+                with naming(self.writer.log_dir):
+                    pixels = np.asarray(picture.convert("RGB"))
+                    self.writer.add_image(f"samples/{number}", pixels, step, dataformats="HWC")
+            for tracker in self.trackers:
+                tracker.log({f"samples/{number}": tracker.Image(picture, caption=name)}, step=step)
+
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
@@ -99,8 +137,8 @@ class RunLog:
         if self.writer is not None:
             with naming(self.writer.log_dir):
                 self.writer.close()
-        if self.wandb is not None:
-            self.wandb.finish()
+        for tracker in self.trackers:
+            tracker.finish()
         self.main = False
 
     def _write(self, row: dict) -> None:
@@ -114,8 +152,8 @@ class RunLog:
             with naming(self.writer.log_dir):
                 for name, value in points.items():
                     self.writer.add_scalar(name, value, row["step"])
-        if self.wandb is not None:
-            self.wandb.log(points, step=row["step"])
+        for tracker in self.trackers:
+            tracker.log(points, step=row["step"])
 
 
 def drop_lines_after(path: Path, step: int) -> int:
@@ -134,6 +172,10 @@ def drop_lines_after(path: Path, step: int) -> int:
     with atomic_path(path) as temporary:
         temporary.write_bytes(b"".join(kept))
     return damaged
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _minutes(seconds: float) -> str:

@@ -35,6 +35,7 @@ from train.evaluate import evaluate
 from train.lock import held
 from train.log import RunLog
 from train.optim import WeightAverage, build_optimizer, set_lr
+from train.samples import sample_pictures
 from train.settings import MOST_SEEDS, RunConfig
 
 
@@ -183,9 +184,25 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
             progress.evaluated = progress.step
             decides = cfg.eval.decides(plain_model)
             score = scores[decides]
-            if progress.best is None or cfg.eval.is_better(decides, score, progress.best):
+            if progress.metric not in (None, decides):
+                log.say(f"eval.metric was {progress.metric} and is {decides}: best/ is chosen anew")
+                progress.best, progress.worse = None, 0
+            progress.metric = decides
+            better = progress.best is None or cfg.eval.is_better(decides, score, progress.best)
+            progress.worse = 0 if better else progress.worse + 1
+            if better:
                 progress.best, progress.best_step = score, progress.step
                 checkpoint.save_best(folder, accelerator, model, processor, progress, trainable_only)
+
+    def show_samples() -> None:
+        with averaged(average, plain_model):
+            refresh(plain_model)
+            shown = sample_pictures(plain_model, val_records, cfg.log.samples, cfg.eval, cfg.data, accelerator)
+            plain_model.train()
+        log.pictures(progress.step, shown)
+
+    def tired() -> bool:
+        return 0 < cfg.eval.patience <= progress.worse
 
     log.say(describe(cfg, folder, plain_model, loader, total_steps, accelerator))
     if cfg.loop.precision == "bf16" and not launch.computes_bf16(cfg.loop.cpu):
@@ -206,7 +223,7 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
         if due and progress.evaluated != progress.step:
             evaluate_and_keep_best()  # the signal that stopped the run came before it
         steps = stream(loader, progress)
-        while progress.step < last_step and not out_of_time and not stop_signal.received:
+        while progress.step < last_step and not (out_of_time or tired() or stop_signal.received):
             started = time.perf_counter()
             step, epoch = progress.step + 1, progress.epoch
             window = next(steps)  # this process's batches, one a pass; as many in every process
@@ -266,11 +283,13 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
                 break
             if cfg.loop.eval_every and step % cfg.loop.eval_every == 0:
                 evaluate_and_keep_best()
+            if cfg.log.samples_every and step % cfg.log.samples_every == 0:
+                show_samples()
             if cfg.loop.save_every and step % cfg.loop.save_every == 0:
                 save()
                 saved_step = step
 
-        finished = progress.step == total_steps or out_of_time
+        finished = progress.step == total_steps or out_of_time or tired()
         if finished and cfg.loop.eval_every and progress.evaluated != progress.step:
             evaluate_and_keep_best()
         if saved_step != progress.step:
@@ -280,6 +299,8 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
                 refresh(plain_model)
                 checkpoint.save_best(folder, accelerator, model, processor, progress, trainable_only)
         why = f"signal {stop_signal.received}" if stop_signal.received else "the end" if finished else "a pause"
+        if tired():
+            why = f"{progress.worse} evaluations without a better {progress.metric} than {progress.best:.4f}, the end"
         minutes = progress.seconds / 60
         log.say(f"{folder}: {why} after step {progress.step} of {total_steps}, {minutes:.1f} minutes of training steps")
     return RunResult(folder, progress.step, progress.best, stop_signal.received)

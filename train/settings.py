@@ -81,3 +81,7 @@ class RunConfig:
             raise ValueError("data.train is empty; name the record file to train on")
         if self.loop.eval_every and not self.data.val:
             raise ValueError("loop.eval_every is set but data.val is empty; name the record file to evaluate on")
+        if self.log.samples_every and not self.data.val:
+            raise ValueError("log.samples_every is set but data.val is empty; name the record file of the samples")
+        if self.eval.patience and not self.loop.eval_every:
+            raise ValueError(f"eval.patience is {self.eval.patience} but loop.eval_every is 0; set both, or neither")
