@@ -329,4 +329,4 @@ def test_a_judge_behind_http():
             HTTPJudge(url, "busy", attempts=2, wait=0)("Which?")
         server.shutdown()
     with pytest.raises(RuntimeError, match="gave no answer"):
-        HTTPJudge(url, "judge", timeout=5)("Which?")
+        HTTPJudge(url, "judge", timeout=5, wait=0)("Which?")

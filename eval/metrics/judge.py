@@ -9,21 +9,16 @@ with letters, greedy decoding, the answer read as `read_choice` does, and means 
 prompt says the same in other words. GAR's variant shows the judge the region as well (`shown_region`).
 """
 
-import base64
-import io
 import json
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from dynrefer.endpoint import Endpoint
 from dynrefer.images import open_image
 
 from .. import statistics
@@ -211,65 +206,18 @@ def read_choice(answer: str, question: Question) -> int | None:
 
 
 @dataclass(frozen=True)
-class HTTPJudge:
-    """A judge behind an address that speaks the chat completions protocol, as vLLM, SGLang and llama.cpp serve it.
+class HTTPJudge(Endpoint):
+    """A judge behind an address, see `Endpoint`. `parallel` regions are asked about at a time."""
 
-    url: up to and with "/v1"; model: the name under which it is served; key: sent as bearer token if given. Decoding is
-    greedy. A server that is busy (429, 5xx) is asked `attempts` times, after `wait`, twice, four times as many seconds.
-    `parallel` regions are asked about at a time. RuntimeError where it does not answer with a message within `timeout`
-    seconds.
-    """
-
-    url: str
-    model: str
-    key: str | None = None
-    timeout: float = 120.0
-    max_tokens: int = 300
-    attempts: int = 6
     parallel: int = 8
-    wait: float = 1.0
+    role = "judge"
 
     def __call__(self, text: str, pictures: Sequence[np.ndarray] = ()) -> str:
-        """The answer to a prompt. pictures: of the region, the image and the mask."""
-        content: str | list[dict] = text
-        if pictures:
-            titled = zip(("The image:", "The mask of the region in it:"), pictures, strict=True)
-            parts = [part for title, picture in titled for part in (_text_part(title), _picture_part(picture))]
-            content = [*parts, _text_part(text)]
-        message = {"model": self.model, "temperature": 0, "max_tokens": self.max_tokens}
-        message["messages"] = [{"role": "user", "content": content}]
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        address = f"{self.url.rstrip('/')}/chat/completions"
-        request = urllib.request.Request(address, json.dumps(message).encode(), headers)
-        try:
-            answer = json.loads(self._ask(request))["choices"][0]["message"]["content"]
-            if not isinstance(answer, str):  # a model that thinks may have used up its tokens
-                raise ValueError(f"message content {answer!r} (max_tokens {self.max_tokens}); expected a text")
-            return answer
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise RuntimeError(f"the judge {self.model!r} at {address} gave no answer: {error!r}") from error
-
-    def _ask(self, request: urllib.request.Request) -> bytes:
-        for attempt in range(1, self.attempts + 1):
-            try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    return response.read()
-            except urllib.error.HTTPError as error:
-                if attempt == self.attempts or not (error.code == 429 or error.code >= 500):
-                    raise
-            time.sleep(self.wait * 2 ** (attempt - 1))
-        raise ValueError(f"attempts {self.attempts}: expected at least 1")
-
-
-def _text_part(text: str) -> dict:
-    return {"type": "text", "text": text}
-
-
-def _picture_part(picture: np.ndarray) -> dict:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode("ascii")
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+        """The answer to a prompt. pictures: of the region, the image and the mask. RuntimeError where there is none."""
+        if not pictures:
+            return self.ask(text).text
+        titled = zip(("The image:", "The mask of the region in it:"), pictures, strict=True)
+        return self.ask([*(part for pair in titled for part in pair), text]).text
 
 
 def _summary(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
