@@ -446,3 +446,39 @@ def test_a_batch_without_targets_touches_every_trained_weight():
         assert set(sums) == {"captions", "guide"} and all(float(s.detach()) == 0 for s in sums.values())
         sum(sums.values()).backward()
         assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+# ------------------------------------------------------------------------------------------ other ways to name a region
+
+
+def test_a_region_in_words_is_its_box_in_the_question_and_nothing_on_the_frames():
+    model = new(regions="words", guide=False)
+    one = batch(model, examples(model)[:1], train=True)
+    text = model.processor.tokenizer.decode(one.rows.ids[0])
+    assert "[ 6 15 40 75 ]" in " ".join(text.split())  # (4, 6, 24, 30) of 60 x 40
+    assert (one.rows.mentions == -1).all()
+    plain = model.base.base_model.get_image_features(**one.pixels, return_dict=True).pooler_output
+    assert all(torch.equal(seen, own) for seen, own in zip(model.see(one).features, plain, strict=True))
+
+
+def test_a_pooled_region_is_the_mean_of_its_tokens_where_it_is_named():
+    model = new(regions="pooled", guide=False)
+    one = batch(model, examples(model)[:1])
+    seen = model.see(one)
+    cover = one.shown[0].cover[:, 0]
+    assert cover.shape == (2, 4, 4)
+    tokens = seen.features[0]
+    for region in range(2):
+        share = cover[region].flatten()
+        mean = sum(weight * token for weight, token in zip(share, tokens, strict=True)) / share.sum()
+        assert torch.allclose(seen.marks[region], model.pooled.projection(mean), atol=1e-6)
+    plain = model.base.base_model.get_image_features(**one.pixels, return_dict=True).pooler_output
+    assert torch.equal(tokens, plain[0])
+    model.train()
+    model(batch(model, examples(model)[:1], train=True))["captions"].backward()
+    assert model.pooled.projection.weight.grad.abs().sum() > 0 and model.marks.weight.grad is None
+
+
+def test_without_marks_there_is_no_guide_head():
+    with pytest.raises(ValueError, match="guide true, regions 'words': the guide head looks for marks"):
+        new(regions="words")

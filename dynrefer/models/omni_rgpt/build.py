@@ -17,6 +17,7 @@ from ..tokenizer import train_tokenizer
 from .bases import base_kind, part_of
 from .configuration import OmniRgptConfig
 from .modeling import OmniRgptModel
+from .other_regions import HUNDRED
 from .processor import OmniRgptProcessor
 from .texts import chat_template, check_template
 
@@ -105,7 +106,8 @@ def new_base(values: Mapping, section: Mapping, records: Sequence) -> tuple[PreT
     if not texts:
         raise ValueError("model.tokenizer: the training records have no texts to train a tokenizer on")
     asked = section.get("questions") or OmniRgptConfig.questions
-    tokenizer = train_tokenizer([*texts, *asked, "USER: ASSISTANT: region"], settings.get("vocab_size", 4000))
+    numbers = [f"[ {' '.join(HUNDRED)} ]"] if section.get("regions") == "words" else []
+    tokenizer = train_tokenizer([*texts, *asked, *numbers, "USER: ASSISTANT: region"], settings.get("vocab_size", 4000))
     tokenizer.add_tokens(kind.special, special_tokens=True)
     tokenizer.chat_template = chat_template(kind)
     text = config.text_config

@@ -14,6 +14,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 DRAWS = ("random", "first")
 MARKS = ("all", "own")
+REGIONS = ("marks", "words", "pooled")
 
 
 class OmniRgptConfig(PreTrainedConfig):
@@ -25,6 +26,8 @@ class OmniRgptConfig(PreTrainedConfig):
     num_marks, mark_width (`int`): of the Token Marks; marks_trainable: whether they learn.
     mark_draw (`str`): which marks the regions of an example get: "random", drawn without repetition, or the "first".
     marks (`str`): what a text's pictures show: marks of "all" regions of the example, or its "own" regions' only.
+    regions (`str`): what says which region is meant: "marks", or for comparison its box in "words", or its "pooled"
+        tokens of the prompt frame; these lay nothing on the frames, and have no guide head.
     guide (`bool`): whether there is a Temporal Region Guide Head; guide_prompt_frame: whether it learns the prompt
         frame too.
     num_frames (`int`): of a clip. annotated_frames: training takes those that are annotated, where there are enough.
@@ -53,6 +56,7 @@ class OmniRgptConfig(PreTrainedConfig):
     marks_trainable: bool = True
     mark_draw: str = "random"
     marks: str = "all"
+    regions: str = "marks"
     guide: bool = True
     guide_prompt_frame: bool = True
     num_frames: int = 4
@@ -79,9 +83,13 @@ class OmniRgptConfig(PreTrainedConfig):
         self.generation = {"num_beams": 1, "max_new_tokens": 64} if self.generation is None else self.generation
         if self.frame_size is None and not kind.any_shape:
             self.frame_size = kind.native_size(self.base_config)
-        for name, known in (("base_mode", MODES), ("mark_draw", DRAWS), ("marks", MARKS)):
+        for name, known in (("base_mode", MODES), ("mark_draw", DRAWS), ("marks", MARKS), ("regions", REGIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
+        if self.guide and self.regions != "marks":
+            raise ValueError(
+                f"guide true, regions {self.regions!r}: the guide head looks for marks; set guide to false"
+            )
         for name in ("num_marks", "mark_width", "num_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected at least 1")

@@ -25,6 +25,7 @@ from .batch import IGNORED, OmniRgptBatch, TextRows
 from .configuration import OmniRgptConfig
 from .marks import TokenMarks, soft_labels, spatial_marks
 from .options import Options
+from .other_regions import PooledRegions
 
 ROWS_AT_ONCE = 16  # texts that are answered together
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -33,7 +34,7 @@ LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_p
 @dataclass
 class SeenFrames:
     """What the base sees of a batch. features: F frames' tokens (P, D) with their marks; output: the vision encoder's;
-    marks (M, D): projected marks of all regions; starts: N, where an example's begin among them."""
+    marks (M, D): what stands for each region in texts; starts: N, where an example's begin among them."""
 
     features: list[Tensor]
     output: object
@@ -72,6 +73,7 @@ class OmniRgptModel(RegionModel):
         self.base = AutoModelForImageTextToText.from_config(config.base_config, trust_remote_code=False)
         width = self.base.get_input_embeddings().embedding_dim
         self.marks = TokenMarks(config.num_marks, config.mark_width, width)
+        self.pooled = PooledRegions(width) if config.regions == "pooled" else None
         self.guide_head = nn.Linear(width, config.num_marks + 1) if config.guide else None
         self.tasks = ("captions", "guide") if config.guide else ("captions",)
         if config.base_mode == "lora":
@@ -95,8 +97,8 @@ class OmniRgptModel(RegionModel):
         for name, parameter in self.base.named_parameters():
             learns = trains[part_of(name)] or config.base_mode == "lora" and "lora_" in name
             parameter.requires_grad_(learns and parameter.is_floating_point())
-        self.marks.requires_grad_(config.marks_trainable)
-        self.marks.projection.requires_grad_(True)
+        self.marks.requires_grad_(config.marks_trainable and config.regions == "marks")
+        self.marks.projection.requires_grad_(config.regions == "marks")
 
     def drop_guide(self) -> None:
         """Leaves the guide head out of what is saved: answers do not need it."""
@@ -113,11 +115,11 @@ class OmniRgptModel(RegionModel):
         output = self.base.base_model.get_image_features(**arguments, return_dict=True)
         features, marks, starts = list(output.pooler_output), [], [0]
         for each, numbers in zip(batch.shown, batch.frame_numbers(), strict=True):
-            own = self.marks(each.marks)
+            own = self.marks(each.marks) if self.pooled is None else self.pooled(features[numbers[0]], each.cover[:, 0])
             marks.append(own)
             starts.append(starts[-1] + len(own))
             for t, number in enumerate(numbers):
-                if len(own) and each.shown[t]:
+                if len(own) and each.shown[t] and self.config.regions == "marks":
                     laid = spatial_marks(each.cover[:, t], own).to(features[number])
                     rest = features[number][len(laid) :]  # tokens that lie nowhere in the frame
                     features[number] = torch.cat([features[number][: len(laid)] + laid, rest])
@@ -218,8 +220,8 @@ class OmniRgptModel(RegionModel):
     def untouched(self) -> Tensor:
         """Zero, by way of every trained weight that a batch may leave out: all but the language model's."""
         parts = [p for name, p in self.base.named_parameters() if p.requires_grad and part_of(name) != "language"]
-        parts += [p for p in self.marks.parameters() if p.requires_grad]
-        parts += [] if self.guide_head is None else [p for p in self.guide_head.parameters() if p.requires_grad]
+        own = (self.marks, self.pooled, self.guide_head)
+        parts += [p for part in own if part is not None for p in part.parameters() if p.requires_grad]
         return sum((part.sum().float() * 0 for part in parts), torch.zeros((), device=self.device))
 
     # ------------------------------------------------------------------------------------------ answers

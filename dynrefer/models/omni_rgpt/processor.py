@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from .batch import IGNORED, OmniRgptBatch, ShownRegions, TextRows
 from .configuration import OmniRgptConfig
 from .marks import coverage, draw_marks, rectangle, resize_mask, strengthen
 from .options import Options
+from .other_regions import place_in_words
 from .texts import ChatText, ChatTurn, ChatWriter
 
 TOKENIZER = "text_tokenizer"
@@ -168,7 +170,7 @@ class OmniRgptProcessor(FamilyProcessor, PushToHubMixin):
             boxes = [region.box for region in regions]
             if not names:
                 names, boxes = [example.key], [(0, 0, *example.image.shape[1::-1])]
-            rows = [self.text([ChatTurn(pieces)], frame_tokens, options, f"question of {names[0]}")]
+            rows = [self.text([ChatTurn(pieces)], frame_tokens, options, f"question of {names[0]}", regions)]
             places = range(len(regions)) if regions else [-1]
             return {"ids": names, "boxes": boxes, "texts": rows, "answers": [0] * len(names), "places": places}
         texts: list[ChatText] = []
@@ -183,15 +185,29 @@ class OmniRgptProcessor(FamilyProcessor, PushToHubMixin):
             pieces = split_mentions(text, names, own=position)
             answers.append(len(texts))
             turn = ChatTurn(pieces, None if asked else caption)
-            texts.append(self.text([turn], frame_tokens, None if train else options, f"region {region.id}"))
+            texts.append(self.text([turn], frame_tokens, None if train else options, f"region {region.id}", regions))
         if not texts:  # the guide head learns of the frames all the same
             pieces = split_mentions(self.config.questions[0], names, own=0)
-            texts.append(self.text([ChatTurn(pieces)], frame_tokens, None, f"region {names[0]}"))
+            texts.append(self.text([ChatTurn(pieces)], frame_tokens, None, f"region {names[0]}", regions))
         boxes, places = [region.box for region in regions], range(len(regions))
         return {"ids": names, "boxes": boxes, "texts": texts, "answers": answers, "places": places}
 
-    def text(self, turns: Sequence[ChatTurn], frame_tokens: list[int], options: Options | None, what: str) -> ChatText:
-        """ValueError for a conversation that the language model cannot hold. options: of a text that is answered."""
+    def text(
+        self,
+        turns: Sequence[ChatTurn],
+        frame_tokens: list[int],
+        options: Options | None,
+        what: str,
+        regions: Sequence[Any] = (),
+    ) -> ChatText:
+        """ValueError for a conversation that the language model cannot hold. options: of a text that is answered;
+        regions: those that its turns name."""
+        if self.config.regions == "words":
+            places = [place_in_words(region.box, region.image_hw) for region in regions]
+            turns = [
+                replace(turn, question=[places[piece] if isinstance(piece, int) else piece for piece in turn.question])
+                for turn in turns
+            ]
         text = self.texts.text(turns, frame_tokens)
         limit = most_positions(self.config.base_config)
         new = 0
