@@ -113,7 +113,7 @@ def test_trained_weights_or_changed_records_do_not_go_on_with_a_file(data):
     with pytest.raises(ValueError, match="with model "):
         predict(trained, records, data / "p.jsonl", num_workers=0)
     write_records(data / "test.jsonl", regions_of("test", ["red"]))
-    with pytest.raises(ValueError, match="with records "):
+    with pytest.raises(ValueError, match="holds results of other records"):
         predict(Model(), open_records(data / "test.jsonl"), data / "p.jsonl", num_workers=0)
 
 
