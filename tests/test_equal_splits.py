@@ -64,7 +64,8 @@ def settings(folder, config):
     start = [f"init={folder}/init-{config}"]
     if config.startswith("regionspot"):
         names = sorted({region.category for region in open_records(folder / "train.jsonl")} - {None})
-        start = [f"init={regionspot.small()}", "model={mirror: 0.5, decoder_heads: 8, decoder_mlp_width: 32}"]
+        small = "model={mirror: 0.5, decoder_heads: 8, decoder_mlp_width: 32, clip_positions: none}"
+        start = [f"init={regionspot.small()}", small]
         start += [f"model.categories={json.dumps(names)}"]
     elif config in NEW:
         start = ["init=null", NO_DROPOUT, *WORDS]
