@@ -83,10 +83,10 @@ regionspot-steps:
 	$(PY) -m eval.held_out --models $(SPOT_RUNS)/spot --data $(SPOT)/test.jsonl
 
 # RegionSpot with one setting changed, beside it; after `make regionspot`. Killed, it goes on: what is there is kept
-spot-ablation: $(ABLATIONS:%=$(SPOT_RUNS)/%/config.json)
+spot-ablation: $(ABLATIONS:%=$(SPOT_RUNS)/%/best/config.json)
 	$(PY) -m eval.held_out --models $(SPOT_RUNS)/spot $(ABLATIONS:%=$(SPOT_RUNS)/%) --data $(SPOT)/test.jsonl
 
-$(ABLATIONS:%=$(SPOT_RUNS)/%/config.json): $(SPOT_RUNS)/%/config.json:
+$(ABLATIONS:%=$(SPOT_RUNS)/%/best/config.json): $(SPOT_RUNS)/%/best/config.json:
 	$(PY) -m train.extract --config configs/regionspot_world.yaml $(call ablation,$*) $(SPOT_SETTINGS)
 	$(PY) -m train.run --config configs/regionspot_world.yaml name=$* loop.overwrite=true $(call ablation,$*) $(SPOT_SETTINGS)
 
