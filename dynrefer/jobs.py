@@ -27,6 +27,7 @@ from dynrefer.errors import cut, shown
 from dynrefer.files import atomic_path, check_out, read_text
 from dynrefer.images import open_with_alpha, read_image_hw
 from dynrefer.regions import Asked, asked_regions
+from dynrefer.results import with_mask
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 FORMS = (".coco.json", ".jsonl")
@@ -276,11 +277,7 @@ def draw_all(job: Job, records: RegionRecords, results: Mapping[str, RegionResul
         target = folder / plan[group[0].image]
         if target.exists():
             continue
-        found = []
-        for region in group:  # a mask that was given is drawn, too
-            result = results[region.id]
-            mask = region.mask if result.mask is None else result.mask
-            found.append(replace(result, mask=mask if isinstance(mask, dict) else None))
+        found = [with_mask(results[region.id], region) for region in group]
         with atomic_path(target) as temporary:
             draw_results(records.root / group[0].image, found).save(temporary, "png")
     return len(groups)

@@ -9,7 +9,7 @@ from dataclasses import fields as fields_of
 from typing import Any
 
 from dynrefer.data.example import Example
-from dynrefer.data.records import Region, RegionResult
+from dynrefer.data.records import RegionResult
 from dynrefer.fetch import fetch, is_address
 from dynrefer.images import open_image, open_with_alpha
 from dynrefer.models.options import Options, make_options
@@ -182,8 +182,6 @@ class RegionPredictor:
 
         for answer in self._answers(read(), max_images):
             regions, image_hw, path = notes.popleft()
-            if len(regions) < len(answer.results):  # to a question about the whole picture
-                regions = [Region(each.id, path or "image", image_hw, tuple(each.box)) for each in answer.results]
             yield Results(answer.results, regions, image_hw, path, answer.seconds if timings else None)
 
     def _example(self, source: Any, asked: Asked, options: Options, number: int, several: bool) -> Example:

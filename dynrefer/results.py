@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dynrefer.data.records import Region, RegionResult
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 class Results(list[RegionResult]):
     """The results of one picture, one a region, in the order in which the regions were given.
 
-    regions: what was asked, one a result, with the masks that were given. image: the picture's path or address, None
+    regions: what was asked, one a result, with the masks that were given; none for the one result of a question about
+    the whole picture, which then stands for it. image: the picture's path or address, None
     where it came otherwise. image_hw: (height, width). timings: where they were asked for, the seconds of "read",
     "prepare" and "model"; what several pictures share is dealt out by their numbers of regions.
     """
@@ -31,6 +33,8 @@ class Results(list[RegionResult]):
     ):
         super().__init__(results)
         self.regions, self.image_hw, self.image, self.timings = list(regions), image_hw, image, timings
+        if len(self.regions) < len(self):
+            self.regions = [Region(one.id, image or "image", image_hw, tuple(one.box)) for one in self]
 
     def to_json(self, indent: int | None = None) -> str:
         """One object: image, image_hw, regions (one a result, as lines of a prediction file), timings if there are."""
@@ -96,14 +100,15 @@ class Results(list[RegionResult]):
     def draw(self, image: Any = None, **choices: Any) -> Image.Image:
         """The picture with the results on it, see `dynrefer.draw_results`. image: needed where it did not come from a
         file. A mask that was given is drawn where the model answers with none."""
-        from dataclasses import replace
-
         from dynrefer.draw import draw_results
 
         if image is None and (self.image is None or not os.path.isfile(self.image)):
             raise ValueError("the picture of these results did not come from a file; give it to draw(image)")
-        masked = [
-            replace(result, mask=region.mask) if result.mask is None and isinstance(region.mask, dict) else result
-            for region, result in zip(self.regions, self, strict=True)
-        ]
+        masked = [with_mask(result, region) for region, result in zip(self.regions, self, strict=True)]
         return draw_results(self.image if image is None else image, masked, **choices)
+
+
+def with_mask(result: RegionResult, region: Region) -> RegionResult:
+    """A result to draw: with the mask that was given, as run lengths, where the model answers with none."""
+    given = result.mask is None and isinstance(region.mask, dict)
+    return replace(result, mask=region.mask) if given else result

@@ -7,6 +7,7 @@ from tempfile import mkdtemp
 
 import torch
 from safetensors.torch import load_file
+from transformers import SamModel
 
 import dynrefer
 from dynrefer.data.example import Example
@@ -30,6 +31,18 @@ NAMES = RECORDS[0]["names"]
 @cache
 def folder() -> Path:
     return convert(CHECKPOINT, SAM, CLIP, Path(mkdtemp()) / "model")
+
+
+@cache
+def lively_sam() -> str:
+    """A folder of a SAM whose masks differ from point to point; those of the fixture are alike, it is not trained."""
+    sam, generator = SamModel.from_pretrained(str(SAM), dtype=torch.float32), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in sam.named_parameters():
+            if any(part in name for part in ("hypernetworks", "upscale", "prompt_encoder", "shared_image")):
+                parameter += torch.randn(parameter.shape, generator=generator) * 0.4
+    sam.save_pretrained(folder := mkdtemp())
+    return folder
 
 
 @cache

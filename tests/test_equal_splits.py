@@ -2,10 +2,6 @@
 configuration in configs/ as it stands there, without dropout; models that they start from are small ones."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +13,9 @@ from dynrefer.data.record_files import open_records, write_records
 from dynrefer.models import build
 from tests import regionspot
 from tests import tiny_dynrefer as small
+from tests.launching import ROOT, TORCHRUN, launched
 from train.run import RunConfig, main
 
-ROOT = Path(__file__).resolve().parents[1]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "train.run"]
 # Two pictures with seven regions make a step, of which two processes or three passes cut the first; a picture with one
 # region makes the next, in which all but one of them idle.
 ONCE = (
@@ -96,15 +91,8 @@ def train(folder, config, *more, name=None):
 
 def launch(folder, config, name, *more):
     """The rows of a run in two processes."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
-    done = subprocess.run(
-        [*TORCHRUN, "--config", f"configs/{config}.yaml", *settings(folder, config), f"name={name}", *more],
-        cwd=ROOT,
-        env={**environment, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    program = ("-m", "train.run", "--config", f"configs/{config}.yaml")
+    done = launched(*TORCHRUN, *program, *settings(folder, config), f"name={name}", *more)
     assert done.returncode == 0, done.stderr[-3000:]
     return rows_of(folder / "runs" / name), done.stdout + done.stderr
 

@@ -1,9 +1,6 @@
 """Omni-RGPT goes the whole way: two stages of training, resume, several processes, evaluation, the command line."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +12,10 @@ import dynrefer
 from dynrefer import cli
 from dynrefer.config import load_config
 from eval.run import main as evaluate
+from tests.launching import TORCHRUN, launched
 from tests.omni_rgpt import BASES, SETTINGS, new, records, scenes
 from train.run import RunConfig, main
 
-ROOT = Path(__file__).resolve().parent.parent
 BASE = {"config": {"model_type": "llava", **BASES["llava"]}}
 COMMON = [
     "losses={captions: 1.0, guide: 0.05}",
@@ -89,18 +86,9 @@ def test_accumulation_changes_no_loss(train):
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["loop.accumulation=2"]], ids=["ddp", "accumulation"])
 def test_two_processes_have_the_losses_of_one(train, tmp_path, more):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
     (tmp_path / "run.yaml").write_text(f"name: two\noutput: {tmp_path}\nloop: {{steps: 4, processes: 2}}\n")
     settings = ["--config", str(tmp_path / "run.yaml"), f"data.train={scenes()}", section(), *COMMON, *more]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "train.run", *settings],
-        cwd=ROOT,
-        env={**environment, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = launched(*TORCHRUN, "-m", "train.run", *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses_of(tmp_path / "two") == pytest.approx(train("one", "loop.steps=4"), rel=1e-5)
 

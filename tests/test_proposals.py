@@ -1,7 +1,6 @@
 """SAM's own proposals: those of a plain count, each picture encoded once, and a killed run that goes on."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +13,10 @@ from dynrefer import segment
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.data.records import Region
 from eval.inputs.proposals import read_proposals
+from tests import regionspot
+from tests.regionspot import lively_sam
 
-SAM = str(Path(__file__).parent / "fixtures/regionspot/sam_hf")
+SAM = str(regionspot.SAM)
 SIZES = [(90, 120), (64, 64), (130, 100)]
 LOW = ["--points-per-side", "5", "--pred-iou", "0", "--stability", "0", "--device", "cpu"]
 
@@ -35,15 +36,8 @@ def folder(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def lively(tmp_path_factory):
-    """A SAM whose masks differ from point to point: the fixture's is not trained, and its masks are alike."""
-    sam, generator = SamModel.from_pretrained(SAM, dtype=torch.float32), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in sam.named_parameters():
-            if any(part in name for part in ("hypernetworks", "upscale", "prompt_encoder", "shared_image")):
-                parameter += torch.randn(parameter.shape, generator=generator) * 0.4
-    sam.save_pretrained(folder := tmp_path_factory.mktemp("sam"))
-    return str(folder)
+def lively():
+    return lively_sam()
 
 
 def run(folder, *more, source=(), sam=SAM):

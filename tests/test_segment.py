@@ -8,7 +8,7 @@ from transformers import Sam2Model, SamHQModel, SamModel
 from dynrefer.masks import mask_to_box, to_mask
 from dynrefer.predictor import RegionPredictor
 from dynrefer.segment import Segmenter
-from tests.regionspot import SAM
+from tests.regionspot import lively_sam
 from tests.test_predictor import FakeModel, boxes_of
 from tests.test_regionspot_parts import tiny_sam
 
@@ -23,15 +23,8 @@ def image():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A SAM whose masks differ from point to point: the fixture's is not trained, and its masks are alike."""
-    sam, generator = SamModel.from_pretrained(str(SAM), dtype=torch.float32), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in sam.named_parameters():
-            if any(part in name for part in ("hypernetworks", "upscale", "prompt_encoder", "shared_image")):
-                parameter += torch.randn(parameter.shape, generator=generator) * 0.4
-    sam.save_pretrained(folder := tmp_path_factory.mktemp("sam"))
-    return str(folder)
+def folder():
+    return lively_sam()
 
 
 def by_hand(folder, image, points, box=None):

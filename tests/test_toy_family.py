@@ -2,9 +2,6 @@
 evaluate, publish. It is joint, without views, and gives categories and masks; see docs/new_family.md."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +21,11 @@ from dynrefer.masks import to_mask
 from dynrefer.models import FAMILIES, build, register_family
 from dynrefer.models.family import ANNOTATIONS
 from eval.run import main as evaluate
+from tests.launching import ROOT, TORCHRUN, launched
 from tests.toy_family import ROW, Options, ToyModel
 from tests.toy_shapes import CATEGORIES, HW, SIZES, write_shapes
 from train.run import RunConfig, main
 
-ROOT = Path(__file__).resolve().parent.parent
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 SETTINGS = [
     "model={family: toy}",
     "losses={categories: 1.0, masks: 1.0}",
@@ -322,17 +318,9 @@ def launch(path, tmp_path):
     """Starts train.run with this family in its own processes -> the losses."""
 
     def go(name: str, *more: str, launcher: list[str]) -> list[float]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
         (tmp_path / "run.yaml").write_text(f"name: {name}\noutput: {tmp_path}\nloop: {{steps: 6}}\n")
         settings = ["--config", str(tmp_path / "run.yaml"), f"data.train={path}", *SETTINGS, *more]
-        done = subprocess.run(
-            [sys.executable, *launcher, "-m", "tests.toy_family", *settings],
-            cwd=ROOT,
-            env={**environment, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = launched(*launcher, "-m", "tests.toy_family", *settings)
         assert done.returncode == 0, done.stderr[-3000:]
         return losses_of(tmp_path / name)
 

@@ -2,8 +2,6 @@
 DeepSpeed compiles a helper the first time, which takes a minute more."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,11 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.launching import ROOT, TORCHRUN, launched
 from tests.tiny_squares import write_squares
 from train import launch
 
-ROOT = Path(__file__).resolve().parent.parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 LAUNCHED = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
 COMPARED = ("loss", "loss/captions", "loss/tags", "grad_norm", "eval/loss", "eval/CIDEr")
 
@@ -39,15 +36,7 @@ log: {{tensorboard: false}}
     )
 
     def start(launcher: list[str], *settings: str, module: str = "tests.tiny_squares", said: str = "") -> Path:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
-        done = subprocess.run(
-            [*launcher, "-m", module, "--config", str(folder / "run.yaml"), *settings],
-            cwd=ROOT,
-            env={**environment, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = launched(*launcher, "-m", module, "--config", str(folder / "run.yaml"), *settings)
         assert (done.returncode == 0) == (not said or "now" in said), done.stderr[-3000:]
         assert done.stderr.count(said) == 1 or not said, done.stderr[-3000:]
         return folder / "runs"

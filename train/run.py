@@ -176,8 +176,7 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
         )
 
     def evaluate_and_keep_best() -> None:
-        with averaged(average, plain_model):
-            refresh(plain_model)
+        with as_kept(average, plain_model):
             scores = evaluate(plain_model, val_records, cfg.eval, cfg.data, cfg.losses, accelerator)
             plain_model.train()
             log.evaluation(progress.step, scores)
@@ -195,8 +194,7 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
                 checkpoint.save_best(folder, accelerator, model, processor, progress, trainable_only)
 
     def show_samples() -> None:
-        with averaged(average, plain_model):
-            refresh(plain_model)
+        with as_kept(average, plain_model):
             shown = sample_pictures(plain_model, val_records, cfg.log.samples, cfg.eval, cfg.data, accelerator)
             plain_model.train()
         log.pictures(progress.step, shown)
@@ -295,8 +293,7 @@ def train(cfg: RunConfig, accelerator: Accelerator, build: Callable, load: Calla
         if saved_step != progress.step:
             save()
         if finished and progress.best is None:  # never evaluated: the last weights are the best we know
-            with averaged(average, plain_model):
-                refresh(plain_model)
+            with as_kept(average, plain_model):
                 checkpoint.save_best(folder, accelerator, model, processor, progress, trainable_only)
         why = f"signal {stop_signal.received}" if stop_signal.received else "the end" if finished else "a pause"
         if tired():
@@ -363,8 +360,12 @@ def clip_gradients(accelerator: Accelerator, model, clip: float) -> float:
     return float(accelerator.clip_grad_norm_(model.parameters(), clip or math.inf))
 
 
-def averaged(average: WeightAverage | None, model) -> contextlib.AbstractContextManager:
-    return contextlib.nullcontext() if average is None else average.applied(model)
+@contextlib.contextmanager
+def as_kept(average: WeightAverage | None, model) -> Iterator[None]:
+    """Inside, the model has the weights that are evaluated and go to best/, with what it keeps ready for inference."""
+    with contextlib.nullcontext() if average is None else average.applied(model):
+        refresh(model)
+        yield
 
 
 def refresh(model) -> None:

@@ -64,8 +64,6 @@ class Asker:
             raise ValueError("no region; draw a box around an object, paint over it, or type a box's four numbers")
         with self.turn:
             (found,) = self.predictor.describe([(example, own)])
-        if not regions:  # a question about the whole picture
-            regions = [Region(one.id, opened.name, opened.image_hw, tuple(one.box)) for one in found]
         return Answer(self.name, options, Results(found, regions, opened.image_hw, opened.name))
 
 

@@ -46,8 +46,6 @@ def run(args: argparse.Namespace, load: Callable) -> int:
 
     if len(args.model) > 2:
         raise ValueError(f"{len(args.model)} models; the page compares at most two, give --model once or twice")
-    if not 0 <= args.port < 65536:
-        raise ValueError(f"port {args.port}: expected 0 to 65535")
     options = []
     for name in args.model:
         kind = family_of(name, args.revision).options

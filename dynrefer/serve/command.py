@@ -68,8 +68,6 @@ def run(args: argparse.Namespace, load: Callable) -> int:
             "cors_origins": tuple(args.cors_origin),
         }
     )
-    if not 0 <= args.port < 65536:
-        raise ValueError(f"port {args.port}: expected 0 to 65535")
     kind = family_of(args.model, args.revision).options
     options = parse_options(kind, args.options)
     make_options(kind, options)

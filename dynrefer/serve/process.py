@@ -59,7 +59,10 @@ async def serve(gate: Gate, sock: socket.socket) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket of the address, which does not listen yet. ValueError where it is taken or not this machine's."""
+    """A socket of the address, which does not listen yet. ValueError where it is taken or not this machine's, and for
+    a port that none has."""
+    if not 0 <= port < 65536:
+        raise ValueError(f"port {port}: expected 0 to 65535")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         sock = socket.socket(*found[:3])

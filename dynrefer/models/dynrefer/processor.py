@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer
-from transformers.utils import PushToHubMixin
+from transformers import AutoProcessor
 
 from dynrefer.data.example import Example
 from dynrefer.data.records import Region
@@ -30,23 +27,24 @@ from dynrefer.resize import FASTEST, shared
 from dynrefer.views import HASH_STRATEGIES, choose_scales, crop_views, crop_views_torch, place_views, reduction
 from dynrefer.vocabulary import Vocabulary, attribute_texts, category_texts, read_attributes
 
-from ..base_parts import check_source
-from ..family import FamilyProcessor
 from ..language import language_kind
+from ..saved_processor import TEXT_TOKENIZER, SavedProcessor
 from .batch import RegionBatch
 from .configuration import DynReferConfig
 from .options import Options
 
-TEXT_TOKENIZER = "text_tokenizer"
 MAX_CAPTION_TOKENS = 64
 SIDE_WORDS = ("left", "right")
 
 
-class DynReferProcessor(FamilyProcessor, PushToHubMixin):
+class DynReferProcessor(SavedProcessor):
     """Everything between an example and a batch. Sizes, word lists and strategies come from the model's config.
 
     tokenizer: the language model's; text_tokenizer: the text encoder's.
     """
+
+    config_class = DynReferConfig
+    TOKENIZERS = {"tokenizer": "", "text_tokenizer": TEXT_TOKENIZER}
 
     def __init__(self, config: DynReferConfig, tokenizer, text_tokenizer):
         self.config, self.tokenizer, self.text_tokenizer = config, tokenizer, text_tokenizer
@@ -304,36 +302,6 @@ class DynReferProcessor(FamilyProcessor, PushToHubMixin):
     def decode(self, ids: Tensor) -> list[str]:
         """Generated token ids (R, T) -> texts."""
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-    # ------------------------------------------------------------------------------------------ files
-
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs) -> None:
-        """Both tokenizers and the processor's class name. The rest is in the model's config.json, which is written
-        where there is none yet. push_to_hub: also uploads them, kwargs as `push_to_hub` has them."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "config.json").exists():
-            self.config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        self.text_tokenizer.save_pretrained(folder / TEXT_TOKENIZER)
-        (folder / "processor_config.json").write_text(
-            json.dumps({"processor_class": type(self).__name__}, indent=2) + "\n"
-        )
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path, revision: str | None = None, **kwargs) -> DynReferProcessor:
-        """From a saved folder or a hub id."""
-        config = kwargs.pop("config", None)
-        hub = {k: v for k, v in kwargs.items() if k in ("token", "cache_dir", "local_files_only", "subfolder")}
-        if not isinstance(config, DynReferConfig):
-            check_source(name, weights=False, revision=revision, **hub)
-            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **hub)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **hub)
-        hub["subfolder"] = f"{hub['subfolder']}/{TEXT_TOKENIZER}" if hub.get("subfolder") else TEXT_TOKENIZER
-        text_tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **hub)
-        return cls(config, tokenizer, text_tokenizer)
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer
-from transformers.utils import PushToHubMixin
+from transformers import AutoProcessor
 
 from dynrefer.data.clips import ClipRegion, clip_frames
 from dynrefer.data.example import Example
 from dynrefer.masks import to_mask
 from dynrefer.mentions import asks_each, check_all_named, split_mentions
 
-from ..base_parts import check_source
-from ..family import FamilyProcessor
 from ..language import most_positions
+from ..saved_processor import SavedProcessor
 from .bases import FrameReader, ReadFrames
 from .batch import IGNORED, OmniRgptBatch, ShownRegions, TextRows
 from .configuration import OmniRgptConfig
@@ -32,16 +28,17 @@ from .options import Options
 from .other_regions import place_in_words
 from .texts import ChatText, ChatTurn, ChatWriter
 
-TOKENIZER = "text_tokenizer"
 FrameMask = Callable[[int | None], np.ndarray | None]  # number of a frame, None of a picture -> a region in it
 DEFAULT_TEXT = 20  # transformers' max_new_tokens
 
 
-class OmniRgptProcessor(FamilyProcessor, PushToHubMixin):
+class OmniRgptProcessor(SavedProcessor):
     """Everything between an example and a batch. Sizes and questions come from the model's config.
 
     tokenizer: the base's, with its chat template.
     """
+
+    config_class = OmniRgptConfig
 
     def __init__(self, config: OmniRgptConfig, tokenizer):
         self.config, self.tokenizer = config, tokenizer
@@ -264,32 +261,6 @@ class OmniRgptProcessor(FamilyProcessor, PushToHubMixin):
             starts=torch.tensor([text.start for text, _ in texts], dtype=torch.long),
             examples=torch.tensor([number for _, number in texts], dtype=torch.long),
         )
-
-    # ------------------------------------------------------------------------------------------ files
-
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs) -> None:
-        """The tokenizer and the processor's class name; the rest is in the model's config.json. push_to_hub: also
-        uploads them, kwargs as `push_to_hub` has them."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "config.json").exists():
-            self.config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder / TOKENIZER)
-        content = json.dumps({"processor_class": type(self).__name__}, indent=2)
-        (folder / "processor_config.json").write_text(content + "\n", encoding="utf-8")
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path, revision: str | None = None, **kwargs) -> OmniRgptProcessor:
-        """From a saved folder or a hub id."""
-        config = kwargs.pop("config", None)
-        hub = {k: v for k, v in kwargs.items() if k in ("token", "cache_dir", "local_files_only", "subfolder")}
-        if not isinstance(config, OmniRgptConfig):
-            check_source(name, weights=False, revision=revision, **hub)
-            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **hub)
-        hub["subfolder"] = f"{hub['subfolder']}/{TOKENIZER}" if hub.get("subfolder") else TOKENIZER
-        return cls(config, AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **hub))
 
 
 class RegionMasks:

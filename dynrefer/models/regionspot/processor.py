@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer
-from transformers.utils import PushToHubMixin
+from transformers import AutoProcessor
 
 from dynrefer.data.example import Example
 from dynrefer.data.features import VARIANTS
@@ -20,8 +17,7 @@ from dynrefer.errors import shown, suggestion
 from dynrefer.resize import shared
 from dynrefer.vocabulary import Vocabulary
 
-from ..base_parts import check_source
-from ..family import FamilyProcessor
+from ..saved_processor import SavedProcessor
 from .batch import Kept, Pictures, RegionSpotBatch
 from .clip import tidy_of
 from .configuration import RegionSpotConfig
@@ -31,14 +27,14 @@ from .prompts import box_prompts, user_prompts
 from .sam import check_kind, mask_sides, sam_picture
 from .text_bank import clean, template_list
 
-TOKENIZER = "text_tokenizer"
 
-
-class RegionSpotProcessor(FamilyProcessor, PushToHubMixin):
+class RegionSpotProcessor(SavedProcessor):
     """Everything between an example and a batch. Sizes and names come from the model's config.
 
     tokenizer: CLIP's.
     """
+
+    config_class = RegionSpotConfig
 
     def __init__(self, config: RegionSpotConfig, tokenizer):
         self.config, self.tokenizer = config, tokenizer
@@ -194,32 +190,6 @@ class RegionSpotProcessor(FamilyProcessor, PushToHubMixin):
                     f"category {shown(name)}: {len(row):,} tokens in the sentence {longest!r}; CLIP's text encoder "
                     f"holds at most {max_tokens}; give a shorter name"
                 )
-
-    # ------------------------------------------------------------------------------------------ files
-
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs) -> None:
-        """The tokenizer and the processor's class name; the rest is in the model's config.json. push_to_hub: also
-        uploads them, kwargs as `push_to_hub` has them."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "config.json").exists():
-            self.config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder / TOKENIZER)
-        content = json.dumps({"processor_class": type(self).__name__}, indent=2)
-        (folder / "processor_config.json").write_text(content + "\n", encoding="utf-8")
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path, revision: str | None = None, **kwargs) -> RegionSpotProcessor:
-        """From a saved folder or a hub id."""
-        config = kwargs.pop("config", None)
-        hub = {k: v for k, v in kwargs.items() if k in ("token", "cache_dir", "local_files_only", "subfolder")}
-        if not isinstance(config, RegionSpotConfig):
-            check_source(name, weights=False, revision=revision, **hub)
-            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **hub)
-        hub["subfolder"] = f"{hub['subfolder']}/{TOKENIZER}" if hub.get("subfolder") else TOKENIZER
-        return cls(config, AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **hub))
 
 
 @lru_cache(maxsize=64)
