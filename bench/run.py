@@ -13,6 +13,7 @@ from dynrefer.errors import Parser, run_command
 from .crops import draft, view_construction, view_construction_large
 from .data import loader_samples, world_scenes
 from .metrics import caption_metrics, densecap_matching
+from .packing import packed_long_texts, packed_texts
 from .ranking import ranked_tags
 from .recognition import recognition
 from .timing import Budget, MissingPackage, Result, report
@@ -29,6 +30,8 @@ BENCHMARKS: dict[str, Callable[[Budget], Result]] = {
     "world": world_scenes,
     "tags": ranked_tags,
     "recognition": recognition,
+    "packing": packed_texts,
+    "packing-long": packed_long_texts,
     "captions": caption_metrics,
     "densecap": densecap_matching,
 }

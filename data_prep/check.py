@@ -7,7 +7,8 @@ r"""Says what is wrong with a record file, every problem with its line, before a
 Looks at the form of every record, boxes and their convention, masks, captions and ids, and opens every image once:
 whether it can be read and has the recorded size. --against: its pixels must not be in other files, nor the same picture
 stored or scaled anew. Exit status 1 when there is a problem. Of files of video regions it checks the form of every
-record, boxes and masks, and whether every video is as long and large as recorded.
+record, boxes and masks, and whether every video is as long and large as recorded. Conversations may stand among both:
+their questions must name every one of their regions, and no other.
 
 --fix writes a copy without what can be put right without a doubt: boxes that reach beyond their image are clipped to
 it, empty captions and tags are left out, and records that stand in the file twice, letter by letter, are kept once. All
@@ -32,7 +33,7 @@ from data_prep.check_clips import check_clips
 from data_prep.mend import mended_path, parsed, until_damaged, write_mended
 from data_prep.pictures import Pictures, look_at
 from data_prep.published import published_counts
-from data_prep.record_form import Problems, box_numbers, record_contents, record_region
+from data_prep.record_form import Problems, box_numbers, record_chat, record_contents, record_region
 from data_prep.word_lists import Words
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.arrow import is_table
@@ -58,6 +59,7 @@ class Report:
     num_images: int = 0
     num_without_caption: int = 0
     pictures: str = "images"
+    num_chats: int = 0  # conversations among them
     num_clips: int = 0  # records of clips among those of pictures
     num_videos: int = 0
 
@@ -72,7 +74,8 @@ class Report:
         found = f"{len(self.fixes)} fixed, {found} left" if self.fixes else found
         silent = f", {self.num_without_caption} of them without a caption" if self.num_without_caption else ""
         clips = f", {self.num_videos} videos" if self.num_clips else ""
-        counts = f"{self.num_records} records{silent}, {self.num_images} {self.pictures}{clips}"
+        chats = f", {self.num_chats} of them conversations" if self.num_chats else ""
+        counts = f"{self.num_records} records{chats}{silent}, {self.num_images} {self.pictures}{clips}"
         return [*texts, f"{self.path}: {found}; {counts}"]
 
 
@@ -213,6 +216,13 @@ def _read(path: Path, report: Report, form: Problems) -> _Seen:
             report.num_clips += 1  # see check_clips
             report.num_without_caption += not content.get("captions")
             continue
+        if isinstance(content, dict) and "turns" in content:
+            chat, problem = record_chat(content)
+            report.num_chats += 1
+            report.num_without_caption += chat is not None and not chat.captions
+            if problem:
+                form.add(line, problem)
+            continue
         region, problem = record_region(content)
         if problem:
             form.add(line, problem)
@@ -279,7 +289,8 @@ def _add_pictures(path: Path, pictures: Pictures, workers: int, problems: Proble
     root, broken = record_root(path), Problems()
     names: dict[str, None] = {}
     for line, content in record_contents(path, broken):
-        region, problem = record_region(content)
+        chat = isinstance(content, dict) and "turns" in content
+        region, problem = (record_chat if chat else record_region)(content)
         if region is not None:
             names.setdefault(region.image)
         elif problem:

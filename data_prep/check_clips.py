@@ -1,14 +1,13 @@
-"""What is wrong with a clip file: the form of records, boxes and masks, and videos that are missing, damaged, of
-another size or shorter than recorded. `python -m data_prep.check` says it with lines."""
+"""What is wrong with a clip file: the form of records and conversations, boxes and masks, and videos that are missing,
+damaged, of another size or shorter than recorded. `python -m data_prep.check` says it with lines."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.record_form import thin_box
+from data_prep.record_form import place_problems, record_chat
 from dynrefer.data.clips import CHECK_HINT, ClipRegion
 from dynrefer.data.records import record_root
 from dynrefer.files import parse_line, read_lines
-from dynrefer.masks import to_mask
 from dynrefer.videos import VideoFolder, open_video
 
 
@@ -25,14 +24,22 @@ def check_clips(path: str | Path, mixed: bool = False) -> tuple[list[tuple[int, 
             if mixed and b'"video"' not in text:
                 continue
             try:
-                clip = ClipRegion.from_dict(parse_line(text, f"{path}:{line}", unique_keys=True))
+                content = parse_line(text, f"{path}:{line}", unique_keys=True)
+                if isinstance(content, dict) and "turns" in content:
+                    clip, problem = record_chat(content)
+                    found = [problem] if problem else []
+                else:
+                    clip = ClipRegion.from_dict(content)
+                    found = list(place_problems(clip))
             except ValueError as error:
                 problems.append((line, str(error).removeprefix(f"{path}:{line}: ").removeprefix("record: ")))
+                continue
+            problems.extend((line, text) for text in found)
+            if clip is None:
                 continue
             if (first := lines.setdefault(clip.id, line)) != line and not mixed:
                 problems.append((line, f"id {clip.id!r} stands in line {first} already; ids are unique"))
             by_video.setdefault(clip.video, []).append((line, clip.num_frames, clip.frame_hw))
-            problems.extend((line, text) for text in _place_problems(clip))
     except ValueError as error:  # the file itself
         problems.append((line, str(error)))
     for video, users in by_video.items():
@@ -40,17 +47,6 @@ def check_clips(path: str | Path, mixed: bool = False) -> tuple[list[tuple[int, 
     problems = [(line, text.removesuffix(f"; {CHECK_HINT}")) for line, text in sorted(problems)]
     nothing = [] if lines or mixed else [(0, "no records in it")]
     return problems or nothing, len(lines), len(by_video)
-
-
-def _place_problems(clip: ClipRegion) -> Iterator[str]:
-    for index, place in clip.frames.items():
-        if place is not None and (thin := thin_box(place.box)):
-            yield f"clip {clip.id}, frame {index}: {thin}"
-        try:
-            if place is not None and place.mask is not None:
-                to_mask(place.mask, clip.frame_hw)
-        except ValueError as error:
-            yield f"clip {clip.id}, frame {index}: {error}"
 
 
 def video_problems(path: Path, users: list[tuple[int, int, tuple[int, int]]]) -> Iterator[tuple[int, str]]:

@@ -20,6 +20,7 @@ EXAMPLES = 3  # of each reason that are named, the others are counted
 LEFT_OUT = "left out"  # in the name of every count of what was in the file and is not in the records
 NEXT_STEPS = {  # of what is left out by rule, where nothing else was there
     "crowd regions left out": "--keep-crowd keeps them",
+    "answers left out: not about one region": "--chats writes conversations, which may name several",
     "tasks left out: predictions, but no annotation": "accept or correct them in Label Studio, and export again",
 }
 

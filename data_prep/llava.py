@@ -18,6 +18,8 @@ of their own (`bboxes`, `segmentations`; also `bbox`, `masks`, `rle`). A mask is
                     In a conversation about a single region that names none, all answers are about it.
 
 Questions that name several regions, or none of several, say nothing about one: their answers are left out and counted.
+With --chats whole conversations come out instead, about any number of regions or about the picture, each with the
+regions that its questions name: <region0> is the first, and answers say [0] for it.
 What boxes count in is for --box-format to say (Osprey and GLaMM xywh, ViP-LLaVA xyxy); regions with a mask alone need
 none.
 """
@@ -26,17 +28,20 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_prep.box_formats import add_box_format
+from data_prep.chat_records import PICTURE, FoundChat, add_chats, write_chats
 from data_prep.conversations import IN_TEXT, IN_TEXT_STEP, read_questions, read_turns, writes_boxes
 from data_prep.counts import BadEntry, Tally, Undecided
 from data_prep.own_data import Found, OwnImages, own_arguments, read_entries, write_found
 from data_prep.polygons import read_mask
 from data_prep.texts import TEXT_KEY, TextKeys
+from dynrefer.data.chats import Turn
 from dynrefer.errors import run_command
 from dynrefer.masks import mask_to_rle, to_mask
 
@@ -95,6 +100,51 @@ def _entry(
         texts = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
         keys = {"id": f"{number}-{k}", "image": file, "mask": mask, "captions": texts}
         yield box, image_hw, f"{where}, region {k}", keys
+
+
+def chats(path: Path, images: OwnImages, counts: Tally, first_region: int | None) -> Iterator[FoundChat]:
+    """Conversations of a file in its order, about regions or whole pictures."""
+    for number, (where, entry) in enumerate(read_entries(path, counts)):
+        if len(entry) == 1 and isinstance(only := next(iter(entry.values())), dict):
+            entry = only
+        counts["entries"] += 1
+        with counts.entries("entries"):
+            if (name := _first(entry, IMAGES)) is None:
+                counts["entries left out: no image, only text"] += 1
+                continue
+            questions = list(read_questions(read_turns(entry, where)))
+            if not questions:
+                counts["entries left out: without a conversation"] += 1
+                continue
+            recorded = (entry["height"], entry["width"]) if {"height", "width"} <= entry.keys() else None
+            file, image_hw = images.find(name, where, recorded)
+            found = _objects(entry, where, image_hw, counts, TextKeys(counts, (), (*BOXES, *MASKS, *IMAGES, *NO_TEXTS)))
+            if not found and writes_boxes(text for pair in questions for text in pair):
+                raise BadEntry(f"{where}: {IN_TEXT_STEP}", IN_TEXT)
+            turns = _turns(questions, len(found), where, counts, first_region)
+            yield FoundChat(where, str(number), file, image_hw, [(box, mask) for box, mask, _ in found], turns)
+
+
+def _turns(
+    questions: list[tuple[str, str]], num_regions: int, where: str, counts: Tally, first_region: int | None
+) -> list[Turn]:
+    """Questions and answers in which <region0> is the first region."""
+    numbers = _numbers([question for question, _ in questions], num_regions, where, first_region)
+    turns = []
+    for (question, answer), named in zip(questions, numbers, strict=True):
+        own, said = iter(named), PLACEHOLDER.findall(answer)
+        question = PLACEHOLDER.sub(lambda _, own=own: f"<region{next(own)}>", PICTURE.sub(" ", question)).strip()
+        if any(not number for number in said) and num_regions != 1:
+            counts["answers left out: placeholders without a number in them"] += 1
+            continue
+        answer = PLACEHOLDER.sub(
+            lambda match: f"<region{int(match[1]) - (first_region or 0) if match[1] else 0}>", answer
+        )
+        turns.append(Turn(question, answer.strip() or None))
+    turns = [turn for turn in turns if turn.answer is not None and turn.question]
+    if num_regions == 1 and turns and not any(numbers):
+        turns[0] = replace(turns[0], question=f"About <region0>: {turns[0].question}")
+    return turns
 
 
 def _objects(
@@ -170,28 +220,9 @@ def _captions(
         captions[0].append(answer)
     turns = read_turns(entry, where)
     mentions = [match for speaker, text in turns if speaker == "user" for match in PLACEHOLDER.findall(text)]
-    plain = sum(not number for number in mentions)
-    if plain and len(found) > 1 and plain != len(found):
-        raise ValueError(
-            f"{where}: {plain} placeholders without a number in the questions, but {len(found)} regions; they are "
-            "taken in order and must be as many"
-        )
-    if any(mentions) and first_region is None:
-        raise Undecided(
-            f"{where}: numbered placeholders like <region{next(filter(None, mentions))}>; say with --first-region "
-            "whether 0 or 1 is the first"
-        )
-    passed = 0
-    for question, answer in read_questions(turns):
-        named = []
-        for number in PLACEHOLDER.findall(question):
-            named.append(int(number) - first_region if number else passed if len(found) > 1 else 0)
-            passed += not number
-        if outside := [k for k in named if not 0 <= k < len(found)]:
-            raise ValueError(
-                f"{where}: a question names region {outside[0] + (first_region or 0)}, but there are {len(found)} "
-                f"regions, the first is {first_region or 0}"
-            )
+    questions = list(read_questions(turns))
+    numbers = _numbers([question for question, _ in questions], len(found), where, first_region, mentions)
+    for (question, answer), named in zip(questions, numbers, strict=True):
         about = set(named) or ({0} if len(found) == 1 and not mentions else set())
         if len(about) != 1 or PLACEHOLDER.search(answer):
             counts["answers left out: not about one region"] += 1
@@ -200,6 +231,39 @@ def _captions(
         else:
             captions[about.pop()].append(answer)
     return captions
+
+
+def _numbers(
+    questions: list[str], num_regions: int, where: str, first_region: int | None, mentions: list[str] | None = None
+) -> list[list[int]]:
+    """Of each question the regions that it names, counted from 0. mentions: of all questions, also those without an
+    answer. ValueError for what names no region, Undecided where nobody said which number is the first."""
+    if mentions is None:
+        mentions = [number for question in questions for number in PLACEHOLDER.findall(question)]
+    plain = sum(not number for number in mentions)
+    if plain and num_regions > 1 and plain != num_regions:
+        raise ValueError(
+            f"{where}: {plain} placeholders without a number in the questions, but {num_regions} regions; they are "
+            "taken in order and must be as many"
+        )
+    if any(mentions) and first_region is None:
+        raise Undecided(
+            f"{where}: numbered placeholders like <region{next(filter(None, mentions))}>; say with --first-region "
+            "whether 0 or 1 is the first"
+        )
+    passed, found = 0, []
+    for question in questions:
+        named = []
+        for number in PLACEHOLDER.findall(question):
+            named.append(int(number) - first_region if number else passed if num_regions > 1 else 0)
+            passed += not number
+        if outside := [k for k in named if not 0 <= k < num_regions]:
+            raise ValueError(
+                f"{where}: a question names region {outside[0] + (first_region or 0)}, but there are {num_regions} "
+                f"regions, the first is {first_region or 0}"
+            )
+        found.append(named)
+    return found
 
 
 def _first(entry: dict, names: tuple[str, ...]) -> Any:
@@ -226,6 +290,7 @@ def main(argv: list[str] | None = None) -> int:
     add_box_format(parser, required=False)
     parser.add_argument("--first-region", type=int, choices=(0, 1), help="number of the first region in placeholders")
     parser.add_argument("--question", metavar="REGEX", help="only answers to questions with this in them are captions")
+    add_chats(parser)
     parser.add_argument("--text-key", nargs="+", default=(), metavar="KEY", help=f"in a region's object, {TEXT_KEY}")
     return run_command("data_prep.llava", _run, parser.parse_args(argv))
 
@@ -233,6 +298,11 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
     counts = Tally(args.strict)
     images = OwnImages(args.images, args.out, args.image_prefix, args.stored_pixels)
+    if args.chats:
+        if args.question or args.text_key:
+            raise ValueError("--chats takes conversations whole; leave --question and --text-key out")
+        write_chats(args, args.json, chats(args.json, images, counts, args.first_region), counts, args.box_format)
+        return
     found = regions(args.json, images, counts, args.first_region, args.question, args.text_key)
     write_found(args, args.json, found, counts, args.box_format)
 

@@ -55,7 +55,7 @@ def write_mended(
                         dropped.add(line)
                         continue
                     same.add(text)
-                if line in wrong and isinstance(content, dict):
+                if line in wrong and isinstance(content, dict) and "turns" not in content:
                     record, changes = mended(content, may_clip=wrong_size is not None and line not in wrong_size)
                     if changes:
                         fixes.extend((line, text) for text in changes)

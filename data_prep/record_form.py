@@ -10,6 +10,8 @@ from tqdm import tqdm
 
 from dynrefer.boxes import box_iou
 from dynrefer.data.arrow import is_table, read_rows
+from dynrefer.data.chats import Chat
+from dynrefer.data.clips import ClipRegion
 from dynrefer.data.records import CHECK_HINT, Region
 from dynrefer.files import parse_line, read_lines
 from dynrefer.masks import mask_to_box, rle_to_box, to_mask
@@ -59,6 +61,35 @@ def record_region(content: Any) -> tuple[Region | None, str | None]:
         return None, str(error).removeprefix("record: ").removesuffix(f"; {CHECK_HINT}")
     problem = _mask_problem(region) or _box_problem(content, region) or _thin_problem(region)
     return region, problem or _caption_problem(region)
+
+
+def record_chat(content: Any) -> tuple[Chat | None, str | None]:
+    """A record's conversation, and what is wrong with it."""
+    try:
+        chat = Chat.from_dict(content)
+    except ValueError as error:
+        return None, str(error).removeprefix("record: ").removesuffix(f"; {CHECK_HINT}")
+    for number, (entry, region) in enumerate(zip(content.get("regions") or (), chat.regions, strict=True)):
+        if chat.is_clip:
+            problem = next(place_problems(region), None)
+        else:
+            problem = _mask_problem(region) or _box_problem(entry, region) or _thin_problem(region)
+        if problem:
+            return chat, f"conversation {chat.id}, region {number}: {problem}"
+    problem = _text_problem(chat.questions, "question") or _text_problem(chat.captions, "answer")
+    return chat, problem and f"conversation {chat.id}: {problem}"
+
+
+def place_problems(clip: ClipRegion) -> Iterator[str]:
+    """What is wrong with where a region of a clip is in its frames."""
+    for index, place in clip.frames.items():
+        if place is not None and (thin := thin_box(place.box)):
+            yield f"clip {clip.id}, frame {index}: {thin}"
+        try:
+            if place is not None and place.mask is not None:
+                to_mask(place.mask, clip.frame_hw)
+        except ValueError as error:
+            yield f"clip {clip.id}, frame {index}: {error}"
 
 
 def _mask_problem(region: Region) -> str | None:
@@ -114,11 +145,16 @@ def thin_box(box: Sequence[float]) -> str | None:
 
 
 def _caption_problem(region: Region) -> str | None:
-    for caption in region.captions:
-        if not re.search(r"\w", caption):
-            return f"region {region.id}: caption {caption!r} has no word in it"
-        if "\ufffd" in caption:
-            return f"region {region.id}: caption {caption!r} was read in another encoding than it was written in"
+    problem = _text_problem(region.captions, "caption")
+    return problem and f"region {region.id}: {problem}"
+
+
+def _text_problem(texts: Sequence[str], what: str) -> str | None:
+    for text in texts:
+        if not re.search(r"\w", text):
+            return f"{what} {text!r} has no word in it"
+        if "\ufffd" in text:
+            return f"{what} {text!r} was read in another encoding than it was written in"
     return None
 
 

@@ -13,6 +13,9 @@ Placeholders stand for the entries of `ref` and `bbox` in their order. A box's c
     one of several before it    "Find <ref-object> and <ref-object>" ... "<bbox>, <bbox>", where they are as many
     the answer                  to a question that names this box alone; a <ref-object> in it says its text
 
+With --chats whole conversations come out instead, each with the boxes that its questions name: <region0> is the first,
+and answers say [0] for it. An answer that names a box that no question does is left out.
+
 Boxes of which the text says nothing of the kind are regions without a caption. With --refs categories, refs are their
 categories as well. Entries of bbox with two numbers are points: left out and counted.
 """
@@ -24,10 +27,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.conversations import IN_TEXT, IN_TEXT_STEP, read_turns, writes_boxes
+from data_prep.chat_records import PICTURE, FoundChat, add_chats, write_chats
+from data_prep.conversations import IN_TEXT, IN_TEXT_STEP, read_questions, read_turns, writes_boxes
 from data_prep.counts import BadEntry, Tally
 from data_prep.own_data import Found, OwnImages, own_arguments, read_entries, write_found
 from dynrefer.boxes import to_xyxy
+from dynrefer.data.chats import Turn
 from dynrefer.errors import run_command
 
 REF, BOX = "<ref-object>", "<bbox>"
@@ -74,6 +79,43 @@ def _entry(entry: dict, number: int, where: str, images: OwnImages, counts: Tall
             yield pixels, image_hw, f"{where}, bbox {k}", keys
 
 
+def chats(path: Path, images: OwnImages, counts: Tally) -> Iterator[FoundChat]:
+    """Conversations of a file in its order, about boxes or whole pictures; their boxes are xyxy pixels."""
+    for number, (where, entry) in enumerate(read_entries(path, counts)):
+        counts["entries"] += 1
+        with counts.entries("entries"):
+            refs, boxes, image_ids, box_format = _objects(entry, where)
+            turns = read_turns(entry, where)
+            if not boxes and writes_boxes(text for _, text in turns):
+                raise BadEntry(f"{where}: {IN_TEXT_STEP}", IN_TEXT)
+            pictures = _images(entry, where)
+            if len(pictures) > 1:
+                counts["entries left out: several pictures"] += 1
+                continue
+            _check_counts(turns, refs, len(boxes), where)
+            file, image_hw = images.find(pictures[0], where)
+            pixels = []
+            for k, box in enumerate(boxes):
+                if isinstance(box, list) and len(box) == 4:
+                    try:
+                        box = to_xyxy([box], box_format, image_hw)[0].tolist()
+                    except ValueError as error:
+                        raise BadEntry(f"{where}: bbox {k}: {error}") from error
+                pixels.append((box, None))
+            # a box that stands there again is the same region
+            values = {REF: iter(refs), BOX: (f"<region{boxes.index(box)}>" for box in boxes)}
+            said = [(speaker, _filled(text, values)) for speaker, text in turns]
+            questions = [
+                Turn(PICTURE.sub(" ", question).strip(), answer.strip()) for question, answer in read_questions(said)
+            ]
+            questions = [turn for turn in questions if turn.question and turn.answer]
+            yield FoundChat(where, str(number), file, image_hw, pixels, questions)
+
+
+def _filled(text: str, values: dict[str, Iterator[str]]) -> str:
+    return PLACEHOLDER.sub(lambda match: next(values[match[0]]), text)
+
+
 def _objects(entry: dict, where: str) -> tuple[list[str], list, list, str]:
     """(refs, boxes, the image of every box, box format) of an entry."""
     objects = entry.get("objects") or {}
@@ -105,13 +147,7 @@ def _texts(
     turns: list[tuple[str, str]], refs: list[str], num_boxes: int, where: str
 ) -> tuple[list[str | None], list[list[str]]]:
     """What the text says of every box: the ref that names it, or None, and its captions."""
-    words = [word for _, text in turns for word in PLACEHOLDER.findall(text)]
-    for placeholder, count in ((REF, len(refs)), (BOX, num_boxes)):
-        if words.count(placeholder) != count:
-            raise ValueError(
-                f"{where}: {words.count(placeholder)} {placeholder} in the text, but {count} in `objects`; they are "
-                "taken in order and must be as many"
-            )
+    _check_counts(turns, refs, num_boxes, where)
     named: list[str | None] = [None] * num_boxes
     captions: list[list[str]] = [[] for _ in named]
     values = {REF: iter(refs), BOX: iter(range(num_boxes))}
@@ -131,6 +167,16 @@ def _texts(
             box = next(value for word, value in question if word == BOX)
             captions[box].append("".join(text for _, text in answer))
     return named, captions
+
+
+def _check_counts(turns: list[tuple[str, str]], refs: list[str], num_boxes: int, where: str) -> None:
+    words = [word for _, text in turns for word in PLACEHOLDER.findall(text)]
+    for placeholder, count in ((REF, len(refs)), (BOX, num_boxes)):
+        if words.count(placeholder) != count:
+            raise ValueError(
+                f"{where}: {words.count(placeholder)} {placeholder} in the text, but {count} in `objects`; they are "
+                "taken in order and must be as many"
+            )
 
 
 def _exchanges(turns: list[tuple[str, str]]) -> Iterator[list[str]]:
@@ -164,12 +210,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = own_arguments("swift", __doc__.splitlines()[0])
     parser.add_argument("--jsonl", type=Path, required=True, help=".jsonl or .json, also .gz")
     parser.add_argument("--refs", choices=("captions", "categories"), default="captions", help="what refs are, too")
+    add_chats(parser)
     return run_command("data_prep.swift", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:
     counts = Tally(args.strict)
     images = OwnImages(args.images, args.out, args.image_prefix, args.stored_pixels)
+    if args.chats:
+        write_chats(args, args.jsonl, chats(args.jsonl, images, counts), counts, "xyxy")
+        return
     found = regions(args.jsonl, images, counts, args.refs == "categories")
     write_found(args, args.jsonl, found, counts, "xyxy")
 

@@ -2,12 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from data_prep.check import check_file
 from dynrefer.data.chats import Chat, Turn, named_regions, record_of, write_chats
 from dynrefer.data.clips import ClipRegion
+from dynrefer.data.dataset import ExampleDataset
+from dynrefer.data.packing import Piece
 from dynrefer.data.record_files import open_records, write_records
-from dynrefer.data.records import Region
+from dynrefer.data.records import Region, RegionRecords
+from dynrefer.models.family import FamilyProcessor
 
 PLACE = {"id": "7", "image": "a.jpg", "image_hw": [40, 60]}
 REGIONS = [{"box": [4, 6, 24, 30]}, {"mask": [[18, 20, 50, 20, 50, 36]], "category": "cup", "id": "the cup"}]
@@ -101,3 +107,38 @@ def test_numbers_count_the_regions_that_are_named():
     turns = [Turn("Is <region5> on <region2>?", "<region5> is, [1] is not."), Turn("And here?", "<region7> is.")]
     assert named_regions(turns) == ([2, 5], [Turn("Is <region1> on <region0>?", "[1] is, [1] is not.")])
     assert named_regions([Turn("Where is <region1>?", "At <region0>.")]) == ([], [])
+
+
+def test_checked_with_their_lines(tmp_path):
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg")
+    lines = [
+        PICTURE,
+        {**PICTURE, "id": "b", "turns": [{"question": "Where is <region2>?", "answer": "no"}]},
+        {**PICTURE, "id": "c", "regions": [{"box": [4, 6, 70, 30]}, {"box": [4, 6, 4.5, 30]}]},
+        {**PICTURE, "id": "7"},
+        {**PICTURE, "id": "d", "image_hw": [41, 60]},
+        {**PICTURE, "id": "e", "turns": [{"question": "<region0> and <region1>?", "answer": "..."}]},
+        {**PLACE, "id": "r", "box": [1, 2, 30, 30]},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    report = check_file(tmp_path / "a.jsonl")
+    said = {line: text for line, text in report.problems}
+    assert sorted(said) == [2, 3, 4, 5, 6]
+    assert "<region2> without a region" in said[2] and "region 0: " in said[3] and "reaches beyond" in said[3]
+    assert "stands in line 1 already" in said[4] and "image_hw (41, 60)" in said[5] and "no word" in said[6]
+    assert report.lines()[-1].endswith("7 records, 6 of them conversations, 1 of them without a caption, 1 images")
+    (tmp_path / "a").mkdir()
+    for index in range(9):
+        Image.new("RGB", (60, 40)).save(tmp_path / "a" / f"{index}.png")
+    bad = {**CLIP, "id": "9", "regions": [{"frames": {"2": {"box": [4, 6, 4.5, 30]}}}]}
+    (tmp_path / "b.jsonl").write_text(json.dumps(CLIP) + "\n" + json.dumps(bad) + "\n")
+    (problem,) = check_file(tmp_path / "b.jsonl").problems
+    assert problem[0] == 2 and "conversation 9, region 0" in problem[1] and "thinner than a pixel" in problem[1]
+
+
+def test_families_that_describe_regions_say_that_they_read_no_conversation(tmp_path):
+    dataset = ExampleDataset(
+        RegionRecords(tmp_path / "a", [record_of(PICTURE, "")]), FamilyProcessor(), train=True, seed=0
+    )
+    with pytest.raises(ValueError, match="record 7: a conversation, and this family describes regions; leave its file"):
+        dataset.example(Piece(0, np.arange(1)))

@@ -265,6 +265,6 @@ def test_clips_of_one_video_that_contradict_each_other_are_an_error(clips):
 
 
 def test_shards_are_for_pictures(clips):
-    with pytest.raises(ValueError, match="clip a: shards hold pictures"):
+    with pytest.raises(ValueError, match="record a: shards hold regions of pictures"):
         write_shards(clips / "s", open_records(clips / "clips.jsonl"))
     assert not (clips / "s").exists()

@@ -223,3 +223,35 @@ def test_cut_off_and_foreign_files_are_refused(folder, capsys):
     assert "is it the right file" in refused(folder, capsys, '{"images": []}', *options)
     assert "instead of an object" in refused(folder, capsys, "[1, 2]", *options)
     assert "mine.jsonl:2: not a JSON line" in refused(folder, capsys, '{"image": "a.png"}\n{"ima', name="mine.jsonl")
+
+
+CHATS = "--box-format xywh --image-prefix COCO_train2014_ --first-region 1 --chats".split()
+
+
+def test_whole_conversations_name_any_number_of_regions(folder, capsys):
+    whole = {"image": "coco/b.png", "conversations": talk("<image>\nIs it day?", "Yes.")}
+    single = {"image": "a.png", "bboxes": [[0, 0, 50, 20]], "conversations": talk("<image>\nWhat is this?", "A cup.")}
+    short = {"image": "a.png", "bboxes": [[0, 0, 50, 20]], "description": ["a cup"]}
+    assert run(folder, [OSPREY, whole, single, short], *CHATS) == 0
+    counted = capsys.readouterr().out
+    first, about_all, about_one = records(folder)
+    assert [region.box for region in first.regions] == [(20, 10, 60, 50), (100, 0, 150, 100)]
+    assert all(region.mask is not None for region in first.regions) and first.id == "mine-0"
+    assert first.questions[2] == "How do <region0> and <region1> relate?" and len(first.turns) == 5
+    assert (first.questions[4], first.captions[4]) == ("What stands beside <region0>?", "Nothing but [1].")
+    assert about_all.regions == () and about_all.questions == ("Is it day?",)
+    assert about_one.questions == ("About <region0>: What is this?",) and len(about_one.regions) == 1
+    assert "1  entries left out: without a conversation" in counted and "7  questions" in counted
+    assert check_file(folder / "out" / "train.jsonl").problems == []
+
+
+def test_a_region_without_a_place_takes_its_questions_along(folder, capsys):
+    entry = {**OSPREY, "annotation": [OSPREY["annotation"][0], {"bbox": [300, 0, 5, 5]}]}
+    assert run(folder, [entry], *CHATS) == 0
+    (chat,) = records(folder)
+    assert chat.questions == ("What is <region0>?", "Is it day?") and len(chat.regions) == 1
+    assert "3  answers left out: they name a region that no question does" in capsys.readouterr().out
+    assert run(folder, [entry], *CHATS[:4], "--chats") == 2
+    assert "say with --first-region" in capsys.readouterr().err
+    assert run(folder, [entry], *CHATS, "--question", "what") == 2
+    assert "leave --question and --text-key out" in capsys.readouterr().err

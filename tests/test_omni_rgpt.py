@@ -148,7 +148,7 @@ def test_the_order_of_regions_changes_nothing(kind):
     other = copy.deepcopy(one)
     for each in other.shown:  # the same regions the other way round
         each.marks, each.cover = each.marks.flip(0), each.cover.flip(0)
-    last = torch.tensor([len(each.marks) - 1 for each in one.shown])[one.rows.examples][:, None]
+    last = torch.tensor([len(each.marks) - 1 for each in one.shown])[one.rows.shown][:, None]
     other.rows.mentions = torch.where(one.rows.mentions >= 0, last - one.rows.mentions, -1)
     with torch.no_grad():
         logits, hidden = model.read(one, model.see(one), one.rows)
@@ -197,8 +197,8 @@ def test_marks_lie_on_the_prompt_frame_alone():
     plain = copy.deepcopy(made)
     plain.shown[0].shown[:] = False
     bare = model.see(plain).features
-    assert [torch.equal(a, b) for a, b in zip(seen.features, bare, strict=True)] == [False, True, True, True]
-    assert not any(torch.equal(a, b) for a, b in zip(tracked.features, bare, strict=True))
+    assert [torch.equal(a, b) for a, b in zip(seen.features[0], bare[0], strict=True)] == [False, True, True, True]
+    assert not any(torch.equal(a, b) for a, b in zip(tracked.features[0], bare[0], strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -269,9 +269,9 @@ def test_training_takes_annotated_frames_where_there_are_enough():
     model = shared()
     many = clip_region("r", {t: BOXES[0] for t in (1, 3, 4, 6, 7)}, prompt=1)
     few = clip_region("r", {1: BOXES[0], 6: BOXES[0]}, prompt=1)
-    assert model.processor.frame_numbers([many], train=True) == [1, 3, 6, 7]
-    assert model.processor.frame_numbers([many], train=False) == [1, 3, 5, 7]
-    assert model.processor.frame_numbers([few], train=True) == [1, 3, 5, 7]
+    assert model.processor.frame_numbers(Example("c", [many], None), [many], train=True) == [1, 3, 6, 7]
+    assert model.processor.frame_numbers(Example("c", [many], None), [many], train=False) == [1, 3, 5, 7]
+    assert model.processor.frame_numbers(Example("c", [few], None), [few], train=True) == [1, 3, 5, 7]
 
 
 def test_heat_maps_say_where_the_guide_head_sees_a_region():
@@ -374,7 +374,7 @@ def test_more_regions_than_marks():
     assert [r.id for r in results] == [f"0:{n}" for n in range(15)]
     assert answers(results[:12]) == answers(ask(model, boxes[:12]))
     question = " ".join(f"<region{n}>" for n in range(15))
-    with pytest.raises(ValueError, match="15 regions in one question, but this model has 12 marks"):
+    with pytest.raises(ValueError, match="question of 0:0: 15 regions in one text, but this model has 12 marks"):
         ask(model, boxes, question=question)
 
 
@@ -399,7 +399,7 @@ def test_a_clip_must_go_on_after_its_prompt_frame():
     model = shared()
     region = clip_region("r", {5: BOXES[0]}, prompt=5)
     object.__setattr__(region, "end_frame", 5)
-    with pytest.raises(ValueError, match="region r: prompt_frame 5 of a clip that ends before frame 5 of 8"):
+    with pytest.raises(ValueError, match="record r: prompt_frame 5 of a clip that ends before frame 5 of 8"):
         batch(model, [Example("clip", [region], None)])
 
 
@@ -458,7 +458,7 @@ def test_a_region_in_words_is_its_box_in_the_question_and_nothing_on_the_frames(
     assert "[ 6 15 40 75 ]" in " ".join(text.split())  # (4, 6, 24, 30) of 60 x 40
     assert (one.rows.mentions == -1).all()
     plain = model.base.base_model.get_image_features(**one.pixels, return_dict=True).pooler_output
-    assert all(torch.equal(seen, own) for seen, own in zip(model.see(one).features, plain, strict=True))
+    assert all(torch.equal(seen, own) for seen, own in zip(model.see(one).features[0], plain, strict=True))
 
 
 def test_a_pooled_region_is_the_mean_of_its_tokens_where_it_is_named():
@@ -467,7 +467,7 @@ def test_a_pooled_region_is_the_mean_of_its_tokens_where_it_is_named():
     seen = model.see(one)
     cover = one.shown[0].cover[:, 0]
     assert cover.shape == (2, 4, 4)
-    tokens = seen.features[0]
+    (tokens,) = seen.features[0]
     for region in range(2):
         share = cover[region].flatten()
         mean = sum(weight * token for weight, token in zip(share, tokens, strict=True)) / share.sum()

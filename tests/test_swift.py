@@ -126,3 +126,27 @@ def test_boxes_of_another_kind_than_the_file_says_are_refused(folder, capsys):
     lines = [line("<bbox>", "x", [], [box], ("b.png",), bbox_type="real") for box in boxes]
     assert run(folder, lines) == 2
     assert "as 'xyxy-1000' 100% fit" in capsys.readouterr().err
+
+
+def test_whole_conversations_name_any_number_of_boxes(folder, capsys):
+    turns = [
+        "<image>Is <bbox> left of <bbox>?",
+        "<bbox> is <ref-object>.",
+        "Where is it?",
+        "At <bbox>.",
+        "Day?",
+        "Yes.",
+    ]
+    entry = {
+        "images": ["a.png"],
+        "messages": [{"role": ("user", "assistant")[k % 2], "content": text} for k, text in enumerate(turns)],
+        "objects": {"ref": ["a dog"], "bbox": [DOG, WOMAN, DOG, [1, 2, 30, 40]]},
+    }
+    assert run(folder, [entry], "--chats") == 0
+    (chat,) = records(folder)
+    assert [region.box for region in chat.regions] == [tuple(DOG), tuple(WOMAN)]
+    assert chat.questions == ("Is <region0> left of <region1>?", "Day?") and chat.captions[1:] == ("Yes.",)
+    assert "answers left out: they name a region" in capsys.readouterr().out
+    several = line("<image>Which is it?", "This.", [], [], ("a.png", "b.png"))
+    assert run(folder, [several], "--chats") == 2
+    assert "several pictures" in capsys.readouterr().err

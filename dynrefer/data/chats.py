@@ -144,6 +144,10 @@ class Chat:
         return tuple(turn.answer for turn in self.turns if turn.answer is not None)
 
     @property
+    def questions(self) -> tuple[str, ...]:
+        return tuple(turn.question for turn in self.turns)
+
+    @property
     def frame_hw(self) -> tuple[int, int]:
         return self.image_hw
 

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from dynrefer.data.chats import Chat
+from dynrefer.data.clips import ClipRegion
+
 Frames = Callable[[Sequence[int] | None, int], np.ndarray]
 
 
@@ -76,6 +79,12 @@ class Example:
             frames.flags.writeable = False
             self._frames[key] = frames
         return self._frames[key]
+
+    @property
+    def clip(self) -> Any | None:
+        """Of a clip one of its records, which all say the same of its frames; None of a picture."""
+        record = next(iter((*self.regions, *self.chats)), None)
+        return record if isinstance(record, ClipRegion) or isinstance(record, Chat) and record.is_clip else None
 
     @property
     def image(self) -> np.ndarray:

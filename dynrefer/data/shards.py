@@ -170,8 +170,11 @@ def _sample(records: RegionRecords, members: np.ndarray) -> tuple[str, bytes, li
     """(ending of the image's name, its bytes, its regions) of one image."""
     found = records.fetch(members)
     path = found[0][0]
-    if clips := [region for _, region in found if not isinstance(region, Region)]:
-        raise ValueError(f"clip {clips[0].id}: shards hold pictures; leave the clips in a file of their own")
+    if others := [record for _, record in found if not isinstance(record, Region)]:
+        raise ValueError(
+            f"record {others[0].id}: shards hold regions of pictures; leave clips and conversations in a file of their "
+            "own"
+        )
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""OmniRgptBatch: what the loader hands to the model. ReadFrames by example, texts by row."""
+"""OmniRgptBatch: what the loader hands to the model. Frames by example, regions by sequence, texts by row."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class TextRows:
     """K texts, one a row, T tokens with padding at the end.
 
     ids, attention   (K, T) tokens; 1 for a token, 0 for padding
-    mentions         (K, T) position in its example of the region that a token names, -1: none
+    mentions         (K, T) position among what it shows of the region that a token names, -1: none
     labels           (K, T) the token itself where it is learnt, else IGNORED
     starts           (K,) where the last answer begins: what is read before a model answers
-    examples         (K,) number of the example whose frames a row shows
+    shown            (K,) which of the batch's ShownRegions a row shows
     """
 
     ids: Tensor
@@ -27,7 +27,7 @@ class TextRows:
     mentions: Tensor
     labels: Tensor
     starts: Tensor
-    examples: Tensor
+    shown: Tensor
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,7 +56,7 @@ class TextRows:
 
 @dataclass
 class ShownRegions:
-    """The regions of one example on its T frames.
+    """Regions of one example on its T frames, those of texts that are shown the same.
 
     marks (R,)       which Token Mark is a region's
     cover            (R, T, h, w) share of each cell that is its own, where somebody said where it is
@@ -76,14 +76,15 @@ class ShownRegions:
 
 @dataclass
 class OmniRgptBatch:
-    """N examples with I ids, F frames and K texts in all.
+    """Some examples with I ids, F frames, N times regions on frames and K texts in all.
 
-    ids            I names: a region's, or a question's; boxes (I, 4) image pixels
+    ids            I names: a region's, a conversation's, or a question's; boxes (I, 4) image pixels
     pixels         what the base's vision encoder reads of all frames, by name
     grids, tokens  F rows and columns of tokens; how many tokens each frame has
-    shown          N: the regions on the frames
+    shown, frames  N: regions; which of the F frames they are on
     rows           the texts
-    answer_rows    (I,) the row that answers an id, -1: none, in training; places (I,) its region's position, -1: none
+    answer_rows    (I,) the row that answers an id, -1: none, in training
+    places         (I, 2) what an id's text shows, and the position of its region there, -1: none
     """
 
     ids: list[str]
@@ -92,6 +93,7 @@ class OmniRgptBatch:
     grids: list[tuple[int, int]]
     tokens: list[int]
     shown: list[ShownRegions]
+    frames: list[range]
     rows: TextRows
     answer_rows: Tensor
     places: Tensor
@@ -108,23 +110,16 @@ class OmniRgptBatch:
             rows=self.rows.to(device),
         )
 
-    def frame_numbers(self) -> list[range]:
-        """Which of the F frames are an example's."""
-        starts = [0]
-        for each in self.shown:
-            starts.append(starts[-1] + len(each.frames))
-        return [range(start, stop) for start, stop in zip(starts[:-1], starts[1:], strict=True)]
-
     def counts(self) -> dict[str, float]:
         guided = sum(int(each.known.sum()) * each.cover[0, 0].numel() for each in self.shown if len(each.cover))
         return {"captions": float((self.rows.labels != IGNORED).sum()), "guide": float(guided)}
 
     def leave_out(self, tasks: Sequence[str], rows: slice = slice(None)) -> None:
         """Takes "captions" of the texts that answer some ids, or "masks", by which the guide head learns, of their
-        examples."""
-        chosen = [row for row in self.answer_rows[rows].tolist() if row >= 0]
+        frames."""
+        answers = self.answer_rows[rows]
         if "captions" in tasks:
-            self.rows.labels[chosen] = IGNORED
+            self.rows.labels[answers[answers >= 0]] = IGNORED
         if "masks" in tasks:
-            for example in set(self.rows.examples[chosen].tolist()):
-                self.shown[example].known[:] = False
+            for number in set(self.places[rows, 0].tolist()):
+                self.shown[number].known[:] = False

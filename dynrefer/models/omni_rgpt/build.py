@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedConfig
 
 from dynrefer.errors import check_keys
+from dynrefer.mentions import MENTION
 
 from ..base_parts import Origin, check_source, fill_part, locate
 from ..folder_check import reading
@@ -103,6 +104,7 @@ def new_base(values: Mapping, section: Mapping, records: Sequence) -> tuple[PreT
     settings = dict(section.get("tokenizer") or {})
     check_keys(settings, ("vocab_size",), "model.tokenizer")
     texts = [text for record in records for text in (*record.captions, record.category or "") if text]
+    texts += [MENTION.sub("", text) for record in records for text in getattr(record, "questions", ())]
     if not texts:
         raise ValueError("model.tokenizer: the training records have no texts to train a tokenizer on")
     asked = section.get("questions") or OmniRgptConfig.questions
@@ -122,6 +124,7 @@ CHANGEABLE = (
     "marks_trainable",
     "mark_draw",
     "marks",
+    "packed",
     "guide_prompt_frame",
     "num_frames",
     "annotated_frames",

@@ -28,6 +28,7 @@ class OmniRgptConfig(PreTrainedConfig):
     marks (`str`): what a text's pictures show: marks of "all" regions of the example, or its "own" regions' only.
     regions (`str`): what says which region is meant: "marks", or for comparison its box in "words", or its "pooled"
         tokens of the prompt frame; these lay nothing on the frames, and have no guide head.
+    packed (`bool`): whether texts that are shown the same go through the language model as one sequence in training.
     guide (`bool`): whether there is a Temporal Region Guide Head; guide_prompt_frame: whether it learns the prompt
         frame too.
     num_frames (`int`): of a clip. annotated_frames: training takes those that are annotated, where there are enough.
@@ -57,6 +58,7 @@ class OmniRgptConfig(PreTrainedConfig):
     mark_draw: str = "random"
     marks: str = "all"
     regions: str = "marks"
+    packed: bool = True
     guide: bool = True
     guide_prompt_frame: bool = True
     num_frames: int = 4

@@ -38,11 +38,14 @@ class TokenMarks(nn.Module):
         return self.projection(self.weight[indices])
 
 
-def draw_marks(num_regions: int, num_marks: int, how: str, generator: np.random.Generator | None) -> np.ndarray:
-    """Different marks for regions, (R,). how: "random" or "first". ValueError for more regions than marks."""
+def draw_marks(
+    num_regions: int, num_marks: int, how: str, generator: np.random.Generator | None, what: str = "question"
+) -> np.ndarray:
+    """Different marks for regions, (R,). how: "random" or "first". ValueError for more regions than marks, which begins
+    with `what`."""
     if num_regions > num_marks:
         raise ValueError(
-            f"{num_regions} regions in one question, but this model has {num_marks} marks; ask about fewer at a time"
+            f"{what}: {num_regions} regions in one text, but this model has {num_marks} marks; name fewer at a time"
         )
     if how == "first" or generator is None:
         return np.arange(num_regions)

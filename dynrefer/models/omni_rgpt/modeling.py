@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from .configuration import OmniRgptConfig
 from .marks import TokenMarks, soft_labels, spatial_marks
 from .options import Options
 from .other_regions import PooledRegions
+from .packing import PackedRows, pack_rows, why_not
 
 ROWS_AT_ONCE = 16  # texts that are answered together
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -33,10 +35,10 @@ LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_p
 
 @dataclass
 class SeenFrames:
-    """What the base sees of a batch. features: F frames' tokens (P, D) with their marks; output: the vision encoder's;
-    marks (M, D): what stands for each region in texts; starts: N, where an example's begin among them."""
+    """What the base sees of a batch. features: N times the tokens (P, D) of frames with their marks; output: the vision
+    encoder's; marks (M, D): what stands for each region in texts; starts: N, where each's begin among them."""
 
-    features: list[Tensor]
+    features: list[list[Tensor]]
     output: object
     marks: Tensor
     starts: list[int]
@@ -78,6 +80,7 @@ class OmniRgptModel(RegionModel):
         self.tasks = ("captions", "guide") if config.guide else ("captions",)
         if config.base_mode == "lora":
             self.add_lora()
+        self.said_why = False  # texts are not packed
         measure(config, self.base)
         self.freeze()
         self.post_init()
@@ -113,35 +116,64 @@ class OmniRgptModel(RegionModel):
         pixels = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.pixels.items()}
         arguments = feature_arguments(self.config.base_config, pixels)
         output = self.base.base_model.get_image_features(**arguments, return_dict=True)
-        features, marks, starts = list(output.pooler_output), [], [0]
-        for each, numbers in zip(batch.shown, batch.frame_numbers(), strict=True):
-            own = self.marks(each.marks) if self.pooled is None else self.pooled(features[numbers[0]], each.cover[:, 0])
+        features, marks, starts = [], [], [0]
+        for each, numbers in zip(batch.shown, batch.frames, strict=True):
+            plain = [output.pooler_output[number] for number in numbers]
+            own = self.marks(each.marks) if self.pooled is None else self.pooled(plain[0], each.cover[:, 0])
             marks.append(own)
             starts.append(starts[-1] + len(own))
-            for t, number in enumerate(numbers):
+            features.append(plain)
+            for t, frame in enumerate(plain):
                 if len(own) and each.shown[t] and self.config.regions == "marks":
-                    laid = spatial_marks(each.cover[:, t], own).to(features[number])
-                    rest = features[number][len(laid) :]  # tokens that lie nowhere in the frame
-                    features[number] = torch.cat([features[number][: len(laid)] + laid, rest])
+                    laid = spatial_marks(each.cover[:, t], own).to(frame)
+                    rest = frame[len(laid) :]  # tokens that lie nowhere in the frame
+                    plain[t] = torch.cat([frame[: len(laid)] + laid, rest])
         return SeenFrames(features, output, torch.cat(marks), starts)
 
-    def read(self, batch: OmniRgptBatch, seen: SeenFrames, rows: TextRows, keep: int = 0) -> tuple[Tensor, Tensor]:
-        """Texts with what they show -> logits of the last `keep` tokens, all where 0, and the last hidden states."""
+    def read(
+        self, batch: OmniRgptBatch, seen: SeenFrames, rows: TextRows | PackedRows, keep: Tensor | int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Texts with what they show -> logits and the last hidden states. keep: places of the tokens whose logits are
+        wanted, (J,), or how many of the last ones; 0: all."""
         kept: dict[str, Tensor] = {}
         hook = self.base.base_model.register_forward_hook(lambda _, __, output: kept.update(hidden=output[0]))
+        packed = {}
+        if isinstance(rows, PackedRows):
+            eager = self.base.config.get_text_config()._attn_implementation == "eager"
+            mask = rows.mask(self.base.get_input_embeddings().weight.dtype if eager else None)
+            rows, packed = rows.rows, {"attention_mask": mask, "position_ids": rows.positions}
         try:
             with self.named(rows, seen):
-                output = self.base(**self.inputs(batch, seen, rows), logits_to_keep=keep, use_cache=False)
+                inputs = self.inputs(batch, seen, rows) | packed
+                output = self.base(**inputs, logits_to_keep=keep, use_cache=False)
         finally:
             hook.remove()
         return output.logits, kept["hidden"]
 
+    def packed(self, batch: OmniRgptBatch, seen: SeenFrames) -> TextRows | PackedRows:
+        """The batch's texts, those that are shown the same as one sequence; see packing.py."""
+        rows = batch.rows
+        if not self.config.packed or len(rows) == len(batch.shown):
+            return rows
+        if (why := why_not(self.base.config)) is not None:
+            if not self.said_why:
+                self.said_why = True
+                warnings.warn(f"each text goes through the language model with its own frames: {why}", stacklevel=2)
+            return rows
+        positions = None
+        if hasattr(self.base.base_model, "get_rope_index"):
+            inputs = self.inputs(batch, seen, rows)
+            known = ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw")
+            positions, _ = self.base.base_model.get_rope_index(**{name: inputs[name] for name in known})
+        image_token = self.config.base_config.image_token_id
+        return pack_rows(rows, positions, image_token) or rows
+
     def inputs(self, batch: OmniRgptBatch, seen: SeenFrames, rows: TextRows) -> dict:
         """What the base reads: tokens, and the frames of each row one after another."""
-        own = batch.frame_numbers()
-        numbers = [number for example in rows.examples.tolist() for number in own[example]]
+        shown = rows.shown.tolist()
+        numbers = [number for each in shown for number in batch.frames[each]]
         output = copy.copy(seen.output)
-        features = [seen.features[number] for number in numbers]
+        features = [frame for each in shown for frame in seen.features[each]]
         output.pooler_output = torch.stack(features) if isinstance(output.pooler_output, Tensor) else features
         if (layers := getattr(output, "deepstack_features", None)) is not None:
             output.deepstack_features = [[layer[number] for number in numbers] for layer in layers]
@@ -155,7 +187,7 @@ class OmniRgptModel(RegionModel):
     @contextmanager
     def named(self, rows: TextRows, seen: SeenFrames) -> Iterator[None]:
         """Within it, tokens of `rows` that name regions are the regions' marks."""
-        starts = torch.tensor(seen.starts, device=rows.ids.device)[rows.examples]
+        starts = torch.tensor(seen.starts, device=rows.ids.device)[rows.shown]
         places = rows.mentions >= 0
         vectors = seen.marks[(starts[:, None] + rows.mentions)[places]]  # one a mention, row by row
 
@@ -182,20 +214,21 @@ class OmniRgptModel(RegionModel):
         if not len(batch):
             return self.zero_sums()
         seen = self.see(batch)
-        learnt = (batch.rows.labels != IGNORED).any(0).nonzero()
-        width = batch.rows.ids.shape[1]
-        first = int(learnt[0]) - 1 if len(learnt) else width - 1  # a token is told by the one before
-        logits, hidden = self.read(batch, seen, batch.rows, keep=width - first)
-        sums = {"captions": answer_loss(logits[:, :-1], batch.rows.labels[:, first + 1 :])}
+        rows = self.packed(batch, seen)
+        texts = rows.rows if isinstance(rows, PackedRows) else rows
+        kept = (texts.labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]  # a token is told by the one before
+        logits, hidden = self.read(batch, seen, rows, kept if len(kept) else 1)
+        sums = {"captions": answer_loss(logits[:, : len(kept)], texts.labels[:, kept + 1])}
         if "guide" in self.tasks:
-            sums["guide"] = self.guide_loss(batch, hidden)
+            sums["guide"] = self.guide_loss(batch, texts, hidden)
         zero = self.untouched()
         return {task: sums[task] + zero for task in self.tasks}
 
-    def guide_loss(self, batch: OmniRgptBatch, hidden: Tensor) -> Tensor:
-        """Soft cross-entropy of marks over the tokens of frames that say where their regions are; once a clip."""
+    def guide_loss(self, batch: OmniRgptBatch, rows: TextRows, hidden: Tensor) -> Tensor:
+        """Soft cross-entropy of marks over the tokens of frames that say where their regions are; once a clip, however
+        many texts show it."""
         loss = hidden.new_zeros((), dtype=torch.float32)
-        for each, frames in zip(batch.shown, self.frame_states(batch, hidden), strict=True):
+        for each, frames in zip(batch.shown, self.frame_states(batch, rows, hidden), strict=True):
             if not each.known.any() or not len(each.marks):
                 continue
             logits = self.guide_head(frames[each.known]).float()  # (t, h, w, num_marks + 1)
@@ -203,15 +236,14 @@ class OmniRgptModel(RegionModel):
             loss = loss - (labels * logits.log_softmax(-1)).sum()
         return loss
 
-    def frame_states(self, batch: OmniRgptBatch, hidden: Tensor, rows: Sequence[int] | None = None) -> list[Tensor]:
-        """Of each example the hidden states of its frames, (T, h, w, D), as its first text has them. hidden (K, T, D);
-        rows: those of the texts that it has, None: all."""
-        found, owners = [], batch.rows.examples.tolist()
-        rows = range(len(owners)) if rows is None else rows
-        for n, numbers in enumerate(batch.frame_numbers()):
-            place = next(place for place, row in enumerate(rows) if owners[row] == n)
-            visual = batch.rows.ids[rows[place]] == self.config.base_config.image_token_id
-            states = hidden[place, : len(visual)][visual].split([batch.tokens[number] for number in numbers])
+    def frame_states(self, batch: OmniRgptBatch, rows: TextRows, hidden: Tensor) -> list[Tensor]:
+        """Of each of the batch's ShownRegions the hidden states of its frames, (T, h, w, D), as the first row has them
+        that shows them. hidden (K, T, D): of the rows."""
+        found, owners = [], rows.shown.tolist()
+        for n, numbers in enumerate(batch.frames):
+            row = owners.index(n)
+            visual = rows.ids[row] == self.config.base_config.image_token_id
+            states = hidden[row][visual].split([batch.tokens[number] for number in numbers])
             grids = [batch.grids[number] for number in numbers]
             states = [own[: h * w].unflatten(0, (h, w)) for own, (h, w) in zip(states, grids, strict=True)]
             found.append(torch.stack(states))
@@ -260,17 +292,16 @@ class OmniRgptModel(RegionModel):
         self.train(was_training)
         results, asked = [], set()
         columns = (batch.ids, batch.boxes.tolist(), batch.answer_rows.tolist(), batch.places.tolist())
-        for name, box, row, place in zip(*columns, strict=True):
+        for name, box, row, (number, place) in zip(*columns, strict=True):
             caption, score = answers.get(row, ("", 0.0))
             result = RegionResult(name, box, caption=caption, score=score)
             if row not in asked:  # a question that is asked once is read once
                 asked.add(row)
                 result.prompt_tokens = int(batch.rows.starts[row])
-            example = int(batch.rows.examples[row])
             if heat is not None and place >= 0:
-                result.extra["heat"] = heat[example][place].tolist()
-            if "heat" in result.extra or len(batch.shown[example].frames) > 1:
-                result.extra["frames"] = batch.shown[example].frames
+                result.extra["heat"] = heat[number][place].tolist()
+            if "heat" in result.extra or len(batch.shown[number].frames) > 1:
+                result.extra["frames"] = batch.shown[number].frames
             results.append(result)
         return results
 
@@ -294,12 +325,12 @@ class OmniRgptModel(RegionModel):
         return list(zip(texts, scores, strict=True))
 
     def heat_maps(self, batch: OmniRgptBatch, seen: SeenFrames) -> list[Tensor]:
-        """Of each example where the guide head sees its regions, probabilities (R, T, h, w)."""
-        owners = batch.rows.examples.tolist()
-        first = [owners.index(n) for n in range(len(batch.shown))]
-        _, hidden = self.read(batch, seen, batch.rows.part(first), keep=1)
+        """Of each of the batch's ShownRegions where the guide head sees its regions, probabilities (R, T, h, w)."""
+        owners = batch.rows.shown.tolist()
+        rows = batch.rows.part([owners.index(n) for n in range(len(batch.shown))])
+        _, hidden = self.read(batch, seen, rows, keep=1)
         found = []
-        for each, states in zip(batch.shown, self.frame_states(batch, hidden, first), strict=True):
+        for each, states in zip(batch.shown, self.frame_states(batch, rows, hidden), strict=True):
             probabilities = self.guide_head(states).float().softmax(-1)
             found.append(probabilities[..., each.marks].permute(3, 0, 1, 2))
         return found

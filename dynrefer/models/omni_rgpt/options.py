@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dynrefer.errors import shown
 from dynrefer.prompts import check_text
 
 from ..options import FIRST, TextOptions
@@ -13,6 +14,7 @@ from ..options import FIRST, TextOptions
 class Options(TextOptions):
     # one with <region> asks it of each; one with <region0>, <region1> or [0] asks once
     question: str | None = field(default=None, metadata=FIRST)
+    history: list | None = None  # what was asked and answered before: [question, answer] pairs
     tracklet: bool = False  # show regions in all frames of a clip that say where they are, not only in the first
     heat: bool = False  # report where the guide head sees each region, a map a frame
 
@@ -21,3 +23,11 @@ class Options(TextOptions):
             check_text(self.question, "question")
             if not self.question.strip():
                 raise ValueError("question: an empty text; ask something, or leave it out")
+        if self.history and self.question is None:
+            raise ValueError("history: without a question; ask the next one, question='...'")
+        for pair in self.history or ():
+            texts = pair if isinstance(pair, list | tuple) and len(pair) == 2 else [None]
+            if not all(isinstance(text, str) and text.strip() for text in texts):
+                raise ValueError(f"history: {shown(pair)} among it; expected pairs of texts, [question, answer]")
+            for text in pair:
+                check_text(text, "history")

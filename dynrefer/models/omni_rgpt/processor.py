@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor
 
-from dynrefer.data.clips import ClipRegion, clip_frames
+from dynrefer.data.clips import clip_frames
 from dynrefer.data.example import Example
 from dynrefer.masks import to_mask
-from dynrefer.mentions import asks_each, check_all_named, split_mentions
+from dynrefer.mentions import split_mentions
 
 from ..language import most_positions
 from ..saved_processor import SavedProcessor
@@ -26,6 +26,7 @@ from .configuration import OmniRgptConfig
 from .marks import coverage, draw_marks, rectangle, resize_mask, strengthen
 from .options import Options
 from .other_regions import place_in_words
+from .sequences import Said, Seen, said_of, sequences
 from .texts import ChatText, ChatTurn, ChatWriter
 
 FrameMask = Callable[[int | None], np.ndarray | None]  # number of a frame, None of a picture -> a region in it
@@ -47,57 +48,79 @@ class OmniRgptProcessor(SavedProcessor):
 
     # ------------------------------------------------------------------------------------------ samples
 
+    reads_chats = True
+
     def samples(
         self, example: Example, options: Options, generators: Sequence[np.random.Generator], train: bool
     ) -> list[dict]:
-        """One sample of the whole example; several of one that has more regions than there are marks, or where texts
-        show the marks of their own regions only."""
-        if not example.regions and options.question is None:
+        """One sample of the whole example: its frames, and sequences of texts with the regions that they show."""
+        if not len(example) and options.question is None:
             return []
-        numbers = self.frame_numbers(example.regions, train)
+        seen = Seen.of(example, generators)
+        texts = said_of(example, seen, options, generators, self.config.questions, train)
+        numbers = self.frame_numbers(example, seen.regions, train)
         frames, size = self.frames(example, numbers)
-        masks = RegionMasks(example.regions, size, self.config.box_prompts, generators if train else None)
-        found = []
-        for group in self.groups(len(example.regions), options.question):
-            regions = [example.regions[position] for position in group]
-            drawn = [generators[position] for position in group]
-            sample = self.place(regions, [masks.of(position) for position in group], frames, numbers, options.tracklet)
-            sample |= {"marks": self.marks(len(group), drawn)}
-            sample |= self.questions(example, regions, options, drawn, frames.tokens, train)
-            found.append(sample | {"frames": frames, "numbers": numbers})
-        return found
+        masks = RegionMasks(seen.regions, size, self.config.box_prompts, seen.generators if train else None)
+        groups, answers, places = [], {}, {}
+        for group in sequences(texts, self.config.num_marks, self.config.marks == "own"):
+            shown = list(dict.fromkeys(number for text in group for number in text.regions))
+            regions, local = [seen.regions[number] for number in shown], {n: k for k, n in enumerate(shown)}
+            where = self.place(
+                regions, [masks.of(number) for number in shown], frames, numbers, options.tracklet, example.clip
+            )
+            rows: list[ChatText] = []
+            for text in group:
+                for position in text.answers:
+                    own = seen.positions[position][0] if position < len(example.regions) else None
+                    places[position] = len(groups), -1 if own is None else local[own]
+                    answers[position] = -1 if text.turns is None else (len(groups), len(rows))
+                if text.turns is not None:
+                    turns = renumbered(text.turns, local)
+                    rows.append(self.text(turns, frames.tokens, None if train else options, text.what, regions))
+            if not rows:  # the guide head learns of the frames all the same
+                pieces = split_mentions(self.config.questions[0], [regions[0].id], own=0)
+                rows.append(self.text([ChatTurn(pieces)], frames.tokens, None, group[0].what, regions))
+            groups.append({**where, "marks": self.marks(len(shown), group[0]), "texts": rows})
+        records = [*example.regions, *example.chats]
+        ids, boxes = [record.id for record in records], [record.box for record in records]
+        if not records:
+            ids, boxes = [example.key], [(0, 0, *example.image.shape[1::-1])]
+        order = range(len(ids))
+        return [
+            {
+                "frames": frames,
+                "numbers": numbers,
+                "groups": groups,
+                "ids": ids,
+                "boxes": boxes,
+                "answers": [answers[position] for position in order],
+                "places": [places[position] for position in order],
+            }
+        ]
 
     def results(self, example: Example, options: Options) -> int:
-        """One a region; one of a question about a picture without regions."""
+        """One a record; one of a question about a picture without regions."""
         return len(example) or int(options.question is not None)
 
-    def groups(self, num_regions: int, question: str | None) -> list[range]:
-        """Positions of regions that are shown together."""
-        if question is not None and not asks_each(question) or not num_regions:
-            return [range(num_regions)]
-        most = self.config.num_marks if self.config.marks == "all" else 1
-        return [range(start, min(start + most, num_regions)) for start in range(0, num_regions, most)]
-
-    def marks(self, num_regions: int, generators: Sequence[np.random.Generator]) -> Tensor:
-        """(R,) by the first region's generator: the same seed, epoch and record draw the same."""
-        config = self.config
-        drawn = draw_marks(num_regions, config.num_marks, config.mark_draw, generators[0] if generators else None)
-        return torch.from_numpy(drawn)
+    def marks(self, num_regions: int, first: Said) -> Tensor:
+        """(R,) by the first text's generator: the same seed, epoch and record draw the same."""
+        count, how = self.config.num_marks, self.config.mark_draw
+        return torch.from_numpy(draw_marks(num_regions, count, how, first.generator, first.what))
 
     # ------------------------------------------------------------------------------------------ frames
 
-    def frame_numbers(self, regions: Sequence[Any], train: bool) -> list[int]:
+    def frame_numbers(self, example: Example, regions: Sequence[Any], train: bool) -> list[int]:
         """Frames of a clip, from the prompt frame on; [0] of a picture. ValueError for a clip without frames."""
-        if not regions or not isinstance(regions[0], ClipRegion):
+        clip, count = example.clip, self.config.num_frames
+        if clip is None:
             return [0]
-        clip, count = regions[0], self.config.num_frames
         if not clip.prompt_frame < clip.end_frame <= clip.num_frames:
             raise ValueError(
-                f"region {clip.id}: prompt_frame {clip.prompt_frame} of a clip that ends before frame {clip.end_frame} "
-                f"of {clip.num_frames}; the region is shown first, so give a clip that begins with it"
+                f"record {clip.id}: prompt_frame {clip.prompt_frame} of a clip that ends before frame {clip.end_frame} "
+                f"of {clip.num_frames}; regions are shown first, so give a clip that begins with them"
             )
-        if train and self.config.annotated_frames:
-            known = set(clip.frames).intersection(*(other.frames for other in regions[1:]))
+        if train and self.config.annotated_frames and regions:
+            known = set(regions[0].frames).intersection(*(other.frames for other in regions[1:]))
             known = sorted(index for index in known if clip.prompt_frame <= index < clip.end_frame)
             if len(known) >= count:
                 return [known[int(place + 0.5)] for place in np.linspace(0, len(known) - 1, count).tolist()]
@@ -105,8 +128,7 @@ class OmniRgptProcessor(SavedProcessor):
 
     def frames(self, example: Example, numbers: Sequence[int]) -> tuple[ReadFrames, tuple[int, int]]:
         """What the base reads of an example, and the (height, width) that its frames were resized to."""
-        clip = example.regions and isinstance(example.regions[0], ClipRegion)
-        pictures = example.frames(numbers) if clip else example.frames()
+        pictures = example.frames() if example.clip is None else example.frames(numbers)
         size = self.reader.size(pictures.shape[1:3])
         resized = [
             np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BICUBIC)) for picture in pictures
@@ -120,9 +142,10 @@ class OmniRgptProcessor(SavedProcessor):
         frames: ReadFrames,
         numbers: list[int],
         tracklet: bool,
+        clip: Any,
     ) -> dict:
         """Where regions are on the frames: cover (R, T, h, w), shown (T,), known (T,)."""
-        grid, clip = frames.grids[0], bool(regions) and isinstance(regions[0], ClipRegion)
+        grid, clip = frames.grids[0], clip is not None
         cover = torch.zeros(len(regions), len(numbers), *grid)
         known = torch.zeros(len(numbers), dtype=torch.bool)
         shown = torch.zeros(len(numbers), dtype=torch.bool)
@@ -147,47 +170,7 @@ class OmniRgptProcessor(SavedProcessor):
             cover = torch.stack([strengthen(each, self.config.least_coverage) for each in cover.unbind(1)], 1)
         return {"cover": cover, "shown": shown, "known": known}
 
-    # ------------------------------------------------------------------------------------------ questions
-
-    def questions(
-        self,
-        example: Example,
-        regions: Sequence[Any],
-        options: Options,
-        generators: Sequence[np.random.Generator],
-        frame_tokens: list[int],
-        train: bool,
-    ) -> dict:
-        """Texts about a group of regions, and which of them answers which id."""
-        names = [region.id for region in regions]
-        asked, once = options.question, options.question is not None and not asks_each(options.question)
-        if once:
-            pieces = split_mentions(asked, names)
-            check_all_named([pieces], names)
-            boxes = [region.box for region in regions]
-            if not names:
-                names, boxes = [example.key], [(0, 0, *example.image.shape[1::-1])]
-            rows = [self.text([ChatTurn(pieces)], frame_tokens, options, f"question of {names[0]}", regions)]
-            places = range(len(regions)) if regions else [-1]
-            return {"ids": names, "boxes": boxes, "texts": rows, "answers": [0] * len(names), "places": places}
-        texts: list[ChatText] = []
-        answers = []
-        for position, (region, generator) in enumerate(zip(regions, generators, strict=True)):
-            captions, kinds = region.captions, self.config.questions
-            caption = captions[generator.integers(len(captions)) if train else 0] if captions else None
-            if train and caption is None:
-                answers.append(-1)
-                continue
-            text = asked or kinds[generator.integers(len(kinds)) if train else 0]
-            pieces = split_mentions(text, names, own=position)
-            answers.append(len(texts))
-            turn = ChatTurn(pieces, None if asked else caption)
-            texts.append(self.text([turn], frame_tokens, None if train else options, f"region {region.id}", regions))
-        if not texts:  # the guide head learns of the frames all the same
-            pieces = split_mentions(self.config.questions[0], names, own=0)
-            texts.append(self.text([ChatTurn(pieces)], frame_tokens, None, f"region {names[0]}", regions))
-        boxes, places = [region.box for region in regions], range(len(regions))
-        return {"ids": names, "boxes": boxes, "texts": texts, "answers": answers, "places": places}
+    # ------------------------------------------------------------------------------------------ texts
 
     def text(
         self,
@@ -222,13 +205,22 @@ class OmniRgptProcessor(SavedProcessor):
     # ------------------------------------------------------------------------------------------ batches
 
     def collate(self, samples: Sequence[dict]) -> OmniRgptBatch:
-        """Samples of any examples -> one batch; of none: a batch without regions."""
+        """Samples of any examples -> one batch; of none: a batch without records."""
         frames = [sample["frames"] for sample in samples]
         names = frames[0].pixels if frames else {}
-        answers, start = [], 0
+        texts, answers, places, shown, numbers, start = [], [], [], [], [], 0
         for sample in samples:
-            answers += [row + start if row >= 0 else -1 for row in sample["answers"]]
-            start += len(sample["texts"])
+            before, stop = len(shown), start + len(sample["numbers"])
+            first_rows = []
+            for group in sample["groups"]:
+                first_rows.append(len(texts))
+                texts += [(text, len(shown)) for text in group["texts"]]
+                known = group["known"].clone()
+                shown.append(ShownRegions(group["marks"], group["cover"], group["shown"], known, sample["numbers"]))
+                numbers.append(range(start, stop))
+            answers += [-1 if answer == -1 else first_rows[answer[0]] + answer[1] for answer in sample["answers"]]
+            places += [(before + group, position) for group, position in sample["places"]]
+            start = stop
         boxes = [box for sample in samples for box in sample["boxes"]]
         return OmniRgptBatch(
             ids=[name for sample in samples for name in sample["ids"]],
@@ -236,19 +228,15 @@ class OmniRgptProcessor(SavedProcessor):
             pixels={name: torch.cat([each.pixels[name] for each in frames]) for name in names},
             grids=[grid for each in frames for grid in each.grids],
             tokens=[count for each in frames for count in each.tokens],
-            shown=[
-                ShownRegions(
-                    sample["marks"], sample["cover"], sample["shown"], sample["known"].clone(), sample["numbers"]
-                )
-                for sample in samples
-            ],
-            rows=self.rows([(text, n) for n, sample in enumerate(samples) for text in sample["texts"]]),
+            shown=shown,
+            frames=numbers,
+            rows=self.rows(texts),
             answer_rows=torch.tensor(answers, dtype=torch.long),
-            places=torch.tensor([place for sample in samples for place in sample["places"]], dtype=torch.long),
+            places=torch.tensor(places, dtype=torch.long).reshape(-1, 2),
         )
 
     def rows(self, texts: Sequence[tuple[ChatText, int]]) -> TextRows:
-        """Texts with the numbers of their examples, padded to one length."""
+        """Texts with the numbers of what they show, padded to one length."""
         width = max((len(text.ids) for text, _ in texts), default=0)
         fills = {"ids": self.tokenizer.pad_token_id, "attention": 0, "mentions": -1, "labels": IGNORED}
         arrays = {name: np.full((len(texts), width), fill) for name, fill in fills.items()}
@@ -259,8 +247,16 @@ class OmniRgptProcessor(SavedProcessor):
         return TextRows(
             **{name: torch.from_numpy(array).long() for name, array in arrays.items()},
             starts=torch.tensor([text.start for text, _ in texts], dtype=torch.long),
-            examples=torch.tensor([number for _, number in texts], dtype=torch.long),
+            shown=torch.tensor([number for _, number in texts], dtype=torch.long),
         )
+
+
+def renumbered(turns: Sequence[ChatTurn], numbers: Mapping[int, int]) -> list[ChatTurn]:
+    """Turns whose mentions count only some of the regions."""
+    return [
+        ChatTurn([numbers[piece] if isinstance(piece, int) else piece for piece in turn.question], turn.answer)
+        for turn in turns
+    ]
 
 
 class RegionMasks:
