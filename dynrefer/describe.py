@@ -1,6 +1,7 @@
 """`dynrefer describe`: regions of pictures, described.
 
 dynrefer describe PHOTO --model MODEL --box X1 Y1 X2 Y2 [key=value ...]
+dynrefer describe CLIP --model MODEL --box X1 Y1 X2 Y2 --question "What does <region0> do?"
 dynrefer describe PHOTO ... | FOLDER | --coco FILE | --records FILE --model MODEL --out results.jsonl
 """
 
@@ -22,9 +23,10 @@ LIKELY = 0.01  # categories below it are not shown to people, but for the first
 NAMED = ("image", "all", "alpha")  # words for regions of every picture
 JOB = ("coco", "records", "overwrite", "images", "image_prefix")  # flags that --out needs
 VALUED = ("model", "device", "dtype", "revision", "box_format", "draw", "out", "coco", "records", "images", "sam")
-VALUED += ("image_prefix", "regions", "batch_size", "num_workers")
+VALUED += ("image_prefix", "regions", "batch_size", "num_workers", "prompt_frame", "end_frame")
 STOPPED = "stopped; the same command goes on"
-ALIASES = ("control", "tag_threshold", "attributes", "categories", "view_strategy")  # flags of version 0.3.0
+# flags of version 0.3.0, and one that is asked often
+ALIASES = ("control", "tag_threshold", "attributes", "categories", "view_strategy", "question")
 
 
 def add_parser(commands: Any, model_options: Callable, load: Callable) -> None:
@@ -63,6 +65,10 @@ def add_parser(commands: Any, model_options: Callable, load: Callable) -> None:
     parser.add_argument(
         "--box-format", default="xyxy", help="xyxy, xywh or cxcywh; with -unit 0..1, with -1000 0..1000"
     )
+    parser.add_argument(
+        "--prompt-frame", type=int, metavar="N", help="frame of a clip with the regions; 0 if not given"
+    )
+    parser.add_argument("--end-frame", type=int, metavar="N", help="first frame behind a clip; its end if not given")
     parser.add_argument(
         "--regions",
         choices=NAMED,
@@ -118,15 +124,23 @@ def run(args: argparse.Namespace, load: Callable) -> int:
         return 0
     if not args.model:
         raise ValueError("no model; give --model RUN_OR_FOLDER_OR_HUB_ID")
-    check(args)
+    from dynrefer.describe_clip import check_clip, is_clip, run_clip
     from dynrefer.models.auto import family_of
     from dynrefer.models.options import make_options, parse_options
 
-    pictures = [] if args.out else _ask_pictures(args)
+    pictures, clip = [], is_clip(args)
+    if not clip:
+        if args.prompt_frame is not None or args.end_frame is not None:
+            raise ValueError("--prompt-frame and --end-frame are for a clip; give one video file")
+        check(args)
+        pictures = [] if args.out else _ask_pictures(args)
     row = family_of(args.model, args.revision)
     pairs = list(args.generation or ())
     pairs += [f"{name}={value}" for name in ALIASES if (value := getattr(args, name)) is not None]
     options = make_options(row.options, parse_options(row.options, [*pairs, *args.options]))
+    if clip:
+        check_clip(args, row)
+        return run_clip(args, load, options, result_text)
     if args.out:
         return _write(args, load, options)
     if args.point:

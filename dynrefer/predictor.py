@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from dataclasses import fields as fields_of
 from typing import Any
 
+from dynrefer.clip_example import clip_example
 from dynrefer.data.example import Example
 from dynrefer.data.records import RegionResult
 from dynrefer.fetch import fetch, is_address
@@ -123,6 +124,40 @@ class RegionPredictor:
 
         results = list(self._results(asked(), several, timings))
         return results if several else results[0]
+
+    def clip(
+        self,
+        video: str | os.PathLike,
+        boxes: Any = (),
+        box_format: str = "xyxy",
+        masks: Any = None,
+        ids: Any = None,
+        *,
+        prompt_frame: int = 0,
+        end_frame: int | None = None,
+        options: Options | None = None,
+        timings: bool = False,
+        **fields: Any,
+    ) -> Results:
+        """One result a region of a clip, or one of a question about a clip without regions.
+
+            predictor.clip("clip.mp4", boxes=[[40, 30, 180, 200]], question="What does <region0> do?")
+
+        video: a file, or a folder of frames. boxes, masks: in the frame `prompt_frame`, with which the clip begins; it
+        goes on to the one before `end_frame`, None: to the end. The others as a call has them for one picture.
+        """
+        if not self.model.clips:
+            raise ValueError(f"{video}: this model's family reads no clips; take a picture out of it")
+        chosen = make_options(self.model.Options, fields, self.options if options is None else options)
+        self.model.check_options(chosen)
+        turns = [] if chosen.question is None else [*map(tuple, chosen.history or ()), (chosen.question, None)]
+        given = {"boxes": None if masks is not None and len(boxes) == 0 else boxes, "masks": masks, "ids": ids}
+        span = {"prompt_frame": prompt_frame, "end_frame": end_frame}
+        example = clip_example(video, box_format=box_format, **given, **span, turns=turns)
+        (answer,) = self._answers([(example, chosen)])
+        regions = [Region(r.id, str(video), r.frame_hw, r.box, r.mask) for r in (*example.regions, *example.chats)]
+        image_hw = example.image.shape[:2]
+        return Results(answer.results, regions, image_hw, str(video), answer.seconds if timings else None)
 
     def stream(
         self,

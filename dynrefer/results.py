@@ -97,6 +97,10 @@ class Results(list[RegionResult]):
             },
         )
 
+    def masked(self) -> list[RegionResult]:
+        """Results that have the masks that were given, where the model answers with none."""
+        return [with_mask(result, region) for region, result in zip(self.regions, self, strict=True)]
+
     def draw(self, image: Any = None, **choices: Any) -> Image.Image:
         """The picture with the results on it, see `dynrefer.draw_results`. image: needed where it did not come from a
         file. A mask that was given is drawn where the model answers with none."""
@@ -104,8 +108,7 @@ class Results(list[RegionResult]):
 
         if image is None and (self.image is None or not os.path.isfile(self.image)):
             raise ValueError("the picture of these results did not come from a file; give it to draw(image)")
-        masked = [with_mask(result, region) for region, result in zip(self.regions, self, strict=True)]
-        return draw_results(self.image if image is None else image, masked, **choices)
+        return draw_results(self.image if image is None else image, self.masked(), **choices)
 
 
 def with_mask(result: RegionResult, region: Region) -> RegionResult:

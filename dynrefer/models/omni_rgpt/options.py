@@ -23,6 +23,8 @@ class Options(TextOptions):
             check_text(self.question, "question")
             if not self.question.strip():
                 raise ValueError("question: an empty text; ask something, or leave it out")
+        if not isinstance(self.history, list | tuple | None):
+            raise ValueError(f"history: {shown(self.history)}; expected a list of [question, answer] pairs")
         if self.history and self.question is None:
             raise ValueError("history: without a question; ask the next one, question='...'")
         for pair in self.history or ():
