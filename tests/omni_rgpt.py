@@ -68,6 +68,33 @@ BASES = {
 }
 SETTINGS = {"frame_pixels": [16 * 16, 32 * 32], "mark_width": 16, "num_marks": 12, "generation": {"max_new_tokens": 12}}
 HW, UPRIGHT = (40, 60), (56, 28)
+CHATS = [
+    {  # about the first picture's squares, which its records describe too, and a third place
+        "id": "chat",
+        "image": "scene0.png",
+        "image_hw": HW,
+        "regions": [{"box": [18, 20, 50, 36]}, {"box": [4, 6, 24, 30]}, {"box": [10, 10, 30, 30]}],
+        "turns": [
+            {"question": "Is <region0> right of <region1> and <region2>?", "answer": "it is"},
+            {"question": "And <region1>?", "answer": "it is left"},
+        ],
+    },
+    {
+        "id": "whole",
+        "image": "scene0.png",
+        "image_hw": HW,
+        "turns": [{"question": "What is there?", "answer": "two squares"}],
+    },
+    {
+        "id": "moving",
+        "video": "clip",
+        "num_frames": 8,
+        "frame_hw": HW,
+        "prompt_frame": 0,
+        "regions": [{"frames": {str(t): {"box": [2 + 4 * t, 4, 14 + 4 * t, 20]} for t in range(8) if t != 3}}],
+        "turns": [{"question": "What does <region0> do?", "answer": "it moves right"}],
+    },
+]
 
 
 @cache

@@ -13,36 +13,9 @@ from dynrefer.data.packing import Piece
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.models.omni_rgpt import packing
 from dynrefer.models.omni_rgpt.packing import PackedRows, pack_rows
-from tests.omni_rgpt import BASES, HW, batch, examples, new, records, scenes, shared
+from tests.omni_rgpt import BASES, CHATS, HW, batch, examples, new, records, scenes, shared
 
 KINDS = list(BASES)
-CHATS = [
-    {  # about the first picture's squares, which its records describe too, and a third place
-        "id": "chat",
-        "image": "scene0.png",
-        "image_hw": HW,
-        "regions": [{"box": [18, 20, 50, 36]}, {"box": [4, 6, 24, 30]}, {"box": [10, 10, 30, 30]}],
-        "turns": [
-            {"question": "Is <region0> right of <region1> and <region2>?", "answer": "it is"},
-            {"question": "And <region1>?", "answer": "it is left"},
-        ],
-    },
-    {
-        "id": "whole",
-        "image": "scene0.png",
-        "image_hw": HW,
-        "turns": [{"question": "What is there?", "answer": "two squares"}],
-    },
-    {
-        "id": "moving",
-        "video": "clip",
-        "num_frames": 8,
-        "frame_hw": HW,
-        "prompt_frame": 0,
-        "regions": [{"frames": {str(t): {"box": [2 + 4 * t, 4, 14 + 4 * t, 20]} for t in range(8) if t != 3}}],
-        "turns": [{"question": "What does <region0> do?", "answer": "it moves right"}],
-    },
-]
 
 
 @pytest.fixture(scope="module")

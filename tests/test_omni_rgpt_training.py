@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 import dynrefer
 from dynrefer import cli
 from dynrefer.config import load_config
+from dynrefer.data.chats import record_of
+from dynrefer.data.record_files import write_records
 from eval.run import main as evaluate
 from tests.launching import TORCHRUN, launched
-from tests.omni_rgpt import BASES, SETTINGS, new, records, scenes
+from tests.omni_rgpt import BASES, CHATS, SETTINGS, new, records, scenes
 from train.run import RunConfig, main
 
 BASE = {"config": {"model_type": "llava", **BASES["llava"]}}
@@ -81,6 +83,22 @@ def test_accumulation_changes_no_loss(train):
     assert train("cut", "loop.steps=4", "loop.accumulation=3") == pytest.approx(
         train("whole", "loop.steps=4"), rel=1e-5
     )
+
+
+def test_conversations_are_trained_among_pictures_and_clips_with_and_without_regions(train, tmp_path):
+    """Packed or not, stopped or not, in one pass or several: the same losses."""
+    path = scenes().parent / "talk.jsonl"
+    write_records(path.with_name("chats.jsonl"), [record_of(chat, "") for chat in CHATS])
+    path.write_text(scenes().read_text() + path.with_name("chats.jsonl").read_text())
+    same = [f"data.train={path}", "loop.steps=4"]
+    straight = train("straight", *same)
+    assert len(straight) == 4 and straight[-1] < straight[0]
+    train("stopped", *same, "loop.stop_at=3")
+    assert train("stopped", *same, "loop.resume=true") == straight
+    assert not changed(tmp_path / "straight", tmp_path / "stopped")
+    assert train("cut", *same, "loop.accumulation=3") == pytest.approx(straight, rel=1e-5)
+    rows = section(packed=False)
+    assert train("rows", *same, rows) == pytest.approx(straight, rel=1e-5)
 
 
 @pytest.mark.slow
