@@ -10,7 +10,7 @@ from typing import Any
 
 from dynrefer.clip_example import clip_example
 from dynrefer.data.example import Example
-from dynrefer.data.records import RegionResult
+from dynrefer.data.records import Region, RegionResult
 from dynrefer.fetch import fetch, is_address
 from dynrefer.images import open_image, open_with_alpha
 from dynrefer.models.options import Options, make_options
