@@ -33,6 +33,7 @@ def predict(
     progress: bool = True,
     labels: int | None = None,
     weights: Mapping[str, float] | None = None,
+    asked: Mapping[str, Any] | None = None,
 ) -> dict[str, RegionResult]:
     """Predictions of a model for all records, {region id: result} in the order of the records.
 
@@ -46,7 +47,7 @@ def predict(
     model: of any family, see `dynrefer/models/family.py`. options: of its class, its own where None. batch_size:
     regions of a step at most, whole images; what is predicted together decides the last digits of a score. seed: of
     random views, and of texts that are drawn at random. overwrite: begin anew whatever the file holds. labels, weights:
-    see `keep_surest`.
+    see `keep_surest`. asked: how the records' questions were worded, which predictions depend on too.
 
     Raises ValueError: options that do not fit the model, before anything is written; a file of other settings, a
     damaged file, a result that is not finite.
@@ -62,6 +63,8 @@ def predict(
         "answers": sorted(model.answers),
         **model.settings(options),
     }
+    if asked is not None:
+        settings["asked"] = dict(asked)
     if labels is not None:
         settings["labels"] = labels
         image_of = dict(zip((region.id for region in records), records.images(), strict=True))
@@ -146,8 +149,8 @@ def example_loader(
 
 
 def ids_of(loader: Any, step: int) -> set[str]:
-    """The regions of a step."""
-    return {region.id for piece in loader.plan(0)[step] for region in loader.dataset.example(piece).regions}
+    """Names of the records of a step."""
+    return {record.id for piece in loader.plan(0)[step] for record in loader.dataset.example(piece).records}
 
 
 def predicted(

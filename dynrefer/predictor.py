@@ -155,7 +155,7 @@ class RegionPredictor:
         span = {"prompt_frame": prompt_frame, "end_frame": end_frame}
         example = clip_example(video, box_format=box_format, **given, **span, turns=turns)
         (answer,) = self._answers([(example, chosen)])
-        regions = [Region(r.id, str(video), r.frame_hw, r.box, r.mask) for r in (*example.regions, *example.chats)]
+        regions = [Region(r.id, str(video), r.frame_hw, r.box, r.mask) for r in example.records]
         image_hw = example.image.shape[:2]
         return Results(answer.results, regions, image_hw, str(video), answer.seconds if timings else None)
 

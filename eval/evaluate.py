@@ -1,10 +1,12 @@
 """A model and records -> scores, and everything that stands beside them in scores.json."""
 
+import dataclasses
 import datetime
 import glob
 import hashlib
 import os
 import re
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from dynrefer.predictions import predict
 from dynrefer.processes import is_main
 
 from . import statistics
+from .asking import asked
 from .baselines import constant_caption, one_human, true_type_template
 from .inputs.detected import DetectedBoxes
 from .inputs.formats import Predictions
@@ -27,9 +30,10 @@ from .java import java_in_use
 from .metrics.captions import CLEANING, caption_scores
 from .options import FLAGS
 from .scoring import Scores, intervals, score, without_interval
-from .task import Task
+from .task import SHORT_QUESTION, Task
 from .versions import package_version
 
+FILE_READERS = frozenset(("lvis", "choices", "misses", "detection"))  # metrics that read the benchmark's own file
 PREDICTIONS, SCORES, ITEMS = "predictions.jsonl", "scores.json", "items.json"
 TAGS_LISTED_ABOVE = 0.01  # a file lists tags from here on, so that their ranking can be scored
 LABELS_OF_REGION = 300  # that a model reports where they are detections; LVIS counts as many of a whole image
@@ -60,9 +64,16 @@ def evaluate(
     masks: results of another model, whose masks these are scored with.
     """
     names = task.word_lists(records.path)
+    wanted = boxes.records if boxes else records
+    if task.asks:
+        if not getattr(model.processor, "reads_chats", False):
+            raise ValueError(f"task {task.name} asks questions, and this model describes regions; take Omni-RGPT")
+        wanted = asked(records, task.asks)
+    fresh = overwrite or not (Path(out_dir) / PREDICTIONS).exists()
+    began = time.perf_counter()
     results = predict(
         model,
-        boxes.records if boxes else records,
+        wanted,
         Path(out_dir) / PREDICTIONS,
         task_options(model, task, names, given),
         batch_size=batch_size,
@@ -71,7 +82,9 @@ def evaluate(
         progress=progress,
         labels=task.labels,
         weights=boxes.weights if boxes else None,
+        asked=dataclasses.asdict(task.asks) if task.asks else None,
     )
+    seconds = time.perf_counter() - began
     if not is_main():
         return Scores(), {}
     if masks is not None:
@@ -79,7 +92,8 @@ def evaluate(
     found = boxes.detections(results) if boxes else Predictions(results)
     known = {"names": names, "images": found.images, "annotations": annotations, "judge": judge}
     known["weights"] = found.weights
-    return score(task, records, found.results, **known, answers=model.answers), results
+    scores = score(task, records, found.results, **known, answers=model.answers)
+    return dataclasses.replace(scores, seconds=seconds if fresh else None), results
 
 
 def task_options(
@@ -97,6 +111,8 @@ def task_options(
         "attributes": _unless_own(model, "attributes", names),
         "categories": _unless_own(model, "categories", names),
     }
+    if not task.asks and task.question != SHORT_QUESTION:
+        wishes["question"] = task.about("<region>")
     if task.labels and model.Options.categories_field:
         wishes[model.Options.categories_field] = min(task.labels, LABELS_OF_REGION)
     own = {each.name for each in fields(model.Options)}
@@ -165,9 +181,7 @@ def report_scores(
     found = intervals(scores)
     regions = list(records)  # records of a table are decoded on every pass
     lists = {kind: words for kind, words in task.word_lists(records.path).items() if kind in task.metrics}
-    beside = (
-        Path(annotations or task.annotations or "") if {"lvis", "choices", "detection"} & {*task.metrics} else Path()
-    )
+    beside = Path(annotations or task.annotations or "") if FILE_READERS & {*task.metrics} else Path()
     sha256 = file_sha256(records.path)
     content = {
         "task": task.name,
@@ -192,6 +206,9 @@ def report_scores(
         "left_out": scores.left_out,
         "counts": scores.counts,
         "notes": scores.notes,
+        "asks": dataclasses.asdict(task.asks) if task.asks else None,
+        "rubric": task.rubric or None,
+        "seconds": scores.seconds,
         "settings": dict(settings),
         "scores": scores.corpus,
         "intervals": found,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dynrefer.config import settings_help
+from dynrefer.data.questions import Question
 from dynrefer.data.record_files import open_records
 from dynrefer.data.records import RegionRecords
 from dynrefer.errors import Parser
@@ -42,11 +43,20 @@ def open_task(args: argparse.Namespace) -> tuple[Task, RegionRecords, RegionReco
     if not Path(data).exists():
         raise ValueError(f"task {task.name}: no records at {data!r}; name them with --data FILE, data_prep writes them")
     everything = open_records(data, None if args.data else task.split)
+    check_kind(task, everything)
     if args.limit is None:
         return task, everything, everything
     if args.limit < 1:
         raise ValueError(f"--limit {args.limit}: expected at least 1 region")
     return task, everything.subset(range(min(args.limit, len(everything)))), everything
+
+
+def check_kind(task: Task, records: RegionRecords) -> None:
+    """ValueError where a task that asks questions is given regions, or the other way round."""
+    of_questions = isinstance(records[0], Question)
+    if of_questions != bool(task.asks):
+        has, wants = ("questions", "regions") if of_questions else ("regions", "questions")
+        raise ValueError(f"task {task.name} is about {wants}, {records.path} holds {has}; name its own with --data")
 
 
 def load_model(args: argparse.Namespace) -> Any:

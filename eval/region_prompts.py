@@ -3,7 +3,6 @@
 A new one is a row, with a function where it writes boxes in a way of its own.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
@@ -43,13 +42,8 @@ class Convention:
     model_types: tuple[str, ...] = ()
     words: Callable[[Sequence[float], tuple[int, int], Prompts], str] | None = None
     show: Callable[[np.ndarray, Region, Task], np.ndarray] | None = None
-    ask: Callable[[Task], str] = lambda task: question(task, PLACE)
+    ask: Callable[[Task], str] = lambda task: task.about(PLACE)
     own_format: bool = False
-
-
-def question(task: Task, name: str) -> str:
-    """The task's question, with `name` instead of "this region"."""
-    return re.sub(r"(this|the masked) region", name, task.question)
 
 
 def thousandths(box: Sequence[float], image_hw: tuple[int, int]) -> list[int]:
@@ -142,6 +136,6 @@ CAPTIONERS = {
     "crop": Convention(
         "the image is cut to the region's box",
         show=crop,
-        ask=lambda task: question(task, "this image"),
+        ask=lambda task: task.about("this image"),
     ),
 }

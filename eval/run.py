@@ -235,7 +235,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print(content: dict, task: Task, scores: Scores) -> None:
-    print(f"{task.name}, {content['regions']} regions of {content['data']}")
+    print(f"{task.name}, {content['regions']} {task.unit} of {content['data']}")
     rows = {content["model"]: scores.corpus} if scores.corpus else {}
     print(table(rows | content["baselines"], {content["model"]: content["intervals"]}))
     if caution := content["bootstrap"]["caution"]:
@@ -248,9 +248,11 @@ def _print(content: dict, task: Task, scores: Scores) -> None:
     for file in content.get("predictions", ()):
         of = f"{file['path']}: " if "seeds" in content else ""
         if missing := file.get("regions_without_prediction"):
-            print(f"{of}{missing} regions without a prediction count as wrong")
+            print(f"{of}{missing} {task.unit} without a prediction count as wrong")
         if (empty := file.get("empty_captions")) and "captions" in {*task.metrics} - scores.left_out.keys():
             print(f"{of}{empty} empty captions count as wrong")
+    if scores.seconds is not None:
+        print(f"predicted in {scores.seconds:.1f} s, loading the model and scoring left out")
     for what, number in scores.counts.items():
         print(f"{number} {what}")
     for note in scores.notes:
@@ -295,7 +297,7 @@ def _read(
 ) -> Predictions:
     """A predictions file; what is of the same records but beyond --limit is not looked at."""
     own = task.annotations if task.annotations and Path(task.annotations).is_file() else None
-    by_file = (args.id_key is None or task.boxes == "detected") and "choices" not in task.metrics
+    by_file = (args.id_key is None or task.boxes == "detected") and not {"choices", "misses"} & {*task.metrics}
     known = (args.annotations or own) if by_file else None
     detected = task.boxes == "detected" and not boxes
     if boxes:

@@ -2,6 +2,7 @@
 captions, decoding, the tag threshold. A number is comparable only under the same task, version and data.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from typing import Any
 from dynrefer.data.records import Region
 from dynrefer.files import read_text
 from dynrefer.vocabulary import read_attributes, read_json, read_words
+
+from .asking import Asking
 
 SHORT_QUESTION = "Provide a short description for this region."  # lmms-eval's
 DETAILED_QUESTION = "Describe this region in detail."
@@ -57,6 +60,7 @@ class Task:
     question: what a model is asked that takes instructions; line_width: pixels of the line around the region on the
     image of a model that takes no boxes, None = by the size of the image (`eval.overlay`).
     judge_sees: "text", the description alone, or "region", the image around the region and its mask as well.
+    asks: how questions are put, of a benchmark whose records are questions. rubric: of `judged`, a row of RUBRICS.
     """
 
     name: str
@@ -84,6 +88,8 @@ class Task:
     published: tuple[Published, ...] = ()
     question: str = SHORT_QUESTION
     line_width: int | None = None
+    asks: Asking | None = None
+    rubric: str = ""
 
     def __post_init__(self):
         for name, allowed in ALLOWED.items():
@@ -93,6 +99,15 @@ class Task:
             raise ValueError(f"task {self.name}: tag_threshold {self.tag_threshold}; a probability above 0 and below 1")
         if self.labels is not None and self.labels < 1:
             raise ValueError(f"task {self.name}: labels {self.labels}; at least 1 pair of a region and a category")
+
+    @property
+    def unit(self) -> str:
+        """What its records are."""
+        return "questions" if self.asks else "regions"
+
+    def about(self, name: str) -> str:
+        """The question, with `name` instead of "this region"."""
+        return re.sub(r"(this|the masked) region", name, self.question)
 
     def word_list(self, kind: str, data: str | Path | None = None) -> list[str] | list[dict] | None:
         """Names of "tags" or "categories", or entries of "attributes", in the file beside the records; None where there
@@ -111,14 +126,16 @@ class Task:
         """How scoring these regions differs from the benchmark, a short sentence each; [] where nothing is known."""
         reasons = []
         if self.num_regions is not None and len(regions) < self.num_regions:
-            reasons.append(f"{len(regions):,} of the benchmark's {self.num_regions:,} regions")
+            reasons.append(f"{len(regions):,} of the benchmark's {self.num_regions:,} {self.unit}")
         elif self.num_regions is not None and len(regions) > self.num_regions:
-            reasons.append(f"{len(regions):,} regions, more than the {self.num_regions:,} that the benchmark has")
+            reasons.append(f"{len(regions):,} {self.unit}, more than the {self.num_regions:,} that the benchmark has")
         splits = Counter(region.split for region in regions)
         if self.split is not None:
             others = {split: number for split, number in splits.items() if split != self.split}
             reasons += [
-                f"{number:,} regions " + (f"of split {split!r}" if split else "of no split") + f", not {self.split!r}"
+                f"{number:,} {self.unit} "
+                + (f"of split {split!r}" if split else "of no split")
+                + f", not {self.split!r}"
                 for split, number in sorted(others.items())
             ]
         several = sum(len(region.captions) > 1 for region in regions) if self.references == "1" else 0

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from data_prep.check import check_file
-from dynrefer.data.chats import Chat, Turn, named_regions, record_of, write_chats
+from dynrefer.data.chats import Chat, Turn, named_regions, write_chats
 from dynrefer.data.clips import ClipRegion
 from dynrefer.data.dataset import ExampleDataset
 from dynrefer.data.packing import Piece
-from dynrefer.data.record_files import open_records, write_records
+from dynrefer.data.record_files import open_records, record_of, write_records
 from dynrefer.data.records import Region, RegionRecords
 from dynrefer.models.family import FamilyProcessor
 

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from dynrefer.data.chats import record_of
 from dynrefer.data.dataset import ExampleDataset
 from dynrefer.data.example import Example
 from dynrefer.data.packing import Piece
-from dynrefer.data.record_files import open_records, write_records
+from dynrefer.data.record_files import open_records, record_of, write_records
 from dynrefer.models.omni_rgpt import packing
 from dynrefer.models.omni_rgpt.packing import PackedRows, pack_rows
 from tests.omni_rgpt import BASES, CHATS, HW, batch, examples, new, records, scenes, shared

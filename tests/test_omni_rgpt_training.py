@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 import dynrefer
 from dynrefer import cli
 from dynrefer.config import load_config
-from dynrefer.data.chats import record_of
-from dynrefer.data.record_files import write_records
+from dynrefer.data.record_files import record_of, write_records
 from eval.run import main as evaluate
 from tests.launching import TORCHRUN, launched
 from tests.omni_rgpt import BASES, CHATS, SETTINGS, new, records, scenes

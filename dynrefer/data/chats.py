@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dynrefer.data.clips import ClipRegion, region_of
+from dynrefer.data.clips import ClipRegion
 from dynrefer.data.records import CHECK_HINT, Region, text_of, whole_text
 from dynrefer.errors import cut
 from dynrefer.files import write_lines
@@ -47,7 +47,8 @@ class Chat:
     folder. image_hw: (height, width). regions: those that its questions name, each at least once, in the order of their
     numbers; `Region`s of a picture, `ClipRegion`s of a clip. turns: at least one. num_frames, prompt_frame, end_frame,
     frame_rate: of a clip, as `ClipRegion` has them; a picture has the frame 0. category: which kind of conversation it
-    is, where there are several.
+    is, where there are several. choices: answers to the last question, of which the likeliest is taken; () = one is
+    written. Lines of conversations have none, questions of benchmarks do (questions.py).
     """
 
     id: str
@@ -64,6 +65,7 @@ class Chat:
     source: str = ""
     licence: str = ""
     split: str = ""
+    choices: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, d: dict, where: str = "record") -> "Chat":
@@ -168,12 +170,6 @@ class Chat:
 
     def to_mask(self) -> None:
         return None
-
-
-def record_of(d: object, where: str) -> Region | ClipRegion | Chat:
-    """The checked record of a line: a conversation where it has turns, a region of a clip where it names a video, else
-    a region of a picture."""
-    return Chat.from_dict(d, where) if isinstance(d, dict) and "turns" in d else region_of(d, where)
 
 
 def write_chats(path: str | os.PathLike, chats: Iterable[Chat]) -> int:

@@ -15,6 +15,7 @@ from dynrefer.data.example import Example, still
 from dynrefer.data.features import FeatureStore
 from dynrefer.data.image_groups import ImageGroups
 from dynrefer.data.packing import Piece
+from dynrefer.data.questions import Question
 from dynrefer.data.records import RegionRecords
 from dynrefer.images import open_image, read_image_hw
 from dynrefer.models.family import Processor
@@ -77,6 +78,7 @@ class ExampleDataset:
         """The whole example that a piece is of; nothing of it is opened yet."""
         members = self._groups.members(piece.number)
         paths, records = zip(*self.records.fetch(members), strict=True)
+        records = [self._asked(record) if isinstance(record, Question) else record for record in records]
         # chats stand behind regions
         order = sorted(range(len(records)), key=lambda place: isinstance(records[place], Chat))
         records = [records[place] for place in order]
@@ -85,12 +87,21 @@ class ExampleDataset:
         if chats and not self.processor.reads_chats:
             raise ValueError(
                 f"record {chats[0].id}: a conversation, and this family describes regions; leave its file out, or "
-                "train a family that reads conversations, such as omni_rgpt"
+                "take a family that reads conversations, such as omni_rgpt"
             )
         clip = isinstance(records[0], ClipRegion) or chats and chats[0].is_clip
         reader = partial(self._clip if clip else self._picture, paths[0], records)
         numbers = [members[place] for place in order]
         return self.told(Example(str(paths[0]), regions, reader, numbers, chats, self._reduction(records)))
+
+    def _asked(self, question: Question) -> Chat:
+        """The conversation that begins with a question of a benchmark."""
+        if self.train:
+            raise ValueError(
+                f"question {question.id}: of a benchmark, without its answer in words; train on conversations, which "
+                "`data_prep.answered` makes of such files"
+            )
+        return question.chat
 
     def told(self, example: Example) -> Example:
         """The example with what its data set knows: features, vocabulary, negatives."""

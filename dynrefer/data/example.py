@@ -64,8 +64,13 @@ class Example:
         return cls(key, regions, lambda indices, reduce: still(image, indices), prompts=prompts)
 
     def __len__(self) -> int:
-        """Its records."""
+        """How many records it has."""
         return len(self.regions) + len(self.chats)
+
+    @property
+    def records(self) -> list[Any]:
+        """Its regions, and behind them its conversations."""
+        return [*self.regions, *self.chats]
 
     def frames(self, indices: Sequence[int] | None = None) -> np.ndarray:
         """Frames (T, H, W, 3) uint8, read-only; opened when first asked for, once.
@@ -83,7 +88,7 @@ class Example:
     @property
     def clip(self) -> Any | None:
         """Of a clip one of its records, which all say the same of its frames; None of a picture."""
-        record = next(iter((*self.regions, *self.chats)), None)
+        record = next(iter(self.records), None)
         return record if isinstance(record, ClipRegion) or isinstance(record, Chat) and record.is_clip else None
 
     @property

@@ -15,9 +15,10 @@ import numpy as np
 import orjson
 
 from dynrefer.data.arrow import ArrowRecords, is_table
-from dynrefer.data.chats import Chat, chat_line, record_of
-from dynrefer.data.clips import ClipRecords, ClipRegion, open_clips
+from dynrefer.data.chats import Chat, chat_line
+from dynrefer.data.clips import ClipRecords, ClipRegion, open_clips, region_of
 from dynrefer.data.image_groups import ImageGroups, renumbered, repeated
+from dynrefer.data.questions import Question
 from dynrefer.data.records import Region, RegionRecords, no_split
 from dynrefer.files import read_jsonl, write_lines
 
@@ -96,6 +97,15 @@ class JoinedRecords(RegionRecords):
         return JoinedRecords(self.parts, places if isinstance(self._indices, range) else self._indices[places])
 
 
+def record_of(d: object, where: str) -> Region | ClipRegion | Chat | Question:
+    """The checked record of a line: a conversation where it has turns, a question where it has one, a region of a clip
+    where it names a video, else a region of a picture."""
+    keys = d if isinstance(d, dict) else ()
+    if "turns" in keys:
+        return Chat.from_dict(d, where)
+    return Question.from_dict(d, where) if "question" in keys else region_of(d, where)
+
+
 def has_clips(records: RegionRecords) -> bool:
     """Whether some of the records may be of clips."""
     if type(records) is not RegionRecords:
@@ -107,9 +117,9 @@ def open_records(path: str | os.PathLike | Sequence[str | os.PathLike], split: s
     """Records of a file, or of several read as one.
 
     path: .jsonl or .jsonl.gz (checked at once; errors name file and line; a line that names a video is one of a clip,
-    one with turns a conversation, and a file that begins with a clip is read when its records are asked for), a folder
-    of `datasets.save_to_disk`, or a .arrow or .parquet file (memory-mapped; each record checked when read). split: only
-    records of this split.
+    one with turns a conversation, one with a question a `Question`, and a file that begins with a clip is read when its
+    records are asked for), a folder of `datasets.save_to_disk`, or a .arrow or .parquet file (memory-mapped; each
+    record checked when read). split: only records of this split.
     Raises ValueError for what is missing, damaged or of another format, bad records, ids that occur twice, no records.
     """
     if not isinstance(path, (str, os.PathLike)):
@@ -123,7 +133,8 @@ def open_records(path: str | os.PathLike | Sequence[str | os.PathLike], split: s
     elif path.name.endswith(JSON_LINES):
         regions, lines = [], {}
         for line, d in read_jsonl(path, unique_keys=True):
-            if not regions and split is None and isinstance(d, dict) and "video" in d:
+            clip = isinstance(d, dict) and "video" in d and "question" not in d
+            if not regions and split is None and clip:
                 # lines of clips may be long: they are read when they are asked for
                 return open_clips(path, read=record_of)
             region = record_of(d, f"{path}:{line}")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dynrefer.errors import suggestion
 
 from ..task import Task
+from .answers import ANSWERS
 from .attributes import ATTRIBUTES
 from .base import Metric
 from .captions import CAPTIONS, CLEANING, TOKENIZERS
@@ -17,9 +18,12 @@ from .coco import COCO, SCORE_SOURCES
 from .densecap import DENSECAP
 from .detection import DETECTION
 from .judge import JUDGE
+from .judged import JUDGED, RUBRICS
 from .lvis import LVIS
+from .misses import MISSES
 from .similarity import SIMILARITY
 from .tags import TAGS
+from .yes_no import YES_NO
 
 METRICS: dict[str, Metric] = {
     "captions": CAPTIONS,
@@ -32,14 +36,20 @@ METRICS: dict[str, Metric] = {
     "lvis": LVIS,
     "similarity": SIMILARITY,
     "choices": JUDGE,
+    "misses": MISSES,
+    "answers": ANSWERS,
+    "yes_no": YES_NO,
+    "judged": JUDGED,
 }
+OF_QUESTIONS = frozenset(("answers", "yes_no"))  # metrics that read records of questions only
 
 
 def check_task(task: Task) -> Task:
     """The task, once every row that it names is there; ValueError names the first that is not, and the nearest."""
     given = [(name, value) for name in ("clean", "tokenizer", "score_source") for value in [getattr(task, name)]]
     given += [(name, value) for name in ("metrics", "caption_metrics") for value in getattr(task, name)]
-    rows = {"clean": CLEANING, "tokenizer": TOKENIZERS, "score_source": SCORE_SOURCES}
+    given += [("rubric", task.rubric)] if "judged" in task.metrics else []
+    rows = {"clean": CLEANING, "tokenizer": TOKENIZERS, "score_source": SCORE_SOURCES, "rubric": RUBRICS}
     rows |= {"metrics": METRICS, "caption_metrics": CAPTION_METRICS}
     for name, value in given:
         if value not in rows[name]:
@@ -47,6 +57,8 @@ def check_task(task: Task) -> Task:
             raise ValueError(
                 f"task {task.name}: unknown {name} {value!r}.{suggestion(value, rows[name])} Known: {known}."
             )
+    if OF_QUESTIONS & {*task.metrics} and not task.asks:
+        raise ValueError(f"task {task.name}: it scores answers to questions; say how they are asked, `asks: ...`")
     return task
 
 

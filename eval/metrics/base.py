@@ -18,7 +18,8 @@ class Scores:
     left_out: {metric: why it was not computed}; parts: {metric: {name: fraction}}, what a score is the mean of.
     counts: {what is wrong with predictions, for people: how many}. versions: {score name: what computed it}.
     notes: what a reader must know of the scores, a sentence each. groups: (N,) the image of every region; resamplings:
-    how scores are computed on draws of the regions, and no_interval: {score name: why it has none}."""
+    how scores are computed on draws of the regions, and no_interval: {score name: why it has none}. seconds: that the
+    predictions took, None where some were there already."""
 
     corpus: dict[str, float] = field(default_factory=dict)
     regions: dict[str, int] = field(default_factory=dict)
@@ -31,6 +32,7 @@ class Scores:
     groups: list[str] = field(default_factory=list)
     resamplings: list[Resampling] = field(default_factory=list)
     no_interval: dict[str, str] = field(default_factory=dict)
+    seconds: float | None = None
 
 
 @dataclass

@@ -232,10 +232,11 @@ def _summary(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
 # --- in a benchmark ------------------------------------------------------------------------------------------------
 
 
-def add_scores(s: Scoring) -> None:
+def judged_choices(s: Scoring, metric: str) -> tuple[dict[str, list[int | None]], dict[str, list[Question]]] | None:
+    """The judge's answers to the questions of the task's file, and the questions; None, told, without a judge."""
     if s.judge is None:
-        s.scores.left_out["choices"] = "it needs a judge; --judge URL --judge-model NAME names one"
-        return
+        s.scores.left_out[metric] = "it needs a judge; --judge URL --judge-model NAME names one"
+        return None
     path = Path(s.annotations or "")
     if not path.is_file():
         raise ValueError(f"task {s.task.name}: no questions at {str(path)!r}; name the file with --annotations")
@@ -244,10 +245,18 @@ def add_scores(s: Scoring) -> None:
         raise ValueError(f"{path}: no questions about {len(missing)} regions, the first is {missing[0]!r}")
     questions = {region.id: questions[region.id] for region in s.regions}
     captions = {i: result.caption for i, result in s.results.items()}
-    pictures = _shown_regions(s) if s.task.judge_sees == "region" else None
+    pictures = shown_regions(s) if s.task.judge_sees == "region" else None
     answers = judge_captions(captions, questions, s.judge, pictures)
     places = [place for chosen in answers.values() for place in chosen]
-    s.scores.parts["choices"] = {"answers that name no choice": sum(p is None for p in places) / max(1, len(places))}
+    s.scores.parts[metric] = {"answers that name no choice": sum(p is None for p in places) / max(1, len(places))}
+    return answers, questions
+
+
+def add_scores(s: Scoring) -> None:
+    found = judged_choices(s, "choices")
+    if found is None:
+        return
+    answers, questions = found
     corpus, items = choice_scores(answers, questions)
     s.scores.corpus |= corpus
     s.scores.regions["choices"] = len(questions)
@@ -264,7 +273,7 @@ def add_scores(s: Scoring) -> None:
     s.scores.resamplings.append(replace(resampling, values=values_of))
 
 
-def _shown_regions(s: Scoring) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
+def shown_regions(s: Scoring) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
     """Region id -> what a judge sees of it."""
     root = getattr(s.regions, "root", None)
     if root is None:

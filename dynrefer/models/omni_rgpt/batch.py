@@ -85,6 +85,7 @@ class OmniRgptBatch:
     rows           the texts
     answer_rows    (I,) the row that answers an id, -1: none, in training
     places         (I, 2) what an id's text shows, and the position of its region there, -1: none
+    choices        I lists: of an id with choices, the answers of as many rows, from its answer row on; [] of others
     """
 
     ids: list[str]
@@ -97,6 +98,7 @@ class OmniRgptBatch:
     rows: TextRows
     answer_rows: Tensor
     places: Tensor
+    choices: list[list[str]]
 
     def __len__(self) -> int:
         return len(self.ids)

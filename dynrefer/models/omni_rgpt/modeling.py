@@ -283,11 +283,13 @@ class OmniRgptModel(RegionModel):
         was_training = self.training
         self.eval()
         seen = self.see(batch)
-        wanted = sorted(set(batch.answer_rows.tolist()) - {-1})
+        choices = dict(zip(batch.answer_rows.tolist(), batch.choices, strict=True))
+        wanted = sorted(row for row, among in choices.items() if row >= 0 and not among)
         answers: dict[int, tuple[str, float]] = {}
         for start in range(0, len(wanted), ROWS_AT_ONCE):
             some = wanted[start : start + ROWS_AT_ONCE]
             answers |= dict(zip(some, self.answer(batch, seen, batch.rows.part(some), settings), strict=True))
+        chosen = {row: self.choose(batch, seen, row, among) for row, among in choices.items() if among}
         heat = self.heat_maps(batch, seen) if options.heat else None
         self.train(was_training)
         results, asked = [], set()
@@ -295,6 +297,10 @@ class OmniRgptModel(RegionModel):
         for name, box, row, (number, place) in zip(*columns, strict=True):
             caption, score = answers.get(row, ("", 0.0))
             result = RegionResult(name, box, caption=caption, score=score)
+            if row in chosen:
+                result.extra["choices"] = chosen[row]
+                best = max(chosen[row], key=lambda each: each["score"])
+                result.caption, result.score = best["name"], best["score"]
             if row not in asked:  # a question that is asked once is read once
                 asked.add(row)
                 result.prompt_tokens = int(batch.rows.starts[row])
@@ -323,6 +329,19 @@ class OmniRgptModel(RegionModel):
         scores = log_probability(self.base, output, ends, beams, penalty).double().exp().tolist()
         texts = self.processor.texts.decode(output.sequences[:, rows.ids.shape[1] :])
         return list(zip(texts, scores, strict=True))
+
+    def choose(self, batch: OmniRgptBatch, seen: SeenFrames, row: int, choices: Sequence[str]) -> list[dict]:
+        """Choices with the probability of each among them: that the model would say just this, and end."""
+        found = []
+        for start in range(row, row + len(choices), ROWS_AT_ONCE):
+            rows = batch.rows.part(range(start, min(start + ROWS_AT_ONCE, row + len(choices))))
+            first = int(rows.starts.min()) - 1
+            logits, _ = self.read(batch, seen, rows, keep=rows.ids.shape[1] - first)
+            labels = rows.labels[:, first + 1 :]
+            losses = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), labels, reduction="none")
+            found.append(-losses.double().sum(1))  # ignored labels cost nothing
+        shares = torch.cat(found).softmax(0).tolist()
+        return [{"name": name, "score": share} for name, share in zip(choices, shares, strict=True)]
 
     def heat_maps(self, batch: OmniRgptBatch, seen: SeenFrames) -> list[Tensor]:
         """Of each of the batch's ShownRegions where the guide head sees its regions, probabilities (R, T, h, w)."""

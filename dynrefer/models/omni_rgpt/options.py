@@ -15,6 +15,7 @@ class Options(TextOptions):
     # one with <region> asks it of each; one with <region0>, <region1> or [0] asks once
     question: str | None = field(default=None, metadata=FIRST)
     history: list | None = None  # what was asked and answered before: [question, answer] pairs
+    choices: list[str] | None = None  # answers to choose from: the likeliest is given, instead of one that is written
     tracklet: bool = False  # show regions in all frames of a clip that say where they are, not only in the first
     heat: bool = False  # report where the guide head sees each region, a map a frame
 
@@ -33,3 +34,10 @@ class Options(TextOptions):
                 raise ValueError(f"history: {shown(pair)} among it; expected pairs of texts, [question, answer]")
             for text in pair:
                 check_text(text, "history")
+        if self.choices is not None:
+            if self.question is None:
+                raise ValueError("choices: answers to nothing; give a question too")
+            if not self.choices or not all(isinstance(c, str) and c.strip() for c in self.choices):
+                raise ValueError(f"choices: {shown(self.choices)}; expected answers, none of them empty")
+            for choice in self.choices:
+                check_text(choice, "choices")

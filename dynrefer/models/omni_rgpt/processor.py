@@ -61,7 +61,7 @@ class OmniRgptProcessor(SavedProcessor):
         numbers = self.frame_numbers(example, seen.regions, train)
         frames, size = self.frames(example, numbers)
         masks = RegionMasks(seen.regions, size, self.config.box_prompts, seen.generators if train else None)
-        groups, answers, places = [], {}, {}
+        groups, answers, places, choices = [], {}, {}, {}
         for group in sequences(texts, self.config.num_marks, self.config.marks == "own"):
             shown = list(dict.fromkeys(number for text in group for number in text.regions))
             regions, local = [seen.regions[number] for number in shown], {n: k for k, n in enumerate(shown)}
@@ -74,14 +74,16 @@ class OmniRgptProcessor(SavedProcessor):
                     own = seen.positions[position][0] if position < len(example.regions) else None
                     places[position] = len(groups), -1 if own is None else local[own]
                     answers[position] = -1 if text.turns is None else (len(groups), len(rows))
-                if text.turns is not None:
-                    turns = renumbered(text.turns, local)
-                    rows.append(self.text(turns, frames.tokens, None if train else options, text.what, regions))
+                    choices[position] = list(text.choices)
+                writes = None if train or text.choices else options
+                for turns in text.answered:
+                    turns = renumbered(turns, local)
+                    rows.append(self.text(turns, frames.tokens, writes, text.what, regions))
             if not rows:  # the guide head learns of the frames all the same
                 pieces = split_mentions(self.config.questions[0], [regions[0].id], own=0)
                 rows.append(self.text([ChatTurn(pieces)], frames.tokens, None, group[0].what, regions))
             groups.append({**where, "marks": self.marks(len(shown), group[0]), "texts": rows})
-        records = [*example.regions, *example.chats]
+        records = example.records
         ids, boxes = [record.id for record in records], [record.box for record in records]
         if not records:
             ids, boxes = [example.key], [(0, 0, *example.image.shape[1::-1])]
@@ -95,6 +97,7 @@ class OmniRgptProcessor(SavedProcessor):
                 "boxes": boxes,
                 "answers": [answers[position] for position in order],
                 "places": [places[position] for position in order],
+                "choices": [choices[position] for position in order],
             }
         ]
 
@@ -233,6 +236,7 @@ class OmniRgptProcessor(SavedProcessor):
             rows=self.rows(texts),
             answer_rows=torch.tensor(answers, dtype=torch.long),
             places=torch.tensor(places, dtype=torch.long).reshape(-1, 2),
+            choices=[each for sample in samples for each in sample["choices"]],
         )
 
     def rows(self, texts: Sequence[tuple[ChatText, int]]) -> TextRows:

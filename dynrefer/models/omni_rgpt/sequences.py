@@ -23,13 +23,22 @@ Generators = Sequence[np.random.Generator]
 class Said:
     """A text about an example. turns: None where nothing is learnt and nothing asked; their mentions count
     `Seen.regions`. regions: those that it names or is about; answers: positions of the records that it answers; what:
-    its name in errors; generator: of its record."""
+    its name in errors; generator: of its record; choices: answers to the last question, of which one is chosen."""
 
     what: str
     turns: list[ChatTurn] | None
     regions: list[int]
     answers: list[int]
     generator: np.random.Generator | None = None
+    choices: Sequence[str] = ()
+
+    @property
+    def answered(self) -> list[list[ChatTurn]]:
+        """The turns; with choices as often as there are such, each with another one as its answer."""
+        if self.turns is None:
+            return []
+        *before, last = self.turns
+        return [[*before, ChatTurn(last.question, choice)] for choice in self.choices] or [self.turns]
 
 
 @dataclass
@@ -89,7 +98,8 @@ def said_of(
             asking = [question for question, _ in options.history or ()] + [options.question]
             check_all_named([split_mentions(text, names, own=None) for text in asking], names)
             what = f"question of {names[0] if names else example.key}"
-            texts.append(Said(what, asked(None), list(dict.fromkeys(numbers)), list(own) or [0], first(generators)))
+            answers, regions = list(own) or [0], list(dict.fromkeys(numbers))
+            texts.append(Said(what, asked(None), regions, answers, first(generators), options.choices or ()))
     else:
         for position in own:
             region, generator = example.regions[position], generators[position]
@@ -102,7 +112,9 @@ def said_of(
                 question = kinds[generator.integers(len(kinds)) if train else 0]
                 turns = [ChatTurn(named(question, position), caption)]
             regions = [numbers[position], *mentioned(turns or ())]
-            texts.append(Said(f"region {region.id}", turns, list(dict.fromkeys(regions)), [position], generator))
+            choices = options.choices or () if options.question is not None else ()
+            regions = list(dict.fromkeys(regions))
+            texts.append(Said(f"region {region.id}", turns, regions, [position], generator, choices))
     for position, chat in enumerate(example.chats, len(example.regions)):
         places = seen.positions[position]
         ids = [region.id for region in chat.regions]
@@ -112,7 +124,8 @@ def said_of(
             pieces = [places[piece] if isinstance(piece, int) else piece for piece in pieces]
             turns.append(ChatTurn(pieces, turn.answer))
         regions = list(dict.fromkeys(places))
-        texts.append(Said(f"conversation {chat.id}", turns, regions, [position], generators[position]))
+        what, generator = f"conversation {chat.id}", generators[position]
+        texts.append(Said(what, turns, regions, [position], generator, chat.choices))
     return texts
 
 
