@@ -3,6 +3,12 @@
 python -m data_prep.causal_vidqa     Causal-VidQA: six questions a clip
 python -m data_prep.vcr              VCR: answers and their reasons
 python -m data_prep.pope             POPE: is it there?
+python -m data_prep.selection        RefCOCOg: which of the boxes is meant?
+python -m data_prep.videorefer       VideoRefer-Bench and NL-Refer
+python -m data_prep.gar_bench        GAR-Bench
+python -m data_prep.vip_bench        ViP-Bench
+python -m data_prep.vp_bench         VP-Bench, stage 2
+python -m data_prep.inst_it          Inst-It Bench
 """
 
 import argparse

@@ -46,3 +46,21 @@ def scores_of(folder: Path) -> dict:
 
 def evaluated(*arguments) -> int:
     return eval_run.main([str(argument) for argument in arguments])
+
+
+def run(module, folder, **options) -> int:
+    """Runs a converter; True is a flag. It writes FOLDER/out/test.jsonl."""
+    words = []
+    for name, value in options.items():
+        values = [] if value is True else value if isinstance(value, list) else [value]
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return module.main([*words, "--out", str(folder / "out" / "test.jsonl")])
+
+
+def check_end_to_end(model, folder, task, asks=True) -> dict:
+    """The scores of a model on what `run` has written, of all of its records."""
+    places = ("--model", model, "--task", task, "--data", folder / "out" / "test.jsonl", "--out", folder / "scored")
+    assert evaluated(*places, "--num-workers", 0, "--batch-size", 4, "max_new_tokens=4") == 0
+    content = scores_of(folder / "scored")
+    assert content["scores"] and bool(content["asks"]) == asks and content["regions_without_prediction"] == 0
+    return content

@@ -7,7 +7,18 @@ import pytest
 from data_prep import causal_vidqa, pope, vcr
 from dynrefer.data import open_records
 from tests import omni_rgpt
-from tests.question_files import HW, clip, evaluated, picture, predictions, scores_of, write_json, write_lines
+from tests.question_files import (
+    HW,
+    check_end_to_end,
+    clip,
+    evaluated,
+    picture,
+    predictions,
+    run,
+    scores_of,
+    write_json,
+    write_lines,
+)
 
 
 @pytest.fixture(scope="module")
@@ -16,28 +27,6 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("omni") / "model"
     omni_rgpt.new().save_pretrained(folder)
     return folder
-
-
-def run(module, folder, **options) -> int:
-    words = []
-    for name, value in options.items():
-        values = value if isinstance(value, list) else [value]
-        words += [f"--{name.replace('_', '-')}", *map(str, [] if value is True else values)]
-    return module.main(words + ["--out", str(folder / "out" / "test.jsonl")])
-
-
-def check_end_to_end(model, folder, task, *options):
-    """The tiny model answers all of the benchmark's records."""
-    assert (
-        evaluated(
-            *("--model", model, "--task", task, "--data", folder / "out" / "test.jsonl", "--out", folder / "scored"),
-            *("--num-workers", 0, "--batch-size", 4, "max_new_tokens=4", *options),
-        )
-        == 0
-    )
-    content = scores_of(folder / "scored")
-    assert content["scores"] and content["asks"] and content["regions_without_prediction"] == 0
-    return content
 
 
 # --- Causal-VidQA ----------------------------------------------------------------------------------------------------
