@@ -17,6 +17,7 @@ from tests.test_readme import read_commands
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 COMMANDS = read_commands(PAGE)
+JUDGED = {f"data_prep.{name}" for name in ("dlc_bench", "paradlc", "motionatlas")}  # they write questions of a judge
 
 
 def rows() -> dict[str, tuple[str, str]]:
@@ -61,7 +62,7 @@ def test_every_task_has_its_row_and_a_command_that_writes_its_records():
 
 
 def test_a_tasks_annotations_are_written_or_are_what_a_converter_reads():
-    written_beside = {str(Path(option(c, "--out")).parent / QUESTIONS) for c in COMMANDS if "dlc_bench" in c.module}
+    written_beside = {str(Path(option(c, "--out")).parent / QUESTIONS) for c in COMMANDS if c.module in JUDGED}
     copied = [c for c in COMMANDS if c.module == "data_prep.coco_folders"]
     written_beside |= {path.removesuffix("l") for command in copied for path in written(command)}
     read = {option(command, "--annotations") for command in COMMANDS}

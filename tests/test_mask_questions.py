@@ -201,7 +201,7 @@ def test_paradlc(tmp_path, capsys):
     assert get_task("paradlc").judge_sees == "region" and get_task("paradlc").metrics == ("choices",)
     assert "1  masks that no question is about left out" in capsys.readouterr().out
     assert run(paradlc, tmp_path, **files) == 2
-    assert "1 images, published 100; 2 regions, published 299; 3 questions, published 2345" in capsys.readouterr().err
+    assert "1 images, published 100; 2 regions, published 299; 3 questions, published 2,345" in capsys.readouterr().err
     write_json(tmp_path / "qa.json", {"15_7": [colour]})
     assert run(paradlc, tmp_path, **files, subset=True) == 2
     assert "'15_7' is no mask of" in capsys.readouterr().err

@@ -166,7 +166,7 @@ def test_motionatlas_right_wrong_and_missing(tmp_path, judge, capsys):
     scores = scores_of(tmp_path / "t")["scores"]
     assert scores == {"missing accuracy": 0.5, "missing recall": 0.5, "missing precision": 1}
     assert run(motionatlas, tmp_path, **files) == 2
-    assert "2 questions, published 2073; 1 videos, published 107" in capsys.readouterr().err
+    assert "2 questions, published 2,073; 1 videos, published 107" in capsys.readouterr().err
     write_lines(tmp_path / "mcqs.jsonl", [MCQ | {"sample_id": 2}])
     assert run(motionatlas, tmp_path, **files, subset=True) == 2
     assert "no masks of sample 2" in capsys.readouterr().err
