@@ -91,18 +91,19 @@ def tell(out: Path, counts: Mapping[str, int]) -> None:
     print(f"-> {out}{most}")
 
 
-def nothing(out: Path, counts: Mapping[str, int]) -> ValueError:
-    """The error of an empty outcome, which names what was left out most and the first fault; the counts are printed."""
+def nothing(out: Path, counts: Mapping[str, int], what: str = "regions") -> ValueError:
+    """The error of an outcome without any of `what`, which names what was left out most and the first fault; the counts
+    are printed."""
     _print({name: count for name, count in counts.items() if count})
     name, count = _most(counts)
     if not count:
         held = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
         return ValueError(
-            f"{out}: no regions came out, and none was left out: the input holds none"
+            f"{out}: no {what} came out, and none was left out: the input holds none"
             f"{f' ({held})' if held else ''}; is it the right file?"
         )
     step = NEXT_STEPS.get(name) or getattr(counts, "first", "") or "convert other data, or look at its form"
-    return ValueError(f"{out}: no regions came out; {count:,} {name}: {step}")
+    return ValueError(f"{out}: no {what} came out; {count:,} {name}: {step}")
 
 
 def _print(counts: Mapping[str, int]) -> None:

@@ -64,6 +64,19 @@ class Segmenter:
         boxes (N, 4): beside them one box a region. A single point without a box may mean a part or the whole: of SAM's
         three masks the one that it trusts most is taken. ValueError names a region where SAM finds no pixel.
         """
+        found = self._masks(image, points, boxes)
+        for number, mask in enumerate(found):
+            if mask is None:
+                raise ValueError(f"points {number}: SAM finds nothing there; give more points, or a box as well")
+        return found
+
+    def box_masks(self, image: np.ndarray, boxes: np.ndarray) -> list[dict[str, Any] | None]:
+        """One mask a box (N, 4), as COCO run lengths, None where SAM finds no pixel. image (H, W, 3) uint8."""
+        return self._masks(image, [np.zeros((0, 3))] * len(boxes), boxes)
+
+    def _masks(
+        self, image: np.ndarray, points: Sequence[np.ndarray], boxes: np.ndarray | None
+    ) -> list[dict[str, Any] | None]:
         import torch
         from PIL import Image
 
@@ -73,7 +86,7 @@ class Segmenter:
         height, width = inner[0] if inner else pixels.shape[-2:]
         scale = torch.tensor([width / image.shape[1], height / image.shape[0]])  # picture -> SAM's input
         chunk = max(1, min(self.points_at_once, MASK_PIXELS // (3 * image.shape[0] * image.shape[1])))
-        found: list[dict[str, Any]] = [{}] * len(points)
+        found: list[dict[str, Any] | None] = [None] * len(points)
         with torch.inference_mode():
             maps = self.model.get_image_embeddings(pixels)
             names = (
@@ -82,7 +95,9 @@ class Segmenter:
             maps = dict(zip(names, maps if isinstance(maps, tuple) else (maps,), strict=True))
             for numbers in _alike(points, chunk):
                 rows = torch.from_numpy(np.stack([points[number] for number in numbers])).float()  # (N, K, 3)
-                prompt = {"input_points": rows[None, ..., :2] * scale, "input_labels": rows[None, ..., 2].long()}
+                prompt = {}
+                if rows.shape[1]:
+                    prompt = {"input_points": rows[None, ..., :2] * scale, "input_labels": rows[None, ..., 2].long()}
                 if boxes is not None:
                     prompt["input_boxes"] = torch.tensor(boxes[numbers])[None].float() * scale.repeat(2)
                 prompt = {name: value.to(self.model.device) for name, value in prompt.items()}
@@ -93,11 +108,8 @@ class Segmenter:
                 sizes = {"reshaped_input_sizes": inner} if inner else {}
                 whole = self.processor.post_process_masks(logits.cpu(), [image.shape[:2]], **sizes)[0]
                 for number, mask in zip(numbers, whole[:, 0].bool().numpy(), strict=True):
-                    if not mask.any():
-                        raise ValueError(
-                            f"points {number}: SAM finds nothing there; give more points, or a box as well"
-                        )
-                    found[number] = mask_to_rle(mask)
+                    if mask.any():
+                        found[number] = mask_to_rle(mask)
         return found
 
     def propose(self, image: np.ndarray, masks: bool = True) -> dict[str, Any]:

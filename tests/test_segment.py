@@ -123,3 +123,20 @@ def test_other_sams_are_asked_alike(tmp_path, image, kind, whole):
         given = {"input_points": torch.tensor([[[[30.0, 20.0]]]]) * scale, "input_labels": torch.ones(1, 1, 1).long()}
         expected, found = sam(pixels, **given), forward(**asked[0])
     torch.testing.assert_close(found.pred_masks, expected.pred_masks, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["sam", "sam_hq", "sam2"])
+def test_a_box_alone_has_a_mask(kind, folder, image, tmp_path):
+    if kind != "sam":
+        {"sam_hq": SamHQModel, "sam2": Sam2Model}[kind](tiny_sam(kind)).save_pretrained(tmp_path)
+    segmenter = Segmenter(str(tmp_path) if kind != "sam" else folder, device="cpu")
+    found = segmenter.box_masks(image, np.array([[20, 10, 60, 40], [30, 45, 50, 60]]))
+    assert len(found) == 2 and all(mask is None or mask["size"] == [90, 120] for mask in found)
+    if kind == "sam":
+        sam = SamModel.from_pretrained(folder, dtype=torch.float32).eval()
+        inputs = segmenter.processor(images=image, input_boxes=[[[20, 10, 60, 40]]], return_tensors="pt")
+        with torch.no_grad():
+            output = sam(inputs["pixel_values"], input_boxes=inputs["input_boxes"].float(), multimask_output=False)
+        sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
+        (expected,) = segmenter.processor.post_process_masks(output.pred_masks, *sizes)
+        assert (to_mask(found[0], (90, 120)) == expected[0, 0].numpy()).mean() > 0.999
