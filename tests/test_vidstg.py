@@ -7,6 +7,7 @@ from data_prep import vidstg
 from data_prep.check_clips import check_clips
 from data_prep.vidstg import main
 from dynrefer.data.clips import clip_frames, open_clips, read_clip
+from dynrefer.data.record_files import open_records
 
 av = pytest.importorskip("av")
 HW, COUNT = (48, 64), 12
@@ -72,7 +73,7 @@ ROWS = [
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setitem(vidstg.PUBLISHED, "val", {"declarative sentences": 4})
+    monkeypatch.setitem(vidstg.PUBLISHED, "val", {"declarative sentences": 4, "questions": 2})
     write_video(tmp_path / "video" / "1000" / "77.mp4")
     (tmp_path / "vidor" / "1000").mkdir(parents=True)
     (tmp_path / "vidor" / "1000" / "77.json").write_text(json.dumps(VIDOR))
@@ -111,13 +112,14 @@ def test_other_counts_than_published_are_refused(folder, capsys):
 
 def test_the_published_numbers_add_up():
     assert sum(counts["declarative sentences"] for counts in vidstg.PUBLISHED.values()) == 44808  # the paper's total
+    assert sum(counts["questions"] for counts in vidstg.PUBLISHED.values()) == 55135
 
 
 @pytest.mark.parametrize(
     ("file", "content", "rule"),
     [
         ("val.json", json.dumps(ROWS)[:-40], "not JSON from its first to its last byte"),
-        ("val.json", json.dumps([{"vid": "77"}]), "entry 0: expected vid, temporal_gt and captions"),
+        ("val.json", json.dumps([{"vid": "77"}]), "entry 0: expected vid, temporal_gt, captions"),
         ("val.json", json.dumps([row([], vid="78")]), "there is no 78.json in"),
         ("val.json", json.dumps([row([("x", 5)])]), "entry 0: target_id 5"),
         ("val.json", json.dumps([row([("x", 0)], 5, 5)]), "entry 0: temporal_gt from 5 to 5"),
@@ -155,3 +157,27 @@ def test_boxes_beyond_the_frame_are_clipped_and_empty_ones_left_out(folder, caps
     printed = capsys.readouterr()
     assert "7  boxes clipped" in printed.out and "frame 3: " in printed.err
     assert run(folder, "--subset", "--strict") == 2
+
+
+def test_questions_and_sentences_pick_one_of_the_things_in_the_frame(folder, capsys):
+    assert run(folder, "--selection") == 0
+    chats = {chat.id: chat for chat in open_records(folder / "out" / "val.jsonl")}
+    assert list(chats) == ["vidstg-val-0-77-q0"] + ["vidstg-val-0-77-c2"]
+    asked = chats["vidstg-val-0-77-q0"]
+    assert asked.turns[0].question == (
+        "The regions: [0] <region0>, [1] <region1>. Who?\nAnswer with its number in brackets."
+    )
+    assert asked.is_clip
+    assert (asked.prompt_frame, asked.end_frame, asked.num_frames, asked.split) == (4, 10, COUNT, "val")
+    place = int(asked.turns[0].answer.strip("[]"))
+    assert [asked.regions[place].category, asked.regions[1 - place].category] == ["adult", "dog"]
+    assert asked.regions[place].frames[9] is None and asked.regions[1 - place].frames[9].box == (9, 5, 19, 30)
+    assert 'is "an adult is seen by a dog"?' in chats["vidstg-val-0-77-c2"].turns[0].question
+    printed = capsys.readouterr()
+    assert "2  conversations left out: alone in its frame" in printed.out  # the dog's: it is there first
+    assert "2  conversations left out: no box in the clip" in printed.out
+    first = (folder / "out" / "val.jsonl").read_bytes()
+    assert run(folder, "--selection") == 0 and (folder / "out" / "val.jsonl").read_bytes() == first
+    (folder / "val.json").write_text(json.dumps(ROWS[1:]))
+    assert run(folder, "--selection", "--subset") == 2
+    assert "no conversations came out; 2 conversations left out: no box in the clip" in capsys.readouterr().err
