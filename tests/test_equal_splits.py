@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from dynrefer.config import load_config
 from dynrefer.data.record_files import open_records, write_records
 from dynrefer.models import build
-from tests import regionspot
+from tests import omni_rgpt, regionspot
 from tests import tiny_dynrefer as small
 from tests.launching import ROOT, TORCHRUN, launched
 from train.run import RunConfig, main
@@ -62,6 +62,13 @@ def settings(folder, config):
         small = "model={mirror: 0.5, decoder_heads: 8, decoder_mlp_width: 32, clip_positions: none}"
         start = [f"init={regionspot.small()}", small]
         start += [f"model.categories={json.dumps(names)}"]
+    elif config.startswith("omni_rgpt"):
+        start = ["loop.accumulation=1", "model.base.name=" + base_of(folder)]
+        if config != "omni_rgpt_stage1":
+            start = ["loop.accumulation=1", f"init={folder}/runs/omni_rgpt_stage1"]
+            start += ["model.base.lora.lora_dropout=0"] * (config == "omni_rgpt_stage2_lora")
+            if not (folder / "runs/omni_rgpt_stage1").exists():
+                train(folder, "omni_rgpt_stage1")
     elif config in NEW:
         start = ["init=null", NO_DROPOUT, *WORDS]
     elif config == "flickr30k_small":
@@ -70,6 +77,13 @@ def settings(folder, config):
             train(folder, "flickr30k_pretrain")
     data = [f"data.{part}={folder}/train.jsonl" for part in ("train", "val")]
     return [*start, *data, f"output={folder}/runs", *ONCE]
+
+
+def base_of(folder):
+    """A small image and language model in Transformers' own form."""
+    if not (folder / "base").exists():
+        omni_rgpt.new().save_base(folder / "base")
+    return str(folder / "base")
 
 
 def rows_of(run):
