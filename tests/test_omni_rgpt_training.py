@@ -13,8 +13,8 @@ from dynrefer import cli
 from dynrefer.config import load_config
 from dynrefer.data.record_files import record_of, write_records
 from eval.run import main as evaluate
-from tests.launching import TORCHRUN, launched
-from tests.omni_rgpt import BASES, CHATS, SETTINGS, new, records, scenes
+from tests.launching import ROOT, TORCHRUN, launched
+from tests.omni_rgpt import BASES, CHATS, HW, SETTINGS, new, records, scenes
 from train.run import RunConfig, main
 
 BASE = {"config": {"model_type": "llava", **BASES["llava"]}}
@@ -68,6 +68,65 @@ def test_two_stages(train, tmp_path):
     assert config["base_mode"] == "full" and [run["run"] for run in config["training"]] == ["marks", "all"]
     with pytest.raises(ValueError, match="model.num_marks is 7, but the model of `init` has 12"):
         train("other", "loop.steps=1", f"init={tmp_path / 'all'}", "model={num_marks: 7}")
+
+
+def kinds(folder: Path) -> str:
+    """The kinds of data that the stages mix, as `data.train` names them: captions of regions of pictures and of clips,
+    conversations about whole pictures, about regions of them and of clips, the choice of a region."""
+    rows = [record.to_dict() for record in records()]
+    places = {"image": "scene0.png", "image_hw": HW}, {"video": "clip", "num_frames": 8, "frame_hw": HW}
+    tracks = [{"frames": {str(t): {"box": row["frames"][t]["box"]} for t in ("0", "4")}} for row in rows[-2:]]
+    boxes = [{"box": row["box"]} for row in rows[:2]]
+    which = "The regions: [0] <region0>, [1] <region1>. Which of them is it?"
+    files = {
+        "regions": rows[:5],
+        "clips": rows[5:],
+        "whole": [{"id": "w", **places[0], "turns": [{"question": "What is there?", "answer": "two squares"}]}],
+        "picked": [{"id": "p", **places[0], "regions": boxes, "turns": [{"question": which, "answer": "[1]"}]}],
+        "asked": [
+            {
+                "id": "a",
+                **places[1],
+                "prompt_frame": 0,
+                "regions": tracks,
+                "turns": [{"question": which, "answer": "[0]"}],
+            }
+        ],
+    }
+    sources = []
+    for name, lines in files.items():
+        path = scenes().parent / f"kind-{name}.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        sources.append({"path": str(path), "weight": 1})
+    return f"data.train={json.dumps(sources)}"
+
+
+def test_the_published_stages_learn_of_every_kind_of_data(tmp_path):
+    """As their settings stand, on a small base and small records."""
+    new().save_base(tmp_path / "base")
+    common = [f"output={tmp_path}", kinds(tmp_path), "loop.epochs=null", "loop.steps=10", "loop.precision=fp32"]
+    common += ["loop.accumulation=1", "loop.save_every=0", "data.batch_size=4", "data.num_workers=0"]
+    common += ["optim.lr=0.01", "optim.warmup_steps=0", "loop.num_threads=1", "log.tensorboard=false", "loop.cpu=true"]
+    first = f"model.base.name={tmp_path / 'base'}"
+    configs, folders = ROOT / "configs", {}
+    for name, own in (
+        ("omni_rgpt_stage1", [first]),
+        ("omni_rgpt_stage2", [f"init={tmp_path / 'omni_rgpt_stage1'}"]),
+        ("omni_rgpt_stage2_lora", [f"init={tmp_path / 'omni_rgpt_stage1'}"]),
+    ):
+        folders[name] = main(load_config(RunConfig, configs / f"{name}.yaml", [*common, *own])).folder
+        rows = [json.loads(line) for line in (folders[name] / "log.jsonl").read_text().splitlines()]
+        rows = [row for row in rows if "loss" in row]
+        assert len(rows) == 10 and np.isfinite([row["loss"] for row in rows]).all()
+        captions = [row["loss/captions"] for row in rows]
+        assert np.mean(captions[5:]) < np.mean(captions[:5])  # each half goes once through the five kinds
+        assert any("loss/guide" in row for row in rows) == (name != "omni_rgpt_stage1")
+    models = {name: dynrefer.load(folder, device="cpu") for name, folder in folders.items()}
+    assert [model.config.base_mode for model in models.values()] == ["frozen", "full", "lora"]
+    states = {name: model.state_dict() for name, model in models.items()}
+    for name, value in states["omni_rgpt_stage1"].items():
+        if ".vision_tower." in name:
+            assert all(torch.equal(value, state[name]) for state in states.values()), name
 
 
 def test_a_stop_and_more_steps_are_the_same_run(train, tmp_path):

@@ -134,9 +134,10 @@ def test_a_box_alone_has_a_mask(kind, folder, image, tmp_path):
     assert len(found) == 2 and all(mask is None or mask["size"] == [90, 120] for mask in found)
     if kind == "sam":
         sam = SamModel.from_pretrained(folder, dtype=torch.float32).eval()
-        inputs = segmenter.processor(images=image, input_boxes=[[[20, 10, 60, 40]]], return_tensors="pt")
+        inputs = segmenter.processor(images=image, return_tensors="pt")
+        box = torch.tensor([[[20.0, 10, 60, 40]]]) * 128 / 120
         with torch.no_grad():
-            output = sam(inputs["pixel_values"], input_boxes=inputs["input_boxes"].float(), multimask_output=False)
+            output = sam(inputs["pixel_values"], input_boxes=box, multimask_output=False)
         sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
         (expected,) = segmenter.processor.post_process_masks(output.pred_masks, *sizes)
         assert (to_mask(found[0], (90, 120)) == expected[0, 0].numpy()).mean() > 0.999
