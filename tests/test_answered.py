@@ -69,7 +69,7 @@ def test_a_choice_itself_answers(folder, form, capsys):
     assert there.turns[0].question == "Is there a dog?" + "\nAnswer with its number in brackets." * (form == "numbers")
     assert there.turns[0].answer == "no"
     printed = capsys.readouterr()
-    assert "1  questions left out: not as the format has it" in printed.out  # a model cannot answer with <region1>
+    assert "1  conversations left out: not as the format has it" in printed.out  # a model cannot answer with <region1>
     assert "7-answer" in printed.err and "names <region1>" in printed.err
 
 
