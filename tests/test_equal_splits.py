@@ -189,3 +189,12 @@ def test_two_processes_with_three_passes_each_change_no_loss(folder, more):
         more = [f"loop.deepspeed=configs/accelerate/ds_zero{more[0]}.json", "loop.accumulation=2"]
     rows, _ = launch(folder, "quickstart", f"all-{len(more)}-{more[0][-6]}", "loop.processes=2", *more)
     assert_equal(train(folder, "quickstart"), rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_omni_rgpt_in_zero_has_the_losses_of_one_process(folder, stage):
+    pytest.importorskip("deepspeed")
+    more = [f"loop.deepspeed=configs/accelerate/ds_zero{stage}.json", "loop.processes=2"]
+    rows, _ = launch(folder, "omni_rgpt_stage2", f"omni-zero{stage}", *more)
+    assert_equal(train(folder, "omni_rgpt_stage2"), rows)

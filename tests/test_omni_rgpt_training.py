@@ -17,6 +17,7 @@ from tests.launching import ROOT, TORCHRUN, launched
 from tests.omni_rgpt import BASES, CHATS, HW, SETTINGS, new, records, scenes
 from train.run import RunConfig, main
 
+ZERO = {stage: f"loop.deepspeed={ROOT}/configs/accelerate/ds_zero{stage}.json" for stage in (2, 3)}
 BASE = {"config": {"model_type": "llava", **BASES["llava"]}}
 COMMON = [
     "losses={captions: 1.0, guide: 0.05}",
@@ -160,8 +161,13 @@ def test_conversations_are_trained_among_pictures_and_clips_with_and_without_reg
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["loop.accumulation=2"]], ids=["ddp", "accumulation"])
+@pytest.mark.parametrize(
+    "more", [[], ["loop.accumulation=2"], [ZERO[2]], [ZERO[3]]], ids=["ddp", "accumulation", "zero2", "zero3"]
+)
 def test_two_processes_have_the_losses_of_one(train, tmp_path, more):
+    """Also where one of them has pictures and the other a clip."""
+    if more and more[0] in ZERO.values():
+        pytest.importorskip("deepspeed")
     (tmp_path / "run.yaml").write_text(f"name: two\noutput: {tmp_path}\nloop: {{steps: 4, processes: 2}}\n")
     settings = ["--config", str(tmp_path / "run.yaml"), f"data.train={scenes()}", section(), *COMMON, *more]
     done = launched(*TORCHRUN, "-m", "train.run", *settings)

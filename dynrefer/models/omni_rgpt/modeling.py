@@ -117,9 +117,13 @@ class OmniRgptModel(RegionModel):
         arguments = feature_arguments(self.config.base_config, pixels)
         output = self.base.base_model.get_image_features(**arguments, return_dict=True)
         features, marks, starts = [], [], [0]
-        for each, numbers in zip(batch.shown, batch.frames, strict=True):
+        # asked once, also for no region: under ZeRO-3 every process asks a module equally often
+        projected = self.marks(torch.cat([each.marks for each in batch.shown])).split(
+            [len(each.marks) for each in batch.shown]
+        )
+        for each, numbers, own in zip(batch.shown, batch.frames, projected, strict=True):
             plain = [output.pooler_output[number] for number in numbers]
-            own = self.marks(each.marks) if self.pooled is None else self.pooled(plain[0], each.cover[:, 0])
+            own = own if self.pooled is None else self.pooled(plain[0], each.cover[:, 0])
             marks.append(own)
             starts.append(starts[-1] + len(own))
             features.append(plain)
@@ -227,14 +231,14 @@ class OmniRgptModel(RegionModel):
     def guide_loss(self, batch: OmniRgptBatch, rows: TextRows, hidden: Tensor) -> Tensor:
         """Soft cross-entropy of marks over the tokens of frames that say where their regions are; once a clip, however
         many texts show it."""
-        loss = hidden.new_zeros((), dtype=torch.float32)
+        count = self.config.num_marks
+        states, labels = [hidden.new_zeros(0, hidden.shape[-1])], [hidden.new_zeros(0, count + 1, dtype=torch.float32)]
         for each, frames in zip(batch.shown, self.frame_states(batch, rows, hidden), strict=True):
-            if not each.known.any() or not len(each.marks):
-                continue
-            logits = self.guide_head(frames[each.known]).float()  # (t, h, w, num_marks + 1)
-            labels = soft_labels(each.cover[:, each.known].float(), each.marks, self.config.num_marks)
-            loss = loss - (labels * logits.log_softmax(-1)).sum()
-        return loss
+            if each.known.any() and len(each.marks):
+                states.append(frames[each.known].flatten(0, 2))
+                labels.append(soft_labels(each.cover[:, each.known].float(), each.marks, count).flatten(0, 2))
+        logits = self.guide_head(torch.cat(states)).float()  # (N, num_marks + 1); asked once, as the marks are
+        return -(torch.cat(labels) * logits.log_softmax(-1)).sum()
 
     def frame_states(self, batch: OmniRgptBatch, rows: TextRows, hidden: Tensor) -> list[Tensor]:
         """Of each of the batch's ShownRegions the hidden states of its frames, (T, h, w, D), as the first row has them
@@ -250,11 +254,13 @@ class OmniRgptModel(RegionModel):
         return found
 
     def untouched(self) -> Tensor:
-        """Zero, by way of every trained weight that a batch may leave out: all but the language model's."""
+        """Zero, by way of every trained weight that a batch may leave out: all but the language model's. Under ZeRO-3,
+        which holds weights in parts, nothing waits for those that are left out."""
         parts = [p for name, p in self.base.named_parameters() if p.requires_grad and part_of(name) != "language"]
         own = (self.marks, self.pooled, self.guide_head)
         parts += [p for part in own if part is not None for p in part.parameters() if p.requires_grad]
-        return sum((part.sum().float() * 0 for part in parts), torch.zeros((), device=self.device))
+        whole = (part for part in parts if not hasattr(part, "ds_id"))
+        return sum((part.sum().float() * 0 for part in whole), torch.zeros((), device=self.device))
 
     # ------------------------------------------------------------------------------------------ answers
 
