@@ -24,7 +24,6 @@ from dynrefer.data.record_files import open_records
 from dynrefer.errors import Parser, run_command
 from dynrefer.mentions import NUMBERED
 
-
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FORMS = {  # what answers -> how it is asked, as benchmarks ask it by default (eval/asking.py)
     "letters": "{question}\n{choices}\nAnswer with the option's letter from the given choices directly.",
