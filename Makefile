@@ -49,10 +49,14 @@ patches-only = model.class_token=false
 one-template = model.templates=one
 no-places = model.clip_positions=none
 
-.PHONY: help quickstart quickstart-steps regionspot regionspot-steps spot-sam spot-clip spot-ablation test bench lavis lavis-steps lint clean
+MOTION = data/motion
+MOTION_CLIPS ?= --train 4000 --test 300
+MOTION_ARGS ?=
+
+.PHONY: help quickstart quickstart-steps regionspot regionspot-steps spot-sam spot-clip spot-ablation omni omni-steps test bench lavis lavis-steps lint clean
 help:
 	@sed -n 's/^# \(.*\)/\1/p' Makefile | head -5
-	@echo "targets: quickstart regionspot spot-ablation test bench lavis lint clean"
+	@echo "targets: quickstart regionspot spot-ablation omni test bench lavis lint clean"
 
 quickstart: $(VENV)/.installed-all
 	$(MAKE) quickstart-steps
@@ -96,6 +100,14 @@ own-features = "data.train=[{path: $(SPOT)/train-seen.jsonl, features: $(SPOT)/f
 
 spot-sam spot-clip: spot-%:
 	$(PY) -m train.stand_ins.$* --config configs/stand_ins/$*.yaml num_threads=1 overwrite=true $(STAND_IN_SETTINGS)
+
+# a small Omni-RGPT on the world in motion, what it is compared with, and the table; goes on after a kill
+omni: $(VENV)/.installed-all
+	$(MAKE) omni-steps
+
+omni-steps:
+	test -f $(MOTION)/test.jsonl || $(PY) -m data_prep.moving_world --out $(MOTION) $(MOTION_CLIPS)
+	$(PY) -m train.motion --data $(MOTION) --processes $(PROCESSES) $(MOTION_ARGS)
 
 # as many files of tests at a time as processes, with a thread each
 test: $(TEST_VENV)/.installed-dev

@@ -33,6 +33,7 @@ COSTLY = re.compile(r"\b(hours|gigabytes|real weights|your own data)\b")
 # what keeps a command of a page small; later arguments and settings win over earlier ones
 SMALLER = {
     "data_prep.world": ["--train", "12", "--val", "4", "--test", "4"],
+    "data_prep.moving_world": ["--train", "4", "--val", "2", "--test", "2"],
     "train.run": ["loop.steps=2", "loop.epochs=null", "loop.eval_every=0", "loop.overwrite=true", "data.num_workers=0"],
     "eval.run": ["--limit", "8"],
     "eval.sweep": ["--limit", "8"],

@@ -175,7 +175,7 @@ def _paint_ground(ground: _Ground, image_hw: tuple[int, int], rng: np.random.Gen
 # ---- layout ----
 
 
-def _draw_thing(
+def draw_thing(
     split: str, taken: list[WorldObject], rng: np.random.Generator, choice: tuple[str, ...] = tuple(KINDS)
 ) -> WorldObject:
     """A new object, not yet placed: another kind than those there, now and then the same kind in another colour."""
@@ -261,9 +261,9 @@ def _layout(
     fliers = tuple(kind for kind, (_, _, _, flies) in KINDS.items() if flies)
     while len(placed) < num_objects:
         in_sky = ground.has_sky and not placed and rng.random() < 0.6
-        group = [_draw_thing(split, placed, rng, fliers if in_sky else tuple(KINDS))]
+        group = [draw_thing(split, placed, rng, fliers if in_sky else tuple(KINDS))]
         if num_objects - len(placed) > 1 and not in_sky:
-            group.append(_draw_thing(split, placed + group, rng))
+            group.append(draw_thing(split, placed + group, rng))
         for _ in range(60):
             places: list[tuple[int, int, int, int]] = []
             for thing in group:
