@@ -212,8 +212,8 @@ def test_the_command_writes_records_and_frames(tmp_path, capsys):
     assert list(open_records(tmp_path / "one" / "train-chats.jsonl")) == [
         chat for clip in drawn for chat in moving_world.chats(clip, f"clips/{clip.name}")
     ]
-    assert list(open_records(tmp_path / "one" / "train-questions.jsonl")) == [
-        question for clip in drawn for question in moving_world.asked_of(clip, f"clips/{clip.name}")
+    assert [question.to_dict() for question in open_records(tmp_path / "one" / "train-questions.jsonl")] == [
+        question.to_dict() for clip in drawn for question in moving_world.asked_of(clip, f"clips/{clip.name}")
     ]
     frames = read_clip(records.video_path(0), records[0], clip_frames(records[0], 4))
     assert np.array_equal(frames, drawn[0].frames[[0, 3, 6, 9]])
