@@ -39,8 +39,10 @@ SINGLE_SCENES ?= --train 5000 --test 0
 SPOT_SETTINGS ?=
 STAND_IN_SETTINGS ?=
 SPOT_RUNS = runs/regionspot
-# what the paper's ablations change, and the places of CLIP's patches; the first two read another token of SAM's
-ABLATIONS = token-prompt token-mlp depth-1 depth-6 patches-only one-template no-places
+# what the paper's ablations change, and the places of CLIP's patches, beside a run with as few steps that changes
+# nothing; the two of a token read another one of SAM's
+ABLATION_STEPS ?= 500
+ABLATIONS = unchanged token-prompt token-mlp depth-1 depth-6 patches-only one-template no-places
 token-prompt = model.token=prompt
 token-mlp = model.token=mlp
 depth-1 = model.decoder_layers=1
@@ -86,13 +88,13 @@ regionspot-steps:
 	$(PY) -m train.run --config configs/regionspot_world.yaml loop.overwrite=true $(SPOT_SETTINGS)
 	$(PY) -m eval.held_out --models $(SPOT_RUNS)/spot --data $(SPOT)/test.jsonl
 
-# RegionSpot with one setting changed, beside it; after `make regionspot`. Killed, it goes on: what is there is kept
+# RegionSpot with one setting changed; after `make regionspot`. Killed, it goes on: what is there is kept
 spot-ablation: $(ABLATIONS:%=$(SPOT_RUNS)/%/best/config.json)
-	$(PY) -m eval.held_out --models $(SPOT_RUNS)/spot $(ABLATIONS:%=$(SPOT_RUNS)/%) --data $(SPOT)/test.jsonl
+	$(PY) -m eval.held_out --models $(ABLATIONS:%=$(SPOT_RUNS)/%) --data $(SPOT)/test.jsonl
 
 $(ABLATIONS:%=$(SPOT_RUNS)/%/best/config.json): $(SPOT_RUNS)/%/best/config.json:
 	$(PY) -m train.extract --config configs/regionspot_world.yaml $(call ablation,$*) $(SPOT_SETTINGS)
-	$(PY) -m train.run --config configs/regionspot_world.yaml name=$* loop.overwrite=true $(call ablation,$*) $(SPOT_SETTINGS)
+	$(PY) -m train.run --config configs/regionspot_world.yaml name=$* loop.overwrite=true loop.steps=$(ABLATION_STEPS) $(call ablation,$*) $(SPOT_SETTINGS)
 
 # settings of an ablation; where SAM's token is another, with features of their own
 ablation = $($(1)) $(if $(filter token-%,$(1)),$(own-features))

@@ -27,6 +27,6 @@ def test_the_steps_of_make_regionspot_fit_together(tmp_path):
     assert "22 names, 6 of them held out" in printed
     assert "| chance | 0.045 | 0.045 | 0.167 |" in printed
     assert "| spot | " in printed and "| CLIP on crops | " in printed
-    compared = make("spot-ablation", "ABLATIONS=token-mlp depth-1")
-    assert all(f"| {row} | " in compared for row in ("spot", "token-mlp", "depth-1", "CLIP on crops"))
-    assert "train.run" not in make("spot-ablation", "ABLATIONS=token-mlp depth-1")  # what is there is kept
+    compared = make("spot-ablation", "ABLATIONS=unchanged token-mlp depth-1")
+    assert all(f"| {row} | " in compared for row in ("unchanged", "token-mlp", "depth-1", "CLIP on crops"))
+    assert "train.run" not in make("spot-ablation", "ABLATIONS=unchanged token-mlp depth-1")  # what is there is kept

@@ -23,7 +23,8 @@ class OmniRgptConfig(PreTrainedConfig):
         bases.py.
     base_mode (`str`): how its language model learns, "frozen", "lora" or "full"; base_lora: PEFT LoraConfig fields.
     vision_trainable, projector_trainable (`bool`): whether its vision encoder and what follows that learn.
-    num_marks, mark_width (`int`): of the Token Marks; marks_trainable: whether they learn.
+    num_marks, mark_width (`int`): of the Token Marks; marks_trainable: whether they learn. mark_scale (`float`): how
+        long they are at the beginning, in lengths of a word embedding.
     mark_draw (`str`): which marks the regions of an example get: "random", drawn without repetition, or the "first".
     marks (`str`): what a text's pictures show: marks of "all" regions of the example, or its "own" regions' only.
     regions (`str`): what says which region is meant: "marks", or for comparison its box in "words", or its "pooled"
@@ -55,6 +56,7 @@ class OmniRgptConfig(PreTrainedConfig):
     num_marks: int = 100
     mark_width: int = 256
     marks_trainable: bool = True
+    mark_scale: float = 1.0
     mark_draw: str = "random"
     marks: str = "all"
     regions: str = "marks"
@@ -95,6 +97,8 @@ class OmniRgptConfig(PreTrainedConfig):
         for name in ("num_marks", "mark_width", "num_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected at least 1")
+        if not 0 < self.mark_scale < float("inf"):
+            raise ValueError(f"mark_scale {self.mark_scale}: expected a positive number; 1 = as long as words")
         for name in ("least_coverage", "box_prompts"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected a share, from 0 to 1")

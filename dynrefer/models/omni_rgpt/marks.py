@@ -28,10 +28,10 @@ class TokenMarks(nn.Module):
         self.projection.reset_parameters()
 
     @torch.no_grad()
-    def fit(self, words: Tensor) -> None:
-        """Scales the marks so that projected ones are as long as word embeddings (N, D), by their mean square."""
+    def fit(self, words: Tensor, scale: float = 1.0) -> None:
+        """Makes projected marks `scale` times as long as word embeddings (N, D), by their mean square."""
         marks = self.projection(self.weight).float()
-        self.weight.mul_(words.float().square().mean().sqrt() / marks.square().mean().sqrt())
+        self.weight.mul_(scale * words.float().square().mean().sqrt() / marks.square().mean().sqrt())
 
     def forward(self, indices: Tensor) -> Tensor:
         """indices (R,) -> projected marks (R, D)."""

@@ -365,7 +365,7 @@ class OmniRgptModel(RegionModel):
     @torch.no_grad()
     def fit_marks(self) -> None:
         """New marks as long as the base's word embeddings."""
-        self.marks.fit(self.base.get_input_embeddings().weight)
+        self.marks.fit(self.base.get_input_embeddings().weight, self.config.mark_scale)
 
     def save_base(self, folder: str | Path) -> None:
         """Writes the base as transformers' own model, with its tokenizer and how it takes pictures: what this model is
