@@ -9,6 +9,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from dynrefer.errors import first_line, shown, suggestion
 
+from .decoding import Unfit, decode
 from .folder_check import never_run
 
 MODES = ("frozen", "lora", "full")
@@ -150,10 +152,11 @@ class LanguageModel(nn.Module):
         Returns token ids (R, T) and the sum of log probabilities of each (R,).
         """
         embeds, mask = self.arrange(*self.prompt(region_embeds, prompt_ids, prompt_mask))
+        inputs = {"inputs_embeds": embeds, "attention_mask": mask}
         try:
-            output = self.model.generate(
-                inputs_embeds=embeds, attention_mask=mask, return_dict_in_generate=True, output_scores=True, **settings
-            )
+            with suppress(Unfit):
+                return decode(self.model, settings, **inputs)
+            output = self.model.generate(**inputs, return_dict_in_generate=True, output_scores=True, **settings)
         except ValueError as error:
             raise never_run(error, f"generation {settings}") from error
         ends = self.end_ids(settings)
