@@ -12,6 +12,7 @@ from dynrefer.errors import Parser, run_command
 
 from .crops import draft, view_construction, view_construction_large
 from .data import loader_samples, world_scenes
+from .describe import describe
 from .metrics import caption_metrics, densecap_matching
 from .ranking import ranked_tags
 from .recognition import recognition
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[Budget], Result]] = {
     "world": world_scenes,
     "tags": ranked_tags,
     "recognition": recognition,
+    "describe": describe,
     "captions": caption_metrics,
     "densecap": densecap_matching,
 }
