@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ def by_heart(norm: str) -> tuple[str, Work]:
     from dynrefer.data.record_files import open_records
     from dynrefer.images import open_image
     from dynrefer.models import build
+    from dynrefer.regions import regions_of
 
     place = tempfile.TemporaryDirectory()
     atexit.register(place.cleanup)
@@ -100,13 +101,17 @@ def by_heart(norm: str) -> tuple[str, Work]:
     torch.manual_seed(0)
     model, processor = build(section, records)
     model.eval()
-    images = sorted({region.image for region in records})
-    samples = []
-    for image in images:
-        own = [region for region in records if region.image == image]
-        example = Example.of_picture(open_image(folder / "world" / image), own)
+    rng, each = np.random.default_rng(0), REGIONS // PICTURES
+    low = rng.uniform(0, 1, (PICTURES, each, 2)) * [250, 150]
+    boxes = np.concatenate([low, low + rng.uniform(20, 130, low.shape)], 2).round(1).tolist()
+    paths = [str(folder / "world" / image) for image in sorted({region.image for region in records})[:PICTURES]]
+    captions, samples = iter(region.captions[:1] for region in records), []
+    for path, own in zip(paths, boxes, strict=True):
+        image = open_image(path)
+        regions = [replace(region, captions=next(captions)) for region in regions_of(image.shape[:2], own)]
+        example = Example.of_picture(image, regions)
         samples += processor.samples(example, model.Options(), example.generators(0), train=False)
-    batch = processor.collate(samples[:REGIONS])
+    batch = processor.collate(samples)
     with torch.no_grad():
         embeds = model.encode(batch)
     learnt = model.language.train()
@@ -119,10 +124,7 @@ def by_heart(norm: str) -> tuple[str, Work]:
     model.eval().before_eval()
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
-    rng, each = np.random.default_rng(0), REGIONS // PICTURES
-    low = rng.uniform(0, 1, (PICTURES, each, 2)) * [250, 150]
-    boxes = np.concatenate([low, low + rng.uniform(20, 130, low.shape)], 2).round(1).tolist()
-    return str(folder / "model"), Work([str(folder / "world" / image) for image in images[:PICTURES]], boxes)
+    return str(folder / "model"), Work(paths, boxes)
 
 
 def check_same(what: str, ours: Sequence, others: Sequence) -> None:
@@ -324,6 +326,8 @@ def run(args: argparse.Namespace) -> None:
             flush=True,
         )
         return
+    tokens = sorted(length for length, _ in model.text_lengths(ours(work), model.Options()))
+    print(f"captions of {tokens[0]} to {tokens[-1]} tokens, {sum(tokens) / len(tokens):.1f} in the mean")
     print(f"\n{work.regions} regions\n\n| regions a picture | a call a region, regions/s | one call | ratio |")
     print("|---|---|---|---|")
     for count in AN_IMAGE[:many]:

@@ -120,6 +120,8 @@ class Rows:
 
     def exchange(self, places: Tensor) -> None:
         """Each row goes on with the text of another of the same prompt."""
+        if torch.equal(places, torch.arange(len(places), device=places.device)):
+            return
         self.texts = self.texts[places]
         cache = self.cache()
         own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
@@ -207,32 +209,32 @@ class Beams:
             offset = torch.arange(len(live), device=device)[:, None] * beams
             parents = torch.div(places, words, rounding_mode="floor") + offset  # rows
             ends_here = torch.isin(tokens, ends) if step + 1 < longest else torch.ones_like(tokens, dtype=torch.bool)
-            # texts that end among the best `beams`
-            scores = (found / (step + 1) ** self.penalty)[:, :beams].masked_fill(~ends_here[:, :beams], DEAD)
-            if self.early is True:
-                scores = scores.masked_fill((ended > DEAD / 2).all(1, keepdim=True), DEAD)
-            best, which = scores.max(1)
-            better = best > ended[:, 0]
-            if better.any():
-                number = better.nonzero().squeeze(1)
-                which, row = which[number], live[number]
-                texts[row] = pad
-                texts[row, :step] = rows.texts[parents[number, which], prompt:]
-                texts[row, step] = tokens[number, which]
-                total[row] = found[number, which]
-                most = step + 1
-            ended = torch.cat([ended, scores], 1).topk(beams).values
+            if ends_here[:, :beams].any():
+                scores = (found / (step + 1) ** self.penalty)[:, :beams].masked_fill(~ends_here[:, :beams], DEAD)
+                if self.early is True:
+                    scores = scores.masked_fill((ended > DEAD / 2).all(1, keepdim=True), DEAD)
+                best, which = scores.max(1)
+                number = (best > ended[:, 0]).nonzero().squeeze(1)
+                if len(number):
+                    which, row = which[number], live[number]
+                    texts[row] = pad
+                    texts[row, :step] = rows.texts[parents[number, which], prompt:]
+                    texts[row, step] = tokens[number, which]
+                    total[row] = found[number, which]
+                    most = step + 1
+                ended = torch.cat([ended, scores], 1).topk(beams).values
             running, chosen = (found + ends_here * DEAD).topk(beams)  # (N, beams)
             parents, tokens = parents.gather(1, chosen), tokens.gather(1, chosen)
-            left = (~self.is_final(running[:, 0], ended, step + 1, longest)).nonzero().squeeze(1)
-            if step + 1 == longest or not len(left):
+            # nothing is final before a text has ended
+            left = (~self.is_final(running[:, 0], ended, step + 1, longest)).nonzero().squeeze(1) if most else None
+            if step + 1 == longest or (left is not None and not len(left)):
                 break
-            if len(left) < len(live):
-                live, running, ended = live[left], running[left], ended[left]
+            if left is not None and len(left) < len(live):
+                live, running, ended, tokens = live[left], running[left], ended[left], tokens[left]
                 rows.keep(parents[left].flatten())
             else:
                 rows.exchange(parents.flatten())
-            rows.add(tokens[left].flatten())
+            rows.add(tokens.flatten())
         return torch.cat([start, texts[:, :most]], 1), total
 
     def is_final(self, running: Tensor, ended: Tensor, length: int, longest: int) -> Tensor:

@@ -37,6 +37,7 @@ TASKS = ("captions", "tags", "region_text", "attributes", "categories", "view_te
 PROMPT_TOKENS = 512  # of a language model that holds any number, as T5 does: what it was trained with
 DEFAULT_TEXT = 20  # transformers' max_new_tokens
 TEXT_CHUNK = 512  # texts embedded at once when a word list is set
+VIEWS_IN_CACHE = 16  # that a CPU encodes at once: what a layer makes of them is still in its cache for the next
 GIVEN_LISTS = 8  # of users' words, whose embeddings are kept
 
 
@@ -146,7 +147,9 @@ class DynReferModel(RegionModel):
                 own, where = torch.tensor(rows, device=views.device).unique(return_inverse=True)
                 flat = flat[own]  # (N, 3, S, S), the different ones
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.vision_trainable):
-            patches = self.vision(self.normalize(flat))  # (R*V or N, 1+P, D)
+            few = not self.training and flat.device.type == "cpu"
+            parts = flat.split(VIEWS_IN_CACHE) if few and len(flat) else [flat]
+            patches = torch.cat([self.vision(self.normalize(part)) for part in parts])  # (R*V or N, 1+P, D)
         return (patches if where is None else patches[where]).unflatten(0, views.shape[:2])
 
     def embed(self, patches: Tensor, region_boxes: Tensor) -> Tensor:
@@ -398,7 +401,8 @@ class DynReferModel(RegionModel):
         if len(own := sorted(set(alike))) < len(batch):
             batch, alike = batch.part(own), [bisect_left(own, row) for row in alike]
         was_training = self.training
-        self.eval()
+        if was_training:
+            self.eval()
         region_embeds = self.encode(batch)  # (R, Q, E)
         tags = self.tag_logits(region_embeds).float().sigmoid().cpu()  # (R, K)
         named_attributes = None if attributes is None else read_attributes(attributes)
@@ -419,7 +423,8 @@ class DynReferModel(RegionModel):
         prompt_ids, prompt_mask = (tensor.to(self.device) for tensor in self.processor.encode_prompts(words))
         ids, log_probability = self.language.generate(region_embeds, prompt_ids, prompt_mask, **settings)
         captions = self.processor.decode(ids)
-        self.train(was_training)
+        if was_training:
+            self.train()
         score, lengths = log_probability.double().exp().tolist(), prompt_mask.sum(1).tolist()
         results = [
             RegionResult(
