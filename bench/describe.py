@@ -29,6 +29,13 @@ HERE = Path(__file__).resolve()
 REGIONS, PICTURES = 32, 4
 AN_IMAGE = (1, 2, 4, 8, 16, 32)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
+VARIANTS = {
+    "as the model has it: 2 beams": {},
+    "1 beam": {"generation": {"num_beams": 1}},
+    "5 beams": {"generation": {"num_beams": 5}},
+    "the picture as second view": {"view_strategy": "fixed:0,1"},
+    "80 categories of a user": {"categories": [f"thing {number}" for number in range(80)]},
+}
 STEPS, RATE = 80, 3e-3  # of learning captions by heart
 
 
@@ -51,19 +58,19 @@ class Work:
         return Work(paths, [flat[n * an_image : (n + 1) * an_image] for n in range(count)])
 
 
-def together(predictor: Any, work: Work) -> list:
+def together(predictor: Any, work: Work, **options: Any) -> list:
     """One call for all."""
-    return [result for results in predictor(work.paths, boxes=work.boxes) for result in results]
+    return [result for results in predictor(work.paths, boxes=work.boxes, **options) for result in results]
 
 
 def an_image_a_call(predictor: Any, work: Work) -> list:
     return [r for path, boxes in zip(work.paths, work.boxes, strict=True) for r in predictor(path, boxes=boxes)]
 
 
-def a_region_a_call(predictor: Any, work: Work) -> list:
+def a_region_a_call(predictor: Any, work: Work, **options: Any) -> list:
     """The plain way: each region is a call, which opens its picture."""
     pairs = [(path, box) for path, boxes in zip(work.paths, work.boxes, strict=True) for box in boxes]
-    return [predictor(path, boxes=[box])[0] for path, box in pairs]
+    return [predictor(path, boxes=[box], **options)[0] for path, box in pairs]
 
 
 def predictor_of(model: Any, batch: int = 64) -> Any:
@@ -138,7 +145,7 @@ def check_same(what: str, ours: Sequence, others: Sequence) -> None:
 
 
 def serve(model: str) -> None:
-    """For each line, pictures with boxes and whether a call is a region, the captions."""
+    """For each line, pictures with boxes and options, the captions."""
     import torch
 
     import dynrefer
@@ -147,7 +154,7 @@ def serve(model: str) -> None:
     predictor = predictor_of(dynrefer.load(model, device="cpu"))
     for line in sys.stdin:
         asked = json.loads(line)
-        results = together(predictor, Work(asked["paths"], asked["boxes"]))
+        results = together(predictor, Work(asked["paths"], asked["boxes"]), **asked["options"])
         print(json.dumps([result.caption for result in results]), flush=True)
 
 
@@ -160,8 +167,8 @@ class Checkout:
         command = [sys.executable, str(HERE), "--serve", model]
         self.path, self.process = path, subprocess.Popen(command, env=environment, cwd=path, **pipes)
 
-    def __call__(self, work: Work) -> list[str]:
-        self.process.stdin.write(json.dumps({"paths": work.paths, "boxes": work.boxes}) + "\n")
+    def __call__(self, work: Work, **options: Any) -> list[str]:
+        self.process.stdin.write(json.dumps({"paths": work.paths, "boxes": work.boxes, "options": options}) + "\n")
         self.process.stdin.flush()
         if not (answer := self.process.stdout.readline()):
             raise RuntimeError(f"the predictor of {self.path} ended with exit status {self.process.wait()}")
@@ -312,19 +319,25 @@ def run(args: argparse.Namespace) -> None:
     check_same("one call and a call a region", ours(work), plain(work))
     if args.baseline:
         before = Checkout(args.baseline, folder)
+        print(f"{work.regions} regions in {len(work.paths)} pictures\n")
+        print(
+            "| options | a call a region, regions/s | one call, before | one call | to plain | to before | captions |"
+        )
+        print("|---|---|---|---|---|---|---|")
         try:
-            same = before(work) == [result.caption for result in ours(work)]
-            found = rates(work, plain=plain, before=before, ours=ours)
+            for name, options in list(VARIANTS.items())[:many]:
+                same = before(work, **options) == [result.caption for result in together(predictor, work, **options)]
+                found = rates(
+                    work,
+                    plain=lambda w, o=options: a_region_a_call(predictor, w, **o),
+                    before=lambda w, o=options: before(w, **o),
+                    ours=lambda w, o=options: together(predictor, w, **o),
+                )
+                ratios = [found["ours"] / found["plain"], found["ours"] / found["before"]]
+                cells = [*(f"{rate:.0f}" for rate in found.values()), *(f"{ratio:.2f}" for ratio in ratios)]
+                print(f"| {' | '.join([name, *cells, 'equal' if same else 'others'])} |", flush=True)
         finally:
             before.close()
-        print(f"{work.regions} regions in {len(work.paths)} pictures, {'equal' if same else 'other'} captions")
-        print("| a call a region, regions/s | one call, before | one call | to a call a region | to before |")
-        print("|---|---|---|---|---|")
-        print(
-            f"| {found['plain']:.0f} | {found['before']:.0f} | {found['ours']:.0f} | "
-            f"{found['ours'] / found['plain']:.1f} | {found['ours'] / found['before']:.2f} |",
-            flush=True,
-        )
         return
     tokens = sorted(length for length, _ in model.text_lengths(ours(work), model.Options()))
     print(f"captions of {tokens[0]} to {tokens[-1]} tokens, {sum(tokens) / len(tokens):.1f} in the mean")

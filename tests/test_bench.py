@@ -78,7 +78,8 @@ def test_one_call_for_all_regions_is_measured_beside_a_call_for_each(capsys):
     assert [row[0] for row in rows[6:]][-2:] == ["the rest", "all"] and rows[-1][2] == "100%"
     assert float(rows[-1][1]) > 0 and float(rows[-1][4]) > 0
     assert describe.main(["--quick", "--baseline", str(describe.HERE.parents[1])]) == 0
-    assert "32 regions in 4 pictures, equal captions" in capsys.readouterr().out
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[-1] for row in rows] == ["captions |", "equal |", "equal |"]
 
 
 @pytest.mark.slow

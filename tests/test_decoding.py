@@ -5,6 +5,7 @@ import torch
 
 from dynrefer.models import language as language_module
 from dynrefer.models.decoding import Rows, Unfit, decode
+from dynrefer.models.language import by_length
 from tests import tiny_dynrefer as small
 
 KINDS = {"t5": small.T5, "llama": small.LLAMA}
@@ -77,6 +78,29 @@ def test_a_text_is_the_same_alone_and_among_others(adapter):
                 own, own_score = language.generate(*(part[row : row + 1] for part in inputs), **settings)
                 assert own[0].tolist() == ids[row, : own.shape[1]].tolist() and (ids[row, own.shape[1] :] == 3).all()
                 torch.testing.assert_close(own_score[0], score[row], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_prompts_of_very_different_lengths_are_batches_of_their_own(adapter, beams, monkeypatch):
+    language, inputs, processor = adapter
+    settings = {"num_beams": beams, "max_new_tokens": 14, "eos_token_id": ends(processor), "pad_token_id": 3}
+    read = []
+    plain = language.prompt
+    monkeypatch.setattr(language, "prompt", lambda *given: read.append(given[1].shape) or plain(*given))
+    with torch.no_grad():
+        ids, score = language.generate(*inputs, **settings)
+        monkeypatch.setattr(language_module, "by_length", lambda lengths: by_length(lengths, 0))
+        parted, parted_score = language.generate(*inputs, **settings)
+    assert len(read) == 1 + len(set(inputs[2].sum(1).tolist())) and sum(rows for rows, _ in read[1:]) == len(WORDS)
+    assert torch.equal(ids, parted)
+    torch.testing.assert_close(score, parted_score, rtol=1e-4, atol=1e-4)
+
+
+def test_batches_make_the_least_work():
+    lengths = [11] * 40 + [12] * 20 + [200] + [210] * 3
+    assert by_length(lengths) == [list(range(60)), list(range(60, 64))]
+    assert by_length([11, 14, 30] * 20) == [list(range(60))]
+    assert by_length([]) == [[]]
 
 
 def test_drawn_texts_are_likely_ones_and_repeat_with_the_seed(adapter):
