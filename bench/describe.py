@@ -209,8 +209,8 @@ class Stages:
     @contextmanager
     def watched(self, model: Any) -> Iterator[None]:
         from dynrefer import predictor
-        from dynrefer.models.dynrefer import processor
 
+        processor = sys.modules[type(model.processor).__module__]
         parts = [
             ("pictures opened", predictor, "open_image"),
             ("views chosen", processor, "choose_scales"),
