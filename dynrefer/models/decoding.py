@@ -8,9 +8,11 @@ text that can become no other are taken out of the cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel
 from transformers import generation as hf
@@ -68,7 +70,10 @@ def decode(model: PreTrainedModel, settings: Mapping[str, Any], **inputs: Any) -
         return search(rows, ends, pad, generation_config.max_length - input_ids.shape[1])
 
     given = {name: value for name, value in settings.items() if name not in BEAM_SETTINGS}
-    return model.generate(**inputs, **given, num_beams=1, custom_generate=loop)
+    # not among several processes, whose weights may be gathered for each layer and given back
+    with nullcontext() if dist.is_available() and dist.is_initialized() else torch.inference_mode():
+        ids, total = model.generate(**inputs, **given, num_beams=1, custom_generate=loop)
+    return ids.clone(), total.clone()
 
 
 class Rows:
