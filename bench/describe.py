@@ -253,8 +253,8 @@ def stage_table(model: Any, work: Work, turns: int) -> Iterator[str]:
     for name, spent, flops in [*rows, ("all", whole, sum(counted.flops.values()))]:
         floor = f"{flops / 1e9:.2f} | {1e3 * flops / peak:.1f}" if flops else "|"
         yield f"| {name} | {1e3 * spent / turns:.1f} | {spent / whole:.0%} | {floor} |"
-    yield f"floor: at {peak / 1e9:.0f} GFLOP/s, a large float32 product in the same run; memory is not counted: the"
-    yield f"weights, {sum(p.numel() for p in model.parameters()) * 4 / 1e6:.1f} MB, stay in the processor's cache"
+    yield f"floor: at {peak / 1e9:.0f} GFLOP/s, a large float32 product in the same run; what is read and"
+    yield f"written is not counted, such as {sum(p.numel() for p in model.parameters()) * 4 / 1e6:.1f} MB of weights"
 
 
 # ---------------------------------------------------------------------------------------------- in turns
