@@ -12,6 +12,7 @@ from dynrefer.errors import Parser, run_command
 
 from .crops import draft, view_construction, view_construction_large
 from .data import loader_samples, world_scenes
+from .describe import describe
 from .metrics import caption_metrics, densecap_matching
 from .packing import packed_long_texts, packed_texts
 from .ranking import ranked_tags
@@ -32,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[Budget], Result]] = {
     "recognition": recognition,
     "packing": packed_texts,
     "packing-long": packed_long_texts,
+    "describe": describe,
     "captions": caption_metrics,
     "densecap": densecap_matching,
 }

@@ -73,9 +73,11 @@ Resize = Callable[[slice, slice, tuple[int, int]], np.ndarray]  # rows, columns,
 def _pillow(image: np.ndarray) -> Resize:
     from PIL import Image
 
+    picture = Image.fromarray(image)
+
     def resize(rows: slice, columns: slice, hw: tuple[int, int]) -> np.ndarray:
         # `resize(box=...)` would let the filter read past the crop's edge: a picture of its own
-        crop = Image.fromarray(image[rows, columns])
+        crop = picture.crop((columns.start, rows.start, columns.stop, rows.stop))
         return np.asarray(crop.resize(hw[::-1], Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
     return resize

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from bench import kills, loading, regions, run, scale, scores, serve
+from bench import describe, kills, loading, regions, run, scale, scores, serve
 from bench.timing import Budget, Result, compare
 
 
@@ -70,6 +70,19 @@ def test_recognition_is_measured_beside_other_orders_of_the_same_work(monkeypatc
 
 
 @pytest.mark.slow
+def test_one_call_for_all_regions_is_measured_beside_a_call_for_each(capsys):
+    assert describe.main(["--quick"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    assert [row[0] for row in rows[:6]] == ["regions a picture", "1", "2", "regions a batch", "1", "2"]
+    assert [row[0] for row in rows[6:]][-2:] == ["the rest", "all"] and rows[-1][2] == "100%"
+    assert float(rows[-1][1]) > 0 and float(rows[-1][4]) > 0
+    assert describe.main(["--quick", "--baseline", str(describe.HERE.parents[1])]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[-1] for row in rows] == ["captions |", "equal |", "equal |"]
+
+
+@pytest.mark.slow
 def test_ranking_is_measured_beside_region_by_region(monkeypatch, capsys):
     lines = bench(monkeypatch, capsys, "tags", "--quick").split("\n")
     assert lines[0].startswith("tags: ") and len(lines) == 7 and lines[3].startswith("  equal lists, ")
@@ -107,6 +120,12 @@ def test_the_time_of_many_regions_of_a_picture_is_a_table(capsys):
     assert all(float(cell) >= 0 for cell in rows[-1])
 
 
+def test_a_folder_without_a_predictor_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        describe.main(["--baseline", str(tmp_path)])
+    assert "no checkout with dynrefer/predictor.py" in capsys.readouterr().err
+
+
 def test_a_folder_without_a_loader_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         loading.main(["--before", str(tmp_path)])
@@ -123,7 +142,7 @@ def test_a_server_is_loaded_in_batches_and_region_by_region(capsys):
     assert re.fullmatch(r"MB of the server after each fifth of 20 requests: ([\d,]+, ){4}[\d,]+", lines[-1])
 
 
-@pytest.mark.parametrize("module", [run, kills, regions, scale, scores, serve])
+@pytest.mark.parametrize("module", [run, describe, kills, regions, scale, scores, serve])
 def test_a_mistake_in_any_benchmark_is_a_line(monkeypatch, capsys, module):
     def fails(args):
         raise ValueError("a folder\nthat is none")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from dynrefer.errors import first_line, shown, suggestion
 
+from .decoding import Unfit, decode
 from .folder_check import never_run
 
 MODES = ("frozen", "lora", "full")
+BATCH_PRICE = 4096  # prompt tokens that are read in the time that one more batch takes to write its texts
 
 
 def token_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
@@ -93,6 +96,31 @@ def add_lora(model: nn.Module, settings: Mapping) -> None:
         ) from error
 
 
+def by_length(lengths: Sequence[int], price: int = BATCH_PRICE) -> list[list[int]]:
+    """Positions of prompts in as many batches as make the least work: tokens read, padding among them, and `price` for
+    each batch, whose texts are written by themselves.
+
+    >>> by_length([3, 900, 4, 3], price=1000), by_length([3, 9, 4, 3], price=1000)
+    ([[0, 2, 3], [1]], [[0, 1, 2, 3]])
+    """
+    sizes = sorted(set(lengths))
+    counts = [sum(length == size for length in lengths) for size in sizes]
+    best: list[tuple[int, int]] = [(0, 0)]  # of the first n sizes: least work, and where the last batch begins
+    for end in range(1, len(sizes) + 1):
+        options, rows = [], 0
+        for start in range(end - 1, -1, -1):
+            rows += counts[start]
+            options.append((best[start][0] + rows * sizes[end - 1] + price, start))
+        best.append(min(options))
+    groups, end = [], len(sizes)
+    while end:
+        start = best[end][1]
+        within = set(sizes[start:end])
+        groups.append([row for row, length in enumerate(lengths) if length in within])
+        end = start
+    return groups[::-1] or [[]]
+
+
 class LanguageModel(nn.Module):
     """What both kinds share: the projection of region embeddings, the control vector, and freezing.
 
@@ -147,13 +175,32 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Captions and their log-probabilities. settings: transformers' generation options.
 
-        Returns token ids (R, T) and the sum of log probabilities of each (R,).
+        Returns token ids (R, T) and the sum of log probabilities of each (R,). Prompts of very different lengths are
+        read in batches of their own, see `by_length`.
         """
-        embeds, mask = self.arrange(*self.prompt(region_embeds, prompt_ids, prompt_mask))
-        try:
-            output = self.model.generate(
-                inputs_embeds=embeds, attention_mask=mask, return_dict_in_generate=True, output_scores=True, **settings
+        groups = by_length(prompt_mask.sum(1).tolist())
+        if len(groups) == 1:
+            return self._generate(region_embeds, prompt_ids, prompt_mask, settings)
+        parts = []
+        for rows in groups:
+            longest = int(prompt_mask[rows].sum(1).max())
+            parts.append(
+                self._generate(region_embeds[rows], prompt_ids[rows, :longest], prompt_mask[rows, :longest], settings)
             )
+        longest = max(ids.shape[1] for ids, _ in parts)
+        padded = [F.pad(ids, (0, longest - ids.shape[1]), value=self.pad_id(settings)) for ids, _ in parts]
+        back = torch.tensor([row for rows in groups for row in rows], device=region_embeds.device).argsort()
+        return torch.cat(padded)[back], torch.cat([score for _, score in parts])[back]
+
+    def _generate(
+        self, region_embeds: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, settings: Mapping
+    ) -> tuple[Tensor, Tensor]:
+        embeds, mask = self.arrange(*self.prompt(region_embeds, prompt_ids, prompt_mask))
+        inputs = {"inputs_embeds": embeds, "attention_mask": mask}
+        try:
+            with suppress(Unfit):
+                return decode(self.model, settings, **inputs)
+            output = self.model.generate(**inputs, return_dict_in_generate=True, output_scores=True, **settings)
         except ValueError as error:
             raise never_run(error, f"generation {settings}") from error
         ends = self.end_ids(settings)
@@ -164,6 +211,11 @@ class LanguageModel(nn.Module):
     def end_ids(self, settings: Mapping) -> list[int]:
         end = settings.get("eos_token_id", self.model.generation_config.eos_token_id)
         return [] if end is None else end if isinstance(end, list) else [end]
+
+    def pad_id(self, settings: Mapping) -> int:
+        """The token behind a text that has ended."""
+        pad = settings.get("pad_token_id", self.model.generation_config.pad_token_id)
+        return pad if pad is not None else next(iter(self.end_ids(settings)), 0)
 
     def arrange(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Where generation wants the padding; as it comes, for an encoder."""

@@ -24,6 +24,7 @@ class RegionBatch:
     attributes         (R, A) int8: 1, -1, or 0 for unknown; categories (R,) long, -1 for unknown
     step_texts         (N, T) text_ids of all regions with a caption of the whole step (None: it is this batch alone);
                        text_rows (R,): the row of each region that has one
+    shows              R of V keys, equal where views are: such views are encoded once (None: not known)
     """
 
     ids: list[str]
@@ -45,6 +46,7 @@ class RegionBatch:
     categories: Tensor | None = None
     step_texts: Tensor | None = None
     text_rows: Tensor | None = None
+    shows: list[tuple] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,6 +59,25 @@ class RegionBatch:
             if isinstance(getattr(self, field.name), Tensor)
         }
         return replace(self, **moved)
+
+    def alike(self) -> list[int]:
+        """Of each region the first that has the same views, box in them and control words: one answer is both's."""
+        if self.shows is None:
+            return list(range(len(self)))
+        first: dict[tuple, int] = {}
+        rows = zip(self.shows, self.region_boxes.tolist(), self.controls, strict=True)
+        return [first.setdefault((shown, repr(boxes), repr(words)), r) for r, (shown, boxes, words) in enumerate(rows)]
+
+    def part(self, rows: Sequence[int]) -> RegionBatch:
+        """Some of the regions, as for inference."""
+        picked = {}
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                picked[name] = value[torch.as_tensor(rows, dtype=torch.long, device=value.device)]
+            elif value is not None:
+                picked[name] = [value[row] for row in rows]
+        return replace(self, **picked)
 
     def counts(self) -> dict[str, float]:
         """The denominator of every task's loss: target tokens for captions, annotated regions for the others."""

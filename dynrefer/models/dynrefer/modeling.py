@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -36,6 +37,8 @@ TASKS = ("captions", "tags", "region_text", "attributes", "categories", "view_te
 PROMPT_TOKENS = 512  # of a language model that holds any number, as T5 does: what it was trained with
 DEFAULT_TEXT = 20  # transformers' max_new_tokens
 TEXT_CHUNK = 512  # texts embedded at once when a word list is set
+VIEWS_IN_CACHE = 16  # that a CPU encodes at once: what a layer makes of them is still in its cache for the next
+GIVEN_LISTS = 8  # of users' words, whose embeddings are kept
 
 
 class DynReferModel(RegionModel):
@@ -97,6 +100,7 @@ class DynReferModel(RegionModel):
             self.register_buffer(f"{name}_texts", torch.zeros(len(texts), self.text_encoder.width))
         self.tasks = TASKS if config.view_text else TASKS[:-1]  # those whose losses forward computes
         self._bank_ids: dict[str, tuple[Tensor, Tensor]] = {}
+        self._given_texts: dict[tuple, Tensor] = {}
         self.freeze()
         self.post_init()
 
@@ -117,6 +121,8 @@ class DynReferModel(RegionModel):
     def train(self, mode: bool = True) -> DynReferModel:
         """Frozen towers stay in eval mode: no dropout, no moving averages."""
         super().train(mode)
+        if mode:
+            self._given_texts.clear()
         if not self.config.vision_trainable:
             self.vision.eval()
         if not self.config.text_trainable:
@@ -129,14 +135,22 @@ class DynReferModel(RegionModel):
 
     def encode(self, batch: RegionBatch) -> Tensor:
         """Views of R regions -> region_embeds (R, Q, E)."""
-        return self.embed(self.patches(batch.views), batch.region_boxes)
+        return self.embed(self.patches(batch.views, batch.shows), batch.region_boxes)
 
-    def patches(self, views: Tensor) -> Tensor:
-        """views (R, V, 3, S, S) -> patches (R, V, 1+P, D)."""
-        pixels = self.normalize(views)
+    def patches(self, views: Tensor, shows: Sequence[tuple] | None = None) -> Tensor:
+        """views (R, V, 3, S, S) -> patches (R, V, 1+P, D). shows: see RegionBatch; equal views are encoded once."""
+        flat, where = views.flatten(0, 1), None  # (R*V, 3, S, S)
+        if shows is not None:
+            first: dict[tuple, int] = {}
+            rows = [first.setdefault(key, n) for n, key in enumerate(key for keys in shows for key in keys)]
+            if len(first) < len(rows):
+                own, where = torch.tensor(rows, device=views.device).unique(return_inverse=True)
+                flat = flat[own]  # (N, 3, S, S), the different ones
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.vision_trainable):
-            patches = self.vision(pixels.flatten(0, 1))  # (R*V, 1+P, D)
-        return patches.unflatten(0, pixels.shape[:2])
+            few = not self.training and flat.device.type == "cpu"
+            parts = flat.split(VIEWS_IN_CACHE) if few and len(flat) else [flat]
+            patches = torch.cat([self.vision(self.normalize(part)) for part in parts])  # (R*V or N, 1+P, D)
+        return (patches if where is None else patches[where]).unflatten(0, views.shape[:2])
 
     def embed(self, patches: Tensor, region_boxes: Tensor) -> Tensor:
         """patches (R, V, 1+P, D), region_boxes (R, V, 4) in view pixels -> region_embeds (R, Q, E)."""
@@ -264,6 +278,16 @@ class DynReferModel(RegionModel):
         ids, mask = (tensor.to(self.device) for tensor in self._bank_ids[name])
         return self.text_encoder(ids, mask)
 
+    def given_texts(self, texts: Sequence[str]) -> Tensor:
+        """Text embeddings of a user's words (N, D_text), made once for the calls that follow each other: they last
+        until weights may change, as those of the model's own word lists do."""
+        key = (tuple(texts), self.tag_texts.device, self.tag_texts.dtype)
+        if key not in self._given_texts:
+            if len(self._given_texts) >= GIVEN_LISTS:
+                self._given_texts.clear()
+            self._given_texts[key] = self.embed_texts(texts)
+        return self._given_texts[key]
+
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """(N, D_text) on the model's device."""
@@ -277,6 +301,7 @@ class DynReferModel(RegionModel):
         """Refreshes the cached text embeddings: after the text encoder or a word list changed, and before save."""
         training = self.training
         self.eval()
+        self._given_texts.clear()
         for name, texts in self.bank_texts().items():
             getattr(self, f"{name}_texts").copy_(self.embed_texts(texts))
         self.config.text_bank_hash = self.bank_hash()
@@ -312,12 +337,12 @@ class DynReferModel(RegionModel):
 
     def attribute_scores(self, region_embeds: Tensor, attributes: Sequence[dict] | None = None) -> Tensor:
         """Best sigmoid over an attribute's texts, (R, A); the config's attributes when None."""
-        texts = self.attribute_texts if attributes is None else self.embed_texts(attribute_texts(attributes)[0])
+        texts = self.attribute_texts if attributes is None else self.given_texts(attribute_texts(attributes)[0])
         return self.attribute_maximum(self.region_text_decoder(texts, region_embeds), attributes).float().sigmoid()
 
     def category_logits(self, region_embeds: Tensor, categories: Sequence[str] | None = None) -> Tensor:
         """Raw scores (R, C); the config's categories when None."""
-        texts = self.category_texts if categories is None else self.embed_texts(category_texts(categories))
+        texts = self.category_texts if categories is None else self.given_texts(category_texts(categories))
         return self.region_text_decoder(texts, region_embeds).float()
 
     def check_options(self, options: Options) -> None:
@@ -361,7 +386,8 @@ class DynReferModel(RegionModel):
 
     @torch.no_grad()
     def predict(self, batch: RegionBatch, options: Options | None = None) -> list[RegionResult]:
-        """One result a region. ValueError for unknown generation options."""
+        """One result a region. ValueError for unknown generation options. Regions that are alike, see
+        `RegionBatch.alike`, are described once, but where captions are drawn."""
         if self.processor is None:
             raise ValueError("this model has no processor: dynrefer.load sets it, or set model.processor")
         options = options or Options()
@@ -371,8 +397,12 @@ class DynReferModel(RegionModel):
         attributes, categories = options.attributes, options.categories
         if not len(batch):
             return []
+        asked, alike = batch, list(range(len(batch))) if settings.get("do_sample") else batch.alike()
+        if len(own := sorted(set(alike))) < len(batch):
+            batch, alike = batch.part(own), [bisect_left(own, row) for row in alike]
         was_training = self.training
-        self.eval()
+        if was_training:
+            self.eval()
         region_embeds = self.encode(batch)  # (R, Q, E)
         tags = self.tag_logits(region_embeds).float().sigmoid().cpu()  # (R, K)
         named_attributes = None if attributes is None else read_attributes(attributes)
@@ -393,22 +423,24 @@ class DynReferModel(RegionModel):
         prompt_ids, prompt_mask = (tensor.to(self.device) for tensor in self.processor.encode_prompts(words))
         ids, log_probability = self.language.generate(region_embeds, prompt_ids, prompt_mask, **settings)
         captions = self.processor.decode(ids)
-        self.train(was_training)
+        if was_training:
+            self.train()
+        score, lengths = log_probability.double().exp().tolist(), prompt_mask.sum(1).tolist()
         results = [
             RegionResult(
-                id=batch.ids[r],
-                box=batch.boxes[r].tolist(),
-                caption=captions[r],
-                score=float(log_probability[r].double().exp()),
-                tags=listed[r],
-                attributes=attributes[r],
-                categories=categories[r],
-                extra={"scales": [round(t, 6) for t in batch.scales[r].tolist()]},
+                id=asked.ids[r],
+                box=asked.boxes[r].tolist(),
+                caption=captions[k],
+                score=score[k],
+                tags=[*map(dict, listed[k])],  # of each region its own
+                attributes=[*map(dict, attributes[k])],
+                categories=[*map(dict, categories[k])],
+                extra={"scales": [round(t, 6) for t in asked.scales[r].tolist()]},
             )
-            for r in range(len(batch))
+            for r, k in enumerate(alike)
         ]
-        for result, length in zip(results, prompt_mask.sum(1).tolist(), strict=True):
-            result.prompt_tokens = self.config.num_query_tokens + length
+        for result, k in zip(results, alike, strict=True):
+            result.prompt_tokens = self.config.num_query_tokens + lengths[k]
         return results
 
 

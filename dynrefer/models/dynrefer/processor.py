@@ -112,7 +112,7 @@ class DynReferProcessor(SavedProcessor):
                         arrays["views"][r], arrays["region_boxes"][r]
                     )
         controls = region_controls(options.control, len(regions))
-        samples = []
+        shows, samples = None if train else shown_pixels(arrays["view_boxes"]), []
         for r, (region, generator) in enumerate(zip(regions, generators, strict=True)):
             caption, words = "", []
             if region.captions:
@@ -121,6 +121,8 @@ class DynReferProcessor(SavedProcessor):
                 known = [tag for tag in region.tags or () if tag in self.tags.index]
                 words = training_words(known, generator, self.config.control_drop_all, self.config.control_keep)
             sample = {"region": region, "caption": caption, "words": words, "control": controls[r]}
+            if shows is not None:
+                sample["shows"] = shows[r]
             samples.append(sample | {k: v[r] for k, v in arrays.items()})
         return samples
 
@@ -155,7 +157,7 @@ class DynReferProcessor(SavedProcessor):
         }
         prompt_ids, prompt_mask = self.encode_prompts([sample["words"] for sample in samples])
         caption_ids, caption_mask = self.encode_captions(captions)
-        text_ids, text_mask = self.encode_texts(captions)
+        text_ids, text_mask = self.encode_texts(captions) if any(captions) else (caption_ids, caption_mask)
         tags = torch.zeros(len(regions), len(self.tags))
         attributes = torch.zeros(len(regions), len(self.attributes), dtype=torch.int8)
         categories = torch.full((len(regions),), -1)
@@ -181,6 +183,7 @@ class DynReferProcessor(SavedProcessor):
             tags_known=torch.tensor([region.tags is not None for region in regions]),
             attributes=attributes,
             categories=categories,
+            shows=[s["shows"] for s in samples] if all("shows" in s for s in samples) else None,
             **stacked,
         )
 
@@ -220,13 +223,11 @@ class DynReferProcessor(SavedProcessor):
     def encode_captions(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Target captions -> ids and mask (R, T), an end token last; a region without a caption has an empty mask."""
         special = not self.append_end
-        rows = [
-            self.tokenizer(c, add_special_tokens=special, truncation=True, max_length=MAX_CAPTION_TOKENS)["input_ids"]
-            for c in captions
-        ]
+        given = {"add_special_tokens": special, "truncation": True, "max_length": MAX_CAPTION_TOKENS}
+        rows = [self.tokenizer(c, **given)["input_ids"] if c else [] for c in captions]
         if self.append_end:
-            rows = [row[: MAX_CAPTION_TOKENS - 1] + [self.tokenizer.eos_token_id] for row in rows]
-        rows = [row if caption else [] for row, caption in zip(rows, captions, strict=True)]
+            end = self.tokenizer.eos_token_id
+            rows = [row[: MAX_CAPTION_TOKENS - 1] + [end] if c else [] for row, c in zip(rows, captions, strict=True)]
         return pad_rows(rows, self.tokenizer.pad_token_id)
 
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -302,6 +303,12 @@ class DynReferProcessor(SavedProcessor):
     def decode(self, ids: Tensor) -> list[str]:
         """Generated token ids (R, T) -> texts."""
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def shown_pixels(view_boxes: np.ndarray) -> list[tuple]:
+    """A key for the pixels that each view of one picture shows: R of V keys, which another picture's never equal."""
+    picture = object()
+    return [tuple((picture, *box) for box in row) for row in view_boxes.astype(int).tolist()]
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
