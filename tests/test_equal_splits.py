@@ -69,6 +69,8 @@ def settings(folder, config):
             start += ["model.base.lora.lora_dropout=0"] * (config == "omni_rgpt_stage2_lora")
             if not (folder / "runs/omni_rgpt_stage1").exists():
                 train(folder, "omni_rgpt_stage1")
+    elif config == "omni_world":
+        start = ["loop.accumulation=1"]
     elif config in NEW:
         start = ["init=null", NO_DROPOUT, *WORDS]
     elif config == "flickr30k_small":

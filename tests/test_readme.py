@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +88,9 @@ class Command:
     @property
     def arguments(self) -> list[str]:
         """What the module itself gets."""
-        start = 1 if self.words[0] == "dynrefer" else self.words.index("-m") + 2
-        return list(self.words[start:])
+        if self.words[0] == "dynrefer":
+            return list(self.words[1:])
+        return list(self.words[2 if self.module == self.words[1] else self.words.index("-m") + 2 :])
 
     def option(self, name: str) -> str | None:
         return self.words[self.words.index(name) + 1] if name in self.words else None
@@ -172,7 +174,8 @@ def parse_only(command: Command, monkeypatch) -> None:
         patch.chdir(REPOSITORY)
         patch.delitem(sys.modules, command.module, raising=False)
         try:
-            runpy.run_module(command.module, run_name="__main__", alter_sys=False)
+            run = runpy.run_path if command.module.endswith(".py") else partial(runpy.run_module, alter_sys=False)
+            run(command.module, run_name="__main__")
         except Parsed:
             pass
         except SystemExit as exit:

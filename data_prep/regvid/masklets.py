@@ -69,8 +69,10 @@ class Follower:
 
         with reading(f"SAM {name!r}", "no SAM 2 with a video part that can be read"):
             check_source(model_folder(name))
-            self.model = Sam2VideoModel.from_pretrained(model_folder(name), weights_only=True).float()
-            self.processor = Sam2VideoProcessor.from_pretrained(model_folder(name))
+            self.model = Sam2VideoModel.from_pretrained(
+                model_folder(name), trust_remote_code=False, weights_only=True
+            ).float()
+            self.processor = Sam2VideoProcessor.from_pretrained(model_folder(name), trust_remote_code=False)
         self.model = self.model.to(pick_device(device)).eval()
         self.num_frames = num_frames
 
