@@ -49,7 +49,8 @@ def written(command) -> list[str]:
     if command.module == "data_prep.coco_folders":
         return [f"{out}/{Path(folder).name}/{option(command, '--split')}.jsonl" for folder in folders(command)]
     splits = [option(command, "--split")] if option(command, "--split") else ["train", "val", "test"]
-    return [f"{out}/{split}.jsonl" for split in splits]
+    kind = "-questions" if command.module == "data_prep.moving_world" else ""
+    return [f"{out}/{split}{kind}.jsonl" for split in splits]
 
 
 def test_every_task_has_its_row_and_a_command_that_writes_its_records():

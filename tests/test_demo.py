@@ -280,7 +280,7 @@ def test_a_command_that_cannot_work_says_why_before_it_loads(capsys, tmp_path, m
         assert text in line and line.count("\n") == 1
 
 
-def test_the_command_starts_the_page_and_says_where(capsys, tmp_path, monkeypatch):
+def test_the_command_starts_the_page_and_says_where(capsys, tmp_path, monkeypatch, request):
     import urllib.request
 
     model, processor = tiny_dynrefer.model()
@@ -303,6 +303,8 @@ def test_the_command_starts_the_page_and_says_where(capsys, tmp_path, monkeypatc
         ready(self, app, sock, told)
 
     monkeypatch.setattr(page.Server, "__init__", prepared)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has none
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     assert main(["demo", "--model", str(tmp_path / "tiny"), "--port", "0"]) == 130
     assert "listening on http://127.0.0.1:" in found["out"]
     assert 'content="dynrefer"' in found["page"]
