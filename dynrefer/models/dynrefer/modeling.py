@@ -147,7 +147,7 @@ class DynReferModel(RegionModel):
                 own, where = torch.tensor(rows, device=views.device).unique(return_inverse=True)
                 flat = flat[own]  # (N, 3, S, S), the different ones
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.vision_trainable):
-            few = not self.training and flat.device.type == "cpu"
+            few = not self.training and flat.device.type == "cpu" and not torch.compiler.is_compiling()
             parts = flat.split(VIEWS_IN_CACHE) if few and len(flat) else [flat]
             patches = torch.cat([self.vision(self.normalize(part)) for part in parts])  # (R*V or N, 1+P, D)
         return (patches if where is None else patches[where]).unflatten(0, views.shape[:2])
