@@ -18,54 +18,35 @@ from pathlib import Path
 
 from data_prep.chat_converter import BY_NUMBER, write_conversations
 from data_prep.counts import Tally, tell
-from dynrefer.data.chats import Chat, Turn
+from dynrefer.data.chats import Chat
 from dynrefer.data.questions import Question
 from dynrefer.data.record_files import open_records
+from dynrefer.data.wording import Wording
 from dynrefer.errors import Parser, run_command
-from dynrefer.mentions import NUMBERED
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-FORMS = {  # what answers -> how it is asked, as benchmarks ask it by default (eval/asking.py)
-    "letters": "{question}\n{choices}\nAnswer with the option's letter from the given choices directly.",
-    "words": "{question}",
-    "numbers": f"{{question}}\n{BY_NUMBER}",
+FORMS = {  # what answers -> how it is asked, as benchmarks ask it
+    "letters": Wording(),
+    "words": Wording("words", "{question}"),
+    "numbers": Wording("words", f"{{question}}\n{BY_NUMBER}"),
 }
-SPAN = ("num_frames", "prompt_frame", "end_frame", "frame_rate")
+FREE = Wording("open", "{question}")
 
 
 def chat_of(question: Question, form: str, names: bool, prefix: str) -> Chat | None:
     """The conversation of a question, None where its answer is not known. form: of FORMS; names: whether a region's
     category stands before its mention; prefix: from the new file's folder to the questions'."""
-    known = question.answer is not None and question.answer >= 0 if question.choices else bool(question.answers)
-    if not known:
-        return None
-    if question.choices:
-        listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=False))
-        text = FORMS[form].replace("{choices}", listed).replace("{question}", question.question)
-        answer = LETTERS[question.answer] if form == "letters" else question.choices[question.answer]
-    else:
-        text, answer = question.question, question.answers[0]
-    if names:
-        text = NUMBERED.sub(lambda mention: named(mention[0], question.regions[int(mention[1])].category), text)
-    image, clip = os.path.normpath(f"{prefix}/{question.image}"), question.clip
-    moved = {"video": image} if clip else {"image": image}
-    return Chat(
-        id=question.id,
+    wording = replace(FORMS[form] if question.choices else FREE, names=names)
+    image = os.path.normpath(f"{prefix}/{question.image}")
+    moved = {"video": image} if question.clip else {"image": image}
+    worded = replace(
+        question,
         image=image,
-        image_hw=question.image_hw,
         regions=tuple(replace(region, id=f"{question.id}/{n}", **moved) for n, region in enumerate(question.regions)),
-        turns=(Turn(text, answer),),
-        is_clip=clip is not None,
-        **({} if clip is None else {key: getattr(clip, key) for key in SPAN}),
-        category="question",
-        source=question.source,
-        licence=question.licence,
-        split=question.split,
+        question=wording.text(question),
+        choices=wording.labels(question),
     )
-
-
-def named(mention: str, category: str | None) -> str:
-    return f"{category} {mention}" if category else mention
+    chat = worded.told
+    return None if chat is None else replace(chat, category="question")
 
 
 def chats(questions: Sequence, form: str, names: bool, prefix: str, tally: Tally) -> Iterator[Chat]:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.record_form import place_problems, record_chat
-from dynrefer.data.clips import CHECK_HINT, ClipRegion
-from dynrefer.data.records import record_root
+from dynrefer.data.clips import ClipRegion
+from dynrefer.data.records import CHECK_HINT, record_root
 from dynrefer.files import parse_line, read_lines
 from dynrefer.videos import VideoFolder, open_video
 

@@ -106,12 +106,18 @@ def _question(entry: Any, where: str) -> dict:
     return {"text": text, "choices": choices, "kind": kind}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = arguments("dlc_bench", __doc__.splitlines()[0], images_required=False)
+def dlc_arguments(name: str, description: str, **options: Any) -> argparse.ArgumentParser:
+    """The options of a release that is laid out as DLC-Bench is. options: of `arguments`."""
+    parser = arguments(name, description, **options)
     parser.add_argument("--annotations", type=Path, required=True, help="annotations.json")
     parser.add_argument("--qa", type=Path, metavar="FILE", help="qa.json (default: the one beside the annotations)")
     parser.add_argument("--class-names", type=Path, metavar="FILE", help="class_names.json (default: likewise)")
     parser.add_argument("--strict", action="store_true", help="stop at what would be left out as damaged")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = dlc_arguments("dlc_bench", __doc__.splitlines()[0], images_required=False)
     return run_command("data_prep.dlc_bench", _run, parser.parse_args(argv))
 
 

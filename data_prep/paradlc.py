@@ -20,9 +20,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.converter import arguments, write
+from data_prep.converter import write
 from data_prep.counts import Tally, check_counts, tell
-from data_prep.dlc_bench import QUESTIONS
+from data_prep.dlc_bench import QUESTIONS, dlc_arguments
 from data_prep.dlc_bench import questions as dlc_questions
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.image_folder import ImageFolder
@@ -59,12 +59,7 @@ def records(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = arguments("paradlc", __doc__.splitlines()[0])
-    parser.add_argument("--annotations", type=Path, required=True, help="annotations.json")
-    parser.add_argument("--qa", type=Path, metavar="FILE", help="qa.json (default: the one beside the annotations)")
-    parser.add_argument("--class-names", type=Path, metavar="FILE", help="class_names.json (default: likewise)")
-    parser.add_argument("--strict", action="store_true", help="stop at what would be left out as damaged")
-    return run_command("data_prep.paradlc", _run, parser.parse_args(argv))
+    return run_command("data_prep.paradlc", _run, dlc_arguments("paradlc", __doc__.splitlines()[0]).parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:

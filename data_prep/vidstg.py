@@ -71,6 +71,24 @@ class Video:
                 places[index] = at
         return places
 
+    def region(
+        self, name: str, thing: int, places: dict[int, FrameRegion | None], prompt_frame: int, end_frame: int
+    ) -> ClipRegion:
+        """A thing as a record, without captions."""
+        return ClipRegion(
+            id=name,
+            video=self.file,
+            num_frames=self.num_frames,
+            frame_hw=self.frame_hw,
+            prompt_frame=prompt_frame,
+            frames=places,
+            end_frame=end_frame,
+            frame_rate=self.rate,
+            category=self.categories[thing],
+            source=SOURCE,
+            licence=LICENCE,
+        )
+
 
 def clips(annotations: Path, vidor: Path, videos: Videos, split: str, tally: Tally) -> Iterator[ClipRegion]:
     """Records of a split, video by video, in the order in which the file first names them."""
@@ -86,21 +104,8 @@ def clips(annotations: Path, vidor: Path, videos: Videos, split: str, tally: Tal
                         "regions", "no box in the clip that the sentence is about", f"{there}, target {thing}"
                     )
                     continue
-                yield ClipRegion(
-                    id=f"vidstg-{split}-{number}-{row['vid']}-{thing}",
-                    video=video.file,
-                    num_frames=video.num_frames,
-                    frame_hw=video.frame_hw,
-                    prompt_frame=first,
-                    frames=frames,
-                    end_frame=end,
-                    frame_rate=video.rate,
-                    captions=tuple(text for text in dict.fromkeys(captions) if text),
-                    category=video.categories[thing],
-                    source=SOURCE,
-                    licence=LICENCE,
-                    split=split,
-                )
+                region = video.region(f"vidstg-{split}-{number}-{row['vid']}-{thing}", thing, frames, first, end)
+                yield replace(region, captions=tuple(text for text in dict.fromkeys(captions) if text), split=split)
 
 
 def selections(annotations: Path, vidor: Path, videos: Videos, split: str, seed: int, tally: Tally) -> Iterator[Chat]:
@@ -134,21 +139,7 @@ def _selection(
         places = video.places(other, frames, tally, where)
         if places.get(first) is None:
             continue
-        regions.append(
-            ClipRegion(
-                id=f"{name}/{other}",
-                video=video.file,
-                num_frames=video.num_frames,
-                frame_hw=video.frame_hw,
-                prompt_frame=first,
-                frames=places,
-                end_frame=span.stop,
-                frame_rate=video.rate,
-                category=video.categories[other],
-                source=SOURCE,
-                licence=LICENCE,
-            )
-        )
+        regions.append(video.region(f"{name}/{other}", other, places, first, span.stop))
     place_of = next((k for k, region in enumerate(regions) if region.id == f"{name}/{thing}"), None)
     if place_of is None or len(regions) < 2:
         why = "alone in its frame" if place_of is not None else "no box in the frame that shows it"

@@ -11,63 +11,30 @@ from typing import Any
 
 from dynrefer.data.questions import Question
 from dynrefer.data.records import RegionRecords
+from dynrefer.data.wording import LETTERS, Wording
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-ALLOWED = {"form": ("letters", "words", "open"), "by": ("generation", "likelihood")}
-MENTION = re.compile(r"<region(\d*)>")
+BY = ("generation", "likelihood")
 
 
 @dataclass(frozen=True)
-class Asking:
-    """One way to ask.
+class Asking(Wording):
+    """One way to ask: a wording, and how answers are read.
 
-    form: "letters": choices are listed, a letter answers; "words": a choice itself answers, such as yes or [3]; "open":
-    there are no choices. by: "generation", the model writes and its text is read; "likelihood": of each letter or word
-    the model tells how probable it is, and the most probable is the answer. prompt: with {question} and, for letters,
-    {choices}. option: a listed choice, with {letter} and {choice}. names: whether a region's category stands before its
-    mention. exact: whether a text is an answer only where it is the letter or word and nothing else, but for case.
-    conjunctions: {kind: kinds that must be right together in a group}. mean_of: kinds whose mean is the score of the
-    whole; () = all questions count alike.
+    by: "generation", the model writes and its text is read; "likelihood": of each letter or word the model tells how
+    probable it is, and the most probable is the answer. exact: whether a text is an answer only where it is the letter
+    or word and nothing else, but for case. conjunctions: {kind: kinds that must be right together in a group}. mean_of:
+    kinds whose mean is the score of the whole; () = all questions count alike.
     """
 
-    form: str = "letters"
     by: str = "generation"
-    prompt: str = "{question}\n{choices}\nAnswer with the option's letter from the given choices directly."
-    option: str = "{letter}. {choice}"
-    names: bool = False
     exact: bool = False
     conjunctions: Mapping[str, Any] = field(default_factory=dict)
     mean_of: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name, allowed in ALLOWED.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} {getattr(self, name)!r}; one of {', '.join(allowed)}")
-        for where, parts in (("prompt", ["question"]), ("option", ["letter", "choice"] * (self.form == "letters"))):
-            parts = [*parts, "choices"] if where == "prompt" and self.form == "letters" else parts
-            if missing := [part for part in parts if f"{{{part}}}" not in getattr(self, where)]:
-                raise ValueError(f"{where} {getattr(self, where)!r}: no {{{missing[0]}}} in it")
-
-    def labels(self, question: Question) -> tuple[str, ...]:
-        """What answers a question: a letter a choice, or the choices themselves; () where it is open. ValueError for
-        a question without the choices that are asked for."""
-        if self.form == "open":
-            return ()
-        if not question.choices:
-            raise ValueError(f"question {question.id}: no choices, and one of them is asked for")
-        if len(question.choices) > len(LETTERS) and self.form == "letters":
-            raise ValueError(f"question {question.id}: {len(question.choices)} choices for {len(LETTERS)} letters")
-        return tuple(LETTERS[: len(question.choices)]) if self.form == "letters" else question.choices
-
-    def text(self, question: Question) -> str:
-        """What a model is asked."""
-        labels = self.labels(question)
-        listed = [
-            self.option.replace("{letter}", letter).replace("{choice}", choice)
-            for letter, choice in zip(labels, question.choices, strict=False)
-        ]
-        text = self.prompt.replace("{choices}", "\n".join(listed)).replace("{question}", question.question)
-        return MENTION.sub(lambda mention: _named(mention, question), text) if self.names else text
+        super().__post_init__()
+        if self.by not in BY:
+            raise ValueError(f"by {self.by!r}; one of {', '.join(BY)}")
 
     def read(self, answer: str, question: Question) -> int | None:
         """The place of the choice that an answer is, None where it is none."""
@@ -93,12 +60,6 @@ def asked(records: RegionRecords, asking: Asking) -> RegionRecords:
         for question in questions
     ]
     return RegionRecords(records.path, worded)
-
-
-def _named(mention: re.Match, question: Question) -> str:
-    number = int(mention[1] or 0)
-    category = question.regions[number].category if number < len(question.regions) else None
-    return f"{category} {mention[0]}" if category else mention[0]
 
 
 def _letter(said: str, choices: Sequence[str]) -> int | None:

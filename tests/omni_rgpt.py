@@ -98,6 +98,14 @@ CHATS = [
 
 
 @cache
+def saved() -> Path:
+    """The folder of a saved tiny model."""
+    folder = Path(mkdtemp())
+    new().save_pretrained(folder)
+    return folder
+
+
+@cache
 def scenes() -> Path:
     """A record file: two pictures with two overlapping squares each, an upright one with one, a clip of 8 frames with
     two."""

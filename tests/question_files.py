@@ -6,9 +6,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dynrefer.masks import mask_to_rle
 from eval import run as eval_run
 
 HW = (40, 60)
+
+
+def mask(x1, y1, x2, y2) -> dict:
+    """The run lengths of a rectangle."""
+    pixels = np.zeros(HW, bool)
+    pixels[y1:y2, x1:x2] = True
+    return mask_to_rle(pixels)
 
 
 def picture(path: Path, image_hw=HW) -> Path:

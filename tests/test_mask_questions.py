@@ -3,7 +3,6 @@
 import base64
 import json
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +12,6 @@ from data_prep.dlc_bench import QUESTIONS
 from dynrefer.data import open_records
 from dynrefer.data.record_files import write_records
 from dynrefer.data.records import Region
-from dynrefer.masks import mask_to_rle
 from eval.benchmarks import get_task
 from eval.metrics.judge import read_questions
 from tests import omni_rgpt
@@ -21,6 +19,7 @@ from tests.question_files import (
     HW,
     check_end_to_end,
     evaluated,
+    mask,
     picture,
     predictions,
     run,
@@ -29,17 +28,9 @@ from tests.question_files import (
 )
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("omni") / "model"
-    omni_rgpt.new().save_pretrained(folder)
-    return folder
-
-
-def mask(x1, y1, x2, y2):
-    pixels = np.zeros(HW, bool)
-    pixels[y1:y2, x1:x2] = True
-    return mask_to_rle(pixels)
+@pytest.fixture
+def model():
+    return omni_rgpt.saved()
 
 
 # --- GAR-Bench -------------------------------------------------------------------------------------------------------

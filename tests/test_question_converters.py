@@ -21,12 +21,9 @@ from tests.question_files import (
 )
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A saved tiny model, which the command loads."""
-    folder = tmp_path_factory.mktemp("omni") / "model"
-    omni_rgpt.new().save_pretrained(folder)
-    return folder
+@pytest.fixture
+def model():
+    return omni_rgpt.saved()
 
 
 # --- Causal-VidQA ----------------------------------------------------------------------------------------------------

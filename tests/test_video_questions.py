@@ -2,59 +2,28 @@
 
 import gzip
 import json
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 
-import numpy as np
 import pytest
 
 from data_prep import elysium, inst_it, motionatlas, videorefer
 from data_prep.check import check_file
 from data_prep.dlc_bench import QUESTIONS
 from dynrefer.data import open_records
-from dynrefer.masks import mask_to_rle
 from eval.metrics.judge import read_questions
 from tests import omni_rgpt
-from tests.question_files import HW, check_end_to_end, clip, evaluated, run, scores_of, write_json, write_lines
+from tests.chat_server import chat_server
+from tests.question_files import check_end_to_end, clip, evaluated, mask, run, scores_of, write_json, write_lines
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("omni") / "model"
-    omni_rgpt.new().save_pretrained(folder)
-    return folder
-
-
-def mask(x1, y1, x2, y2):
-    pixels = np.zeros(HW, bool)
-    pixels[y1:y2, x1:x2] = True
-    return mask_to_rle(pixels)
+@pytest.fixture
+def model():
+    return omni_rgpt.saved()
 
 
 @pytest.fixture
 def judge():
-    """A chat completions server whose answer is `reply`, and what it was asked."""
-
-    class Handler(BaseHTTPRequestHandler):
-        reply, asked = "", []
-
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self.asked.append(body["messages"][0]["content"])
-            content = json.dumps({"choices": [{"message": {"content": type(self).reply}}]}).encode()
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *args):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    Handler.url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield Handler
-    server.shutdown()
-    server.server_close()
+    with chat_server(lambda asked: "") as server:
+        yield server
 
 
 # --- VideoRefer-Bench ------------------------------------------------------------------------------------------------
@@ -80,14 +49,14 @@ def test_videorefer_d_by_a_judge(tmp_path, model, judge, capsys):
     (record,) = open_records(tmp_path / "out" / "test.jsonl")
     assert record.prompt_frame == 1 and set(record.frames) == {1, 4} and record.captions == ("A dog runs left.",)
     assert not check_file(tmp_path / "out" / "test.jsonl").problems
-    judge.reply = '{"subject": 5, "appearance": 4, "temporal": 2, "hallucination": 3}'
+    judge.answer = lambda asked: '{"subject": 5, "appearance": 4, "temporal": 2, "hallucination": 3}'
     theirs = write_json(tmp_path / "theirs.json", {record.id: "a dog"})
     options = ("--task", "videorefer-d", "--data", tmp_path / "out" / "test.jsonl", "--out", tmp_path / "t")
     assert evaluated("--predictions", theirs, *options, "--judge", judge.url, "--judge-model", "j") == 0
     content = scores_of(tmp_path / "t")
     assert content["scores"]["judged score"] == pytest.approx(14 / 20)
     assert content["scores"]["judged score/temporal"] == pytest.approx(2 / 5) and content["rubric"] == "description"
-    assert "A dog runs left." in judge.asked[0] and "Description: a dog" in judge.asked[0]
+    assert "A dog runs left." in judge.asked[0].text and "Description: a dog" in judge.asked[0].text
     assert run(videorefer, tmp_path, **files) == 2
     assert "1 entries, published 400" in capsys.readouterr().err
 
@@ -158,7 +127,7 @@ def test_motionatlas_right_wrong_and_missing(tmp_path, judge, capsys):
     assert record.prompt_frame == 2 and set(record.frames) == {2, 3}
     asked = read_questions(tmp_path / "out" / QUESTIONS)[record.id]
     assert [[points for _, points in q.choices] for q in asked] == [[1, -1, 0], [-1, -1, 1]]
-    judge.reply = "C"  # of the first it is missing, of the second it is right
+    judge.answer = lambda asked: "C"  # of the first it is missing, of the second it is right
     theirs = write_json(tmp_path / "theirs.json", {record.id: "a dog"})
     options = ("--task", "motionatlas", "--data", tmp_path / "out" / "test.jsonl", "--out", tmp_path / "t")
     options += ("--annotations", tmp_path / "out" / QUESTIONS)

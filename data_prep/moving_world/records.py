@@ -11,7 +11,7 @@ from data_prep.moving_world.clips import FRAME_HW, Clip
 from data_prep.moving_world.texts import KINDS, Question, captions, questions
 from data_prep.world.scenes import LICENCE
 from dynrefer.data import questions as asked
-from dynrefer.data.chats import Chat, Turn
+from dynrefer.data.chats import Chat
 from dynrefer.data.clips import ClipRegion, FrameRegion
 from dynrefer.masks import mask_to_box, mask_to_rle
 
@@ -50,25 +50,7 @@ def regions(clip: Clip, video: str) -> list[ClipRegion]:
 
 def chats(clip: Clip, video: str) -> list[Chat]:
     """One conversation a question, with its answer: what training reads. Its category is the question's kind."""
-    return [
-        Chat(
-            id=record.id,
-            image=record.image,
-            image_hw=record.image_hw,
-            regions=record.regions,
-            turns=(Turn(record.question, record.choices[record.answer]),),
-            is_clip=True,
-            num_frames=record.clip.num_frames,
-            prompt_frame=record.clip.prompt_frame,
-            end_frame=record.clip.end_frame,
-            frame_rate=record.clip.frame_rate,
-            category=record.kinds[0],
-            source=record.source,
-            licence=record.licence,
-            split=record.split,
-        )
-        for record in asked_of(clip, video)
-    ]
+    return [replace(record.told, category=record.kinds[0]) for record in asked_of(clip, video)]
 
 
 def asked_of(clip: Clip, video: str) -> list[asked.Question]:

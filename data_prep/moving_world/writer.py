@@ -12,8 +12,7 @@ from PIL import Image
 
 from data_prep.moving_world.clips import Clip, clip
 from data_prep.moving_world.records import asked_of, chats, regions
-from data_prep.world.objects import SPLITS
-from data_prep.world.writer import SCENES_PER_SEED
+from data_prep.world.writer import SCENES_PER_SEED, check_numbers
 from dynrefer.data.chats import Chat, write_chats
 from dynrefer.data.clips import ClipRegion, write_clips
 from dynrefer.data.questions import Question, write_questions
@@ -57,14 +56,7 @@ def write(folder: str | os.PathLike, num_clips: int, split: str, seed: int = 0, 
     Returns the path of the regions. Records appear last and whole: a run that is killed leaves none. The same seed
     gives the same files for any number of workers. Raises ValueError for an unknown split or a bad number.
     """
-    if split not in SPLITS:
-        raise ValueError(f"world split {split!r}: choose one of {', '.join(SPLITS)}")
-    if not 1 <= num_clips <= SCENES_PER_SEED:
-        raise ValueError(f"world num_clips {num_clips}: between 1 and {SCENES_PER_SEED} for one seed")
-    if workers < 1:
-        raise ValueError(f"world workers {workers}: must be 1 or more")
-    if seed < 0:
-        raise ValueError(f"world seed {seed}: must be 0 or more")
+    check_numbers("num_clips", num_clips, split, seed, workers)
     folder = Path(folder)
     first = seed * SCENES_PER_SEED
     path = folder / f"{split}.jsonl"

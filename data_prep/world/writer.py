@@ -51,6 +51,18 @@ def _records(
             yield from regions
 
 
+def check_numbers(name: str, number: int, split: str, seed: int, workers: int) -> None:
+    """ValueError for what no world can be drawn of. name: of `number`, how many scenes or clips."""
+    if split not in SPLITS:
+        raise ValueError(f"world split {split!r}: choose one of {', '.join(SPLITS)}")
+    if not 1 <= number <= SCENES_PER_SEED:
+        raise ValueError(f"world {name} {number}: between 1 and {SCENES_PER_SEED} for one seed")
+    if workers < 1:
+        raise ValueError(f"world workers {workers}: must be 1 or more")
+    if seed < 0:
+        raise ValueError(f"world seed {seed}: must be 0 or more")
+
+
 def write(
     folder: str | os.PathLike,
     num_scenes: int,
@@ -69,19 +81,12 @@ def write(
     Returns the path of the records, which appear last and whole: a run that is killed leaves none. The same seed
     gives the same files for any number of workers. Raises ValueError for an unknown split or a bad number.
     """
-    if split not in SPLITS:
-        raise ValueError(f"world split {split!r}: choose one of {', '.join(SPLITS)}")
-    if not 1 <= num_scenes <= SCENES_PER_SEED:
-        raise ValueError(f"world num_scenes {num_scenes}: between 1 and {SCENES_PER_SEED} for one seed")
-    if workers < 1:
-        raise ValueError(f"world workers {workers}: must be 1 or more")
+    check_numbers("num_scenes", num_scenes, split, seed, workers)
     for name in held_out:
         if name not in CATEGORIES:
             raise ValueError(f"world held_out {name!r}: choose some of {', '.join(CATEGORIES)}")
     if most is not None and most < 1:
         raise ValueError(f"world most {most}: a scene has at least 1 object")
-    if seed < 0:
-        raise ValueError(f"world seed {seed}: must be 0 or more")
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lists = {

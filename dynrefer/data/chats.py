@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynrefer.data.clips import ClipRegion
-from dynrefer.data.records import CHECK_HINT, Region, text_of, whole_text
+from dynrefer.data.records import Checked, Region, text_of, whole_text
 from dynrefer.errors import cut
 from dynrefer.files import write_lines
 from dynrefer.mentions import NUMBERED, check_all_named, renumbered, split_mentions
@@ -40,7 +40,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Chat:
+class Chat(Checked):
     """A conversation about one picture or one clip.
 
     id: unique in its file. image: path of the picture, the video or the folder of frames, relative to the record file's
@@ -68,15 +68,6 @@ class Chat:
     choices: tuple[str, ...] = ()
 
     @classmethod
-    def from_dict(cls, d: dict, where: str = "record") -> "Chat":
-        """A checked record. Raises ValueError, beginning with `where` ("FILE:LINE"), for anything else than described:
-        also for a mention of a region that is not there, and a region that no question names."""
-        try:
-            return cls._from_dict(d)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}; {CHECK_HINT}") from error
-
-    @classmethod
     def _from_dict(cls, d: dict) -> "Chat":
         if not isinstance(d, dict):
             raise ValueError(f"{type(d).__name__} instead of a conversation; it is a JSON object with turns")
@@ -92,12 +83,16 @@ class Chat:
                 f"regions {cut(str(entries))}: expected a list of objects, each with a box, mask or frames"
             )
         common = {key: d[key] for key in (*own, "source", "licence", "split") if d.get(key) is not None}
-        regions = tuple(_region(entry, common, kind, f"{chat_id}/{n}", n) for n, entry in enumerate(entries))
+        regions = tuple(
+            region_in(entry, common, f"{chat_id}/{n}", f"region {n}", REGION_KEYS[kind])
+            for n, entry in enumerate(entries)
+        )
         names = [region.id for region in regions]
         pieces = [split_mentions(turn.question, names, brackets=False) for turn in turns]
         check_all_named(pieces, names, "turns")
-        # a place of no region is checked as a region that fills the frame
-        first = regions[0] if regions else _region(_anywhere(common, kind), common, kind, chat_id, None)
+        if kind == "video":
+            common.setdefault("prompt_frame", 0)
+        first = regions[0] if regions else whole_of(common, chat_id)
         span = ("num_frames", "prompt_frame", "end_frame", "frame_rate") if kind == "video" else ()
         return cls(
             id=chat_id,
@@ -229,23 +224,24 @@ def _turns(values: object) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _region(entry: dict, common: dict, kind: str, name: str, number: int | None) -> Region | ClipRegion:
-    where = "" if number is None else f"region {number}: "
-    if unknown := entry.keys() - {*REGION_KEYS[kind]}:
-        raise ValueError(f"{where}unknown key {sorted(map(str, unknown))}; it has {list(REGION_KEYS[kind])}")
-    values = {**common, "id": name, **{key: value for key, value in entry.items() if value is not None}}
-    kind_of_region = ClipRegion if kind == "video" else Region
+def region_in(entry: dict, scene: dict, name: str, where: str, keys: Sequence[str]) -> Region | ClipRegion:
+    """A region of a record that has several. scene: keys of a record that say what it lies in; name: its id; where:
+    what errors begin with; keys: those that an entry may have."""
+    if unknown := entry.keys() - {*keys}:
+        raise ValueError(f"{where}: unknown key {sorted(map(str, unknown))}; it has {list(keys)}")
+    kind = ClipRegion if "video" in scene else Region
     try:
-        return kind_of_region._from_dict(values)
+        return kind._from_dict(
+            {**scene, "id": name, **{key: value for key, value in entry.items() if value is not None}}
+        )
     except ValueError as error:
-        raise ValueError(f"{where}{error}") from None
+        raise ValueError(f"{where}: {error}") from None
 
 
-def _anywhere(common: dict, kind: str) -> dict:
-    """A region that fills the picture, or the prompt frame of a clip."""
-    size = common.get("frame_hw" if kind == "video" else "image_hw")
+def whole_of(scene: dict, name: str) -> Region | ClipRegion:
+    """A region that fills the picture, or the prompt frame of a clip: what a record without regions is checked by."""
+    size = scene.get("frame_hw" if "video" in scene else "image_hw")
     box = [0, 0, *size[::-1]] if isinstance(size, list | tuple) and len(size) == 2 else [0, 0, 1, 1]
-    if kind == "image":
-        return {"box": box}
-    common.setdefault("prompt_frame", 0)
-    return {"frames": {str(common["prompt_frame"]): {"box": box}}}
+    if "video" not in scene:
+        return Region._from_dict({**scene, "id": name, "box": box})
+    return ClipRegion._from_dict({**scene, "id": name, "frames": {str(scene.get("prompt_frame")): {"box": box}}})

@@ -19,12 +19,11 @@ import orjson
 
 from dynrefer.boxes import check_image_hw
 from dynrefer.data.image_groups import list_hashes
-from dynrefer.data.records import Region, RegionRecords, box_of, mask_box, text_of, texts_of
+from dynrefer.data.records import CHECK_HINT, Checked, Region, RegionRecords, box_of, mask_box, text_of, texts_of
 from dynrefer.files import parse_line, write_lines
 from dynrefer.masks import check_mask_record, rle_to_box, to_mask
 from dynrefer.videos import VideoFolder, open_video
 
-CHECK_HINT = "`python -m data_prep.check FILE` lists every bad record"
 REQUIRED = ("id", "video", "num_frames", "frame_hw", "prompt_frame", "frames")
 OPTIONAL = ("end_frame", "frame_rate", "captions", "category", "source", "licence", "split")
 
@@ -38,15 +37,16 @@ class FrameRegion:
 
 
 @dataclass(frozen=True)
-class ClipRegion:
+class ClipRegion(Checked):
     """One region of one video, with what is known about it.
 
     id: unique in its file. video: path of a video file or of a folder of frames, relative to the record file's folder.
     num_frames: of the whole video; frames count from 0, those of a folder in the order of their names. frame_hw:
     (height, width) of the upright frames. frames: frame -> where the region is, None where the frame was looked at and
     the region is not in it; frames that are not named were not annotated. prompt_frame: the frame in which a model is
-    shown the region; it is one of them. end_frame: where what the captions tell ends, the first frame behind it; the
-    clip goes from prompt_frame to there. frame_rate: frames a second, None where nobody knows.
+    shown the region; it is one of them. end_frame: where what the captions tell ends, the first frame behind it, of the
+    whole video where nobody says; the clip goes from prompt_frame to there. frame_rate: frames a second, None where
+    nobody knows. Boxes are clipped, and a frame without a box has its mask's.
     """
 
     id: str
@@ -62,15 +62,6 @@ class ClipRegion:
     source: str = ""
     licence: str = ""
     split: str = ""
-
-    @classmethod
-    def from_dict(cls, d: dict, where: str = "record") -> "ClipRegion":
-        """A checked record. Boxes are clipped; a frame without a box has its mask's, a record without end_frame goes to
-        the video's end. Raises ValueError, beginning with `where` ("FILE:LINE"), for anything else than described."""
-        try:
-            return cls._from_dict(d)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}; {CHECK_HINT}") from error
 
     @classmethod
     def _from_dict(cls, d: dict) -> "ClipRegion":

@@ -9,20 +9,18 @@ A line of a question file (JSONL), with only the keys that are needed and some o
      "regions": [{"frames": {"30": {"box": [40, 30, 180, 200]}}}]}
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynrefer.data.chats import Chat, Turn
-from dynrefer.data.clips import CHECK_HINT, ClipRegion
-from dynrefer.data.records import Region, text_of, texts_of
+from dynrefer.data.chats import OF_CLIP, OF_PICTURE, Chat, Turn, region_in, whole_of
+from dynrefer.data.clips import ClipRegion
+from dynrefer.data.records import Checked, Region, text_of, texts_of
 from dynrefer.errors import cut
 from dynrefer.files import write_lines
 from dynrefer.mentions import check_all_named, split_mentions
 
-OF_A_PICTURE = ("image", "image_hw")
-OF_A_CLIP = ("video", "num_frames", "frame_hw", "prompt_frame", "end_frame", "frame_rate")
 OWN = ("id", "question", "regions", "choices", "answer", "answers", "kinds", "group", "source", "licence", "split")
 OF_A_REGION = {False: ("box", "mask", "category"), True: ("frames", "category")}  # of a picture, of a clip
 
@@ -41,7 +39,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Question:
+class Question(Checked):
     """A question with what is known of its answer.
 
     id: unique in its file. image: path of the picture or video. image_hw: (height, width). regions: in the order in
@@ -67,19 +65,12 @@ class Question:
     split: str = ""
 
     @classmethod
-    def from_dict(cls, d: dict, where: str = "record") -> "Question":
-        """A checked record. ValueError, beginning with `where` ("FILE:LINE"), for anything else than described."""
-        try:
-            return cls._from_dict(d)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}; {CHECK_HINT}") from error
-
-    @classmethod
     def _from_dict(cls, d: dict) -> "Question":
         if not isinstance(d, dict):
             raise ValueError(f"{type(d).__name__} instead of a record; a record is a JSON object")
         of_clip = "video" in d
-        known = {*OWN, *(OF_A_CLIP if of_clip else OF_A_PICTURE)}
+        keys = OF_CLIP if of_clip else OF_PICTURE
+        known = {*OWN, *keys}
         if unknown := d.keys() - known:
             raise ValueError(f"unknown key {sorted(map(str, unknown))}; a question has {sorted(known)}")
         name = text_of(d, "id", empty=False)
@@ -87,11 +78,12 @@ class Question:
         entries = d.get("regions") or []
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(f"regions {str(entries)[:60]}: expected a list of regions")
-        scene = {key: d[key] for key in (OF_A_CLIP if of_clip else OF_A_PICTURE) if d.get(key) is not None}
-        clip = _clip(name, scene) if of_clip else None
-        if clip is None:  # a region of the whole picture is checked where there is none
-            whole = Region._from_dict({"id": name, **scene, "box": [0, 0, *_hw(scene)[::-1]]})
-        regions = tuple(_region(entry, f"{name}:{number}", scene) for number, entry in enumerate(entries))
+        scene = {key: d[key] for key in keys if d.get(key) is not None}
+        whole = whole_of(scene, name)
+        regions = tuple(
+            region_in(entry, scene, f"{name}:{number}", f"region {name}:{number}", OF_A_REGION[of_clip])
+            for number, entry in enumerate(entries)
+        )
         choices = texts_of(d.get("choices") or (), "choices")
         answer = d.get("answer")
         if answer is not None and (type(answer) is not int or not -1 <= answer < len(choices)):
@@ -102,8 +94,8 @@ class Question:
             raise ValueError(f"choices {cut(str(list(choices)))}: expected some that differ")
         return cls(
             id=name,
-            image=clip.video if clip else whole.image,
-            image_hw=clip.frame_hw if clip else whole.image_hw,
+            image=whole.image,
+            image_hw=whole.image_hw,
             question=question,
             regions=regions,
             choices=choices,
@@ -111,7 +103,7 @@ class Question:
             answers=texts_of(d.get("answers") or (), "answers"),
             kinds=texts_of(d.get("kinds") or (), "kinds"),
             group=text_of(d, "group"),
-            clip=clip,
+            clip=Clip(name, *(getattr(whole, key) for key in OF_CLIP)) if of_clip else None,
             source=text_of(d, "source"),
             licence=text_of(d, "licence"),
             split=text_of(d, "split"),
@@ -122,7 +114,7 @@ class Question:
         if self.clip is None:
             scene: dict[str, Any] = {"image": self.image, "image_hw": list(self.image_hw)}
         else:
-            scene = {key: getattr(self.clip, key) for key in OF_A_CLIP}
+            scene = {key: getattr(self.clip, key) for key in OF_CLIP}
             scene["frame_hw"] = list(self.clip.frame_hw)
         keys = OF_A_REGION[self.clip is not None]
         regions = [{key: value for key, value in region.to_dict().items() if key in keys} for region in self.regions]
@@ -145,10 +137,32 @@ class Question:
             check_all_named([split_mentions(self.question, names, brackets=False)], names)
         except ValueError as error:
             raise ValueError(f"question {self.id}: {error}") from error
-        span = {} if self.clip is None else {key: getattr(self.clip, key) for key in OF_A_CLIP[1:] if key != "frame_hw"}
-        turns = (Turn(self.question),)
+        return self._chat(None, self.choices)
+
+    @property
+    def told(self) -> Chat | None:
+        """What a model learns of it: the conversation with its right answer, which is yet to be checked; None where
+        that is not known."""
+        if self.choices:
+            answer = None if self.answer is None or self.answer < 0 else self.choices[self.answer]
+        else:
+            answer = self.answers[0] if self.answers else None
+        return None if answer is None else self._chat(answer)
+
+    def _chat(self, answer: str | None, choices: tuple[str, ...] = ()) -> Chat:
+        span = () if self.clip is None else ("num_frames", "prompt_frame", "end_frame", "frame_rate")
         return Chat(
-            self.id, self.image, self.image_hw, self.regions, turns, self.clip is not None, **span, choices=self.choices
+            id=self.id,
+            image=self.image,
+            image_hw=self.image_hw,
+            regions=self.regions,
+            turns=(Turn(self.question, answer),),
+            is_clip=self.clip is not None,
+            **{key: getattr(self.clip, key) for key in span},
+            source=self.source,
+            licence=self.licence,
+            split=self.split,
+            choices=choices,
         )
 
     # what evaluation asks of a region
@@ -183,26 +197,3 @@ def write_questions(path: Path, questions: Iterable[Question]) -> int:
     import orjson
 
     return write_lines(path, (orjson.dumps(q.to_dict(), option=orjson.OPT_APPEND_NEWLINE) for q in questions))
-
-
-def _hw(scene: dict) -> Sequence[float]:
-    hw = scene.get("image_hw")
-    return hw if isinstance(hw, (list, tuple)) and len(hw) == 2 else (1, 1)  # Region's own check says what is wrong
-
-
-def _region(entry: dict, name: str, scene: dict) -> Region | ClipRegion:
-    of_clip = "video" in scene
-    if unknown := entry.keys() - {*OF_A_REGION[of_clip]}:
-        raise ValueError(f"region {name}: unknown key {sorted(map(str, unknown))}; it has {list(OF_A_REGION[of_clip])}")
-    kind: type = ClipRegion if of_clip else Region
-    try:
-        return kind._from_dict({"id": name, **scene, **entry})
-    except ValueError as error:
-        raise ValueError(f"region {name}: {error}") from error
-
-
-def _clip(name: str, scene: dict) -> Clip:
-    """The clip, checked as one with a region on all of its prompt frame."""
-    frames = {str(scene.get("prompt_frame")): {"box": [0, 0, 1, 1]}}
-    checked = ClipRegion._from_dict({"id": name, **scene, "frames": frames})
-    return Clip(name, *(getattr(checked, key) for key in OF_A_CLIP))

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -20,12 +20,29 @@ KEYS = frozenset((*REQUIRED, *OPTIONAL))
 NUMBERS = frozenset((int, float))
 
 
+class Checked:
+    """A record that is read from JSON types."""
+
+    @classmethod
+    def from_dict(cls, d: dict, where: str = "record") -> Self:
+        """A checked record, see its class for what is required and what is filled in.
+
+        Raises ValueError, beginning with `where` ("FILE:LINE"), for unknown or missing keys, wrong types, bad places
+        and anything else than the class describes.
+        """
+        try:
+            return cls._from_dict(d)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}; {CHECK_HINT}") from error
+
+
 @dataclass(frozen=True)
-class Region:
+class Region(Checked):
     """One region of one image, with what is known about it.
 
     id: unique in its file. image: path, relative to the record file's folder. image_hw: (height, width) of the upright
-    picture. box: (x1, y1, x2, y2) pixels, clipped to the image. mask: None, COCO run lengths or polygons.
+    picture. box: (x1, y1, x2, y2) pixels, clipped to the image; that of the mask where none is given, and one of the
+    two is required. mask: None, COCO run lengths or polygons.
     captions: reference captions, any number. tags: words that are true of it; None = not annotated (all others are
     false where they are). attributes: name -> 1 (has it) or -1 (has it not). category: one name or None.
     """
@@ -42,18 +59,6 @@ class Region:
     source: str = ""
     licence: str = ""
     split: str = ""
-
-    @classmethod
-    def from_dict(cls, d: dict, where: str = "record") -> "Region":
-        """A checked region. Only id, image, image_hw and box or mask are required; without a box it is the mask's.
-
-        Raises ValueError, beginning with `where` ("FILE:LINE"), for unknown or missing keys, wrong types and bad boxes
-        or masks.
-        """
-        try:
-            return cls._from_dict(d)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}; {CHECK_HINT}") from error
 
     @classmethod
     def _from_dict(cls, d: dict) -> "Region":
